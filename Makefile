@@ -1,0 +1,28 @@
+# make study                     every notebook on the embedded digits (minutes)
+# make study DATASET=cifar10     the real thing (hours without a GPU; finished parts are read back)
+# make test | lint | lab
+DATASET ?= digits
+PYTHON  ?= python3
+BIN     := .venv/bin
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]_*.ipynb))
+
+.PHONY: study test lint lab setup
+setup: .venv/.ready
+
+.venv/.ready: requirements.txt pyproject.toml
+	@echo "Setting up .venv (once, a few minutes) ..."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --editable .
+	@touch $@
+
+study: setup
+	$(BIN)/python -m notebooks.run --dataset $(DATASET)
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+
+lab: setup
+	$(BIN)/jupyter lab notebooks
