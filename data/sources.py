@@ -1,0 +1,168 @@
+"""Where images come from: each reader returns the official train and test images, checked."""
+
+import hashlib
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_HUB = "uoft-cs/cifar10"
+CIFAR10_IMAGES = {"train": 50_000, "test": 10_000}
+FOLDER_SIDE = 32
+
+
+class DataError(Exception):
+    """A data set that cannot be read; the message says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class ImageArrays:
+    """Images `[N, C, H, W]` uint8 and labels `[N]` int64, for training and for testing."""
+
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+    classes: tuple[str, ...]
+
+
+def read_digits() -> ImageArrays:
+    """scikit-learn's 1,797 hand-written digits, 8x8, every fifth one for testing (Alpaydin and Kaynak 1998)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    test = torch.arange(len(labels)) % 5 == 4
+    return ImageArrays(images[~test], labels[~test], images[test], labels[test], tuple(map(str, range(10))))
+
+
+def read_cifar10(root: Path) -> ImageArrays:
+    """CIFAR-10 (Krizhevsky 2009) under `root`: torchvision's batches or the hub's Parquet files; else downloaded."""
+    if (root / "cifar-10-batches-py").is_dir():
+        return _read_cifar10_batches(root)
+    if not sorted(root.rglob("train-*.parquet")):
+        _download_cifar10(root)
+        return read_cifar10(root)
+    train_images, train_labels = _read_parquet(sorted(root.rglob("train-*.parquet")), CIFAR10_IMAGES["train"])
+    test_images, test_labels = _read_parquet(sorted(root.rglob("test-*.parquet")), CIFAR10_IMAGES["test"])
+    return ImageArrays(train_images, train_labels, test_images, test_labels, CIFAR10_CLASSES)
+
+
+def _read_cifar10_batches(root: Path) -> ImageArrays:
+    from torchvision.datasets import CIFAR10
+
+    try:  # torchvision compares every file's MD5 with the official one before it unpickles any of them.
+        splits = [CIFAR10(str(root), train=train, download=False) for train in (True, False)]
+    except RuntimeError:
+        raise DataError(
+            f"{root / 'cifar-10-batches-py'} is incomplete or its checksums differ from the official ones: "
+            "delete that folder and run again to download it anew"
+        ) from None
+    images = [torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous() for s in splits]
+    labels = [torch.tensor(s.targets) for s in splits]
+    return ImageArrays(images[0], labels[0], images[1], labels[1], CIFAR10_CLASSES)
+
+
+def _read_parquet(files: list[Path], expected: int) -> tuple[torch.Tensor, torch.Tensor]:
+    with ThreadPoolExecutor() as pool:
+        parts = [_read_shard(file, pool) for file in files]
+    images = np.concatenate([part[0] for part in parts]) if parts else np.empty((0,))
+    labels = np.concatenate([part[1] for part in parts]) if parts else np.empty((0,))
+    if len(images) != expected:
+        where = files[0].parent if files else "the data folder"
+        raise DataError(f"{where} holds {len(images)} of {expected} CIFAR-10 images: a shard is missing, fetch it again")
+    if labels.min() < 0 or labels.max() >= len(CIFAR10_CLASSES):
+        raise DataError(f"{files[0].parent} holds a label outside 0..9: the Parquet files are not CIFAR-10")
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))
+
+
+def _read_shard(file: Path, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        table = pyarrow.parquet.read_table(file, columns=["img", "label"]).combine_chunks()
+        encoded = table["img"].combine_chunks().field("bytes").to_pylist()
+        labels = table["label"].to_numpy()
+        images = np.stack(list(pool.map(_decode, encoded)))
+    except (pyarrow.ArrowException, OSError, KeyError, ValueError, SyntaxError) as error:
+        raise DataError(f"{file} is truncated or corrupt ({_first_line(error)}): fetch it again") from None
+    return images, labels
+
+
+def _decode(encoded: bytes) -> np.ndarray:
+    image = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    if image.shape != (32, 32, 3):
+        raise ValueError(f"an image of shape {image.shape} instead of 32x32x3")
+    return image
+
+
+def _download_cifar10(root: Path) -> None:
+    """The hub's Parquet files first; torchvision's archive, from a slow origin, where the hub is out of reach."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        _download_from_hub(root)
+    except Exception as hub_error:  # any of the many network errors of huggingface_hub
+        try:
+            CIFAR10(str(root), train=True, download=True)  # checks the archive's MD5, shows progress
+        except Exception as origin_error:
+            raise DataError(
+                f"CIFAR-10 is not under {root} and cannot be downloaded (hub: {_first_line(hub_error)}; origin: "
+                f"{_first_line(origin_error)}): put cifar-10-batches-py or the Parquet files there, or set CIFAR10_ROOT"
+            ) from None
+
+
+def _download_from_hub(root: Path) -> None:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    entries = HfApi().list_repo_tree(CIFAR10_HUB, "plain_text", repo_type="dataset")
+    for entry in (e for e in entries if e.path.endswith(".parquet")):
+        file = Path(hf_hub_download(CIFAR10_HUB, entry.path, repo_type="dataset", local_dir=root))
+        if hashlib.sha256(file.read_bytes()).hexdigest() != entry.lfs.sha256:
+            file.unlink()
+            raise DataError(f"{entry.path} arrived damaged from the hub: run again")
+
+
+def read_folder(root: Path) -> ImageArrays:
+    """One's own images, root/train/CLASS/* and root/test/CLASS/*, centre-cropped and resized to 32x32 RGB."""
+    for part in ("train", "test"):
+        if not (root / part).is_dir():
+            raise DataError(f"{root / part} is no folder: put images there as {part}/CLASS/*.png")
+    classes = tuple(sorted(p.name for p in (root / "train").iterdir() if p.is_dir()))
+    if len(classes) < 2:
+        raise DataError(f"{root / 'train'} holds {len(classes)} class folder(s): at least two are needed")
+    unknown = {p.name for p in (root / "test").iterdir() if p.is_dir()} - set(classes)
+    if unknown:
+        raise DataError(f"{root / 'test'} has classes that {root / 'train'} lacks: {', '.join(sorted(unknown))}")
+    train, test = (_read_classes(root / part, classes) for part in ("train", "test"))
+    return ImageArrays(*train, *test, classes)
+
+
+def _read_classes(folder: Path, classes: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    known = set(Image.registered_extensions())
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(f for f in (folder / name).glob("*") if f.suffix.lower() in known)
+        if not files:
+            raise DataError(f"{folder / name} holds no image: add some, or remove the class from train/ and test/")
+        images += [_read_image(file) for file in files]
+        labels += [label] * len(files)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+
+
+def _read_image(file: Path) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            return np.asarray(ImageOps.fit(image.convert("RGB"), (FOLDER_SIDE, FOLDER_SIDE)))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{file} is no readable image ({_first_line(error)}): replace or remove it") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,1 @@
+def insert_quantizers(model): raise NotImplementedError

@@ -1,0 +1,63 @@
+"""Residual networks for small images (He, Zhang, Ren, Sun, CVPR 2016)."""
+
+import torch
+from torch import nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return self.relu2(out + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A 3x3 stem, stages of basic blocks (each but the first halving the side), global average, linear layer."""
+
+    def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...], channels: int, classes: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU()
+        blocks, inputs = [], widths[0]
+        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            for block in range(depth):
+                blocks.append(BasicBlock(inputs, width, stride=2 if stage > 0 and block == 0 else 1))
+                inputs = width
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.linear = nn.Linear(inputs, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.blocks(self.relu(self.bn(self.conv(x))))
+        return self.linear(self.flatten(self.pool(out)))
+
+
+def resnet18(channels: int, classes: int) -> ResNet:
+    """ResNet-18 with the 3x3 stem customary on CIFAR: 11,173,962 parameters for 3 channels and 10 classes."""
+    return ResNet((64, 128, 256, 512), (2, 2, 2, 2), channels, classes)
+
+
+def resnet20(channels: int, classes: int) -> ResNet:
+    """ResNet-20 of the paper's CIFAR section, with convolutional shortcuts: 272,474 parameters."""
+    return ResNet((16, 32, 64), (3, 3, 3), channels, classes)

@@ -1,0 +1,17 @@
+"""A model in a file: weights as safetensors, the deployed model as ONNX. Each is read back and checked."""
+
+from storage.files import StorageError, atomic_write, sha256
+from storage.onnx_file import export_onnx, open_onnx, run_onnx
+from storage.weights import Checkpoint, load_weights, save_weights
+
+__all__ = [
+    "Checkpoint",
+    "StorageError",
+    "atomic_write",
+    "export_onnx",
+    "load_weights",
+    "open_onnx",
+    "run_onnx",
+    "save_weights",
+    "sha256",
+]

@@ -1,0 +1,103 @@
+"""Weights as safetensors. The header says which network they belong to and carries their checksum."""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from models import rebuild
+from storage.files import StorageError, atomic_write
+
+
+def save_weights(model: nn.Module, path: Path) -> str:
+    """Write a model's weights and its `spec`; return the checksum that `load_weights` compares.
+
+    A tensor whose values all fit bfloat16 is stored as bfloat16: nothing is lost and the file is half as long.
+    """
+    tensors = {name: _shortest(tensor.detach().cpu()) for name, tensor in model.state_dict().items()}
+    return _save(tensors, {"spec": model.spec}, path)
+
+
+def load_weights(path: Path, checksum: str | None = None) -> nn.Module:
+    """Rebuild the model whose weights `path` holds, in evaluation mode.
+
+    Raises:
+        StorageError: the file is missing, damaged, or not the one that `checksum` names.
+    """
+    tensors, header = _load(path)
+    if checksum is not None and header["sha256"] != checksum:
+        raise StorageError(f"{path} holds other weights than its record says: delete it, and it is made again")
+    model = rebuild(header["spec"])
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+class Checkpoint:
+    """What a running training keeps between epochs, so that a killed one goes on."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def save(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        """Replace what was kept. `state` is anything that JSON can say."""
+        _save({name: tensor.detach().cpu() for name, tensor in tensors.items()}, {"state": state}, self.path)
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict] | None:
+        """What was kept last, or None; a damaged file is passed over with a warning."""
+        if not self.path.exists():
+            return None
+        try:
+            tensors, header = _load(self.path)
+            return tensors, header["state"]
+        except StorageError as error:
+            warnings.warn(f"{error}; the training starts over", stacklevel=2)
+            return None
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _shortest(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.contiguous()
+    if tensor.dtype == torch.float32 and torch.equal(tensor, tensor.bfloat16().float()):
+        return tensor.bfloat16()
+    return tensor
+
+
+def _save(tensors: dict[str, torch.Tensor], header: dict, path: Path) -> str:
+    # Copies, because safetensors refuses tensors that share memory.
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    checksum = _checksum(tensors, header)
+    with atomic_write(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"header": json.dumps(header | {"sha256": checksum})})
+        except SafetensorError as error:  # it wraps a full disk or a folder that may not be written to
+            raise OSError(str(error)) from error
+    return checksum
+
+
+def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["header"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        checksum = header.pop("sha256")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{path} is missing or no readable weight file ({error}): delete it, and it is made again") from None
+    if _checksum(tensors, header) != checksum:
+        raise StorageError(f"{path} is damaged (its checksum differs): delete it, and it is made again")
+    return tensors, header | {"sha256": checksum}
+
+
+def _checksum(tensors: dict[str, torch.Tensor], header: dict) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,173 @@
+"""The one training loop: SGD with Nesterov momentum, one-cycle learning rate, bfloat16 where the hardware has it."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from data import Batch, Dataset, Split, batches, normalize
+from training.context import Context
+
+WARMUP = 0.2  # share of the training during which the learning rate rises
+Loss = Callable[[torch.Tensor, Batch], torch.Tensor]
+
+
+class TrainingDiverged(Exception):
+    """The loss is no longer a number."""
+
+
+def fit(
+    model: nn.Module,
+    context: Context,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    weight_decay: float,
+    loss: Loss,
+    after_step: Callable[[], None] | None = None,
+    title: str = "training",
+) -> nn.Module:
+    """Train `model` in place on `context.dataset.train`, and return it in evaluation mode.
+
+    `loss` maps the logits `[B, classes]` (float32) and their batch to a scalar. `after_step` is called after every
+    update. The state is kept after every epoch: a training that was killed goes on from there and, on the CPU, ends
+    with the same weights bit for bit. Curves go to `context.log`.
+
+    Raises:
+        TrainingDiverged: the loss became NaN or infinite.
+    """
+    dataset, device = context.dataset, context.device
+    model.to(device, memory_format=torch.channels_last)
+    train, validation = dataset.train.to(device), dataset.validation.to(device)
+    # Biases and batch norm's two vectors are left out of weight decay, as is customary: they hold scales, not features.
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
+    curves = _resume(model, optimizer, context)
+
+    per_epoch = max(1, len(train) // batch_size)
+    total = epochs * per_epoch
+    with tqdm(total=total, initial=len(curves) * per_epoch, desc=title, unit="batch", leave=False) as progress:
+        for epoch in range(len(curves), epochs):
+            started = time.perf_counter()
+            torch.manual_seed(1_000_003 * context.seed + epoch)  # dropout and the like, the same after a resumption
+            model.train()
+            watch = _Watch(device)
+            for batch in batches(dataset, train, batch_size, seed=context.seed, epoch=epoch):
+                rate = learning_rate * one_cycle((epoch * per_epoch + batch.index) / total)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                with autocast(device):
+                    logits = model(batch.images.contiguous(memory_format=torch.channels_last)).float()
+                value = loss(logits, batch)
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                if after_step is not None:
+                    after_step()
+                watch.add(logits, batch.labels, value)
+                if batch.index % 10 == 9 or batch.index == per_epoch - 1:
+                    progress.update((batch.index % 10) + 1)
+                    progress.set_postfix(watch.summary(epoch, rate))
+            seconds = time.perf_counter() - started
+            curves.append(
+                watch.summary(epoch, rate)
+                | {"validation_accuracy": evaluate(model, dataset, validation), "seconds": seconds}
+            )
+            _keep(model, optimizer, context, curves)
+    context.log["curves"] = curves
+    context.log["train_seconds"] = sum(point["seconds"] for point in curves)
+    context.log["images_per_second"] = epochs * per_epoch * min(batch_size, len(train)) / context.log["train_seconds"]
+    context.log["precision"] = "bfloat16 autocast" if _has_bfloat16(device) else "float32"
+    return model.eval()
+
+
+def one_cycle(progress: float) -> float:
+    """Learning rate, as a share of its peak, after `progress` (0..1) of the training: up and down along cosines.
+
+    Smith and Topin, "Super-Convergence" (2019); the shape and end values are those of torch's OneCycleLR.
+    """
+    start, end = 1 / 25, 1 / 25e4
+    if progress < WARMUP:
+        return 1 - (1 - start) * (1 + math.cos(math.pi * progress / WARMUP)) / 2
+    return end + (1 - end) * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP))) / 2
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, dataset: Dataset, split: Split, batch_size: int = 500) -> float:
+    """Accuracy (0..1) of a model in memory. Reported accuracies come from the ONNX file instead: see measurement."""
+    model.eval()
+    device, correct = split.labels.device, 0
+    for start in range(0, len(split), batch_size):
+        images = normalize(split.images[start : start + batch_size], dataset)
+        with autocast(device):
+            logits = model(images.contiguous(memory_format=torch.channels_last))
+        correct += (logits.argmax(1) == split.labels[start : start + batch_size]).sum().item()
+    return correct / len(split)
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """bfloat16 where the hardware multiplies it natively; elsewhere it is emulated, ten times slower than float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(device))
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class _Watch:
+    """Running loss and training accuracy, read back from the device only when shown."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self.images = 0
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor, value: torch.Tensor) -> None:
+        correct = (logits.detach().argmax(1) == labels).sum()
+        self.sums += torch.stack([value.detach() * len(labels), correct]).double()
+        self.images += len(labels)
+
+    def summary(self, epoch: int, rate: float) -> dict:
+        loss, accuracy = (self.sums / self.images).tolist()
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss became {loss} in epoch {epoch + 1}: lower learning_rate (now {rate:.3g} after its warm-up)"
+            )
+        return {"epoch": epoch + 1, "loss": round(loss, 5), "accuracy": round(accuracy, 5)}
+
+
+def _keep(model: nn.Module, optimizer: torch.optim.Optimizer, context: Context, curves: list[dict]) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, parameter in enumerate(parameters):
+        tensors[f"momentum.{index}"] = optimizer.state[parameter]["momentum_buffer"]
+    context.checkpoint.save(tensors, {"curves": curves})
+
+
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, context: Context) -> list[dict]:
+    kept = context.checkpoint.load()
+    if kept is None:
+        return []
+    tensors, state = kept
+    own = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    model.load_state_dict(own)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, parameter in enumerate(parameters):
+        buffer = tensors[f"momentum.{index}"].to(parameter.device)
+        # The memory layout too: sums in another order would round otherwise.
+        optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+    return state["curves"]
+
+
+def smoothed_cross_entropy(label_smoothing: float) -> Loss:
+    """Cross-entropy with the labels that much mixed with the uniform distribution (Szegedy et al., CVPR 2016)."""
+    return lambda logits, batch: cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
