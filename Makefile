@@ -12,7 +12,8 @@ setup: .venv/.ready
 .venv/.ready: requirements.txt pyproject.toml
 	@echo "Setting up .venv (once, a few minutes) ..."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt \
+		--config-settings editable_mode=compat --editable .
 	@touch $@
 
 study: setup

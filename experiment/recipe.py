@@ -60,7 +60,9 @@ class Recipe:
         for step in rest:
             fields = _describe(step)
             fields.pop("step")
-            parts.append(type(step).__name__ + (f"({', '.join(f'{k}={v}' for k, v in fields.items())})" if fields else ""))
+            parts.append(
+                type(step).__name__ + (f"({', '.join(f'{k}={v}' for k, v in fields.items())})" if fields else "")
+            )
         return " > ".join(parts)
 
 

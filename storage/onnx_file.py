@@ -53,7 +53,9 @@ def _check(model: nn.Module, path: Path) -> None:
     difference = np.abs(run_onnx(open_onnx(path), images.numpy()) - expected).max() / np.abs(expected).max()
     tolerance = QUANTIZED_TOLERANCE if model.spec.get("quantized") else FLOAT_TOLERANCE
     if not difference <= tolerance:
-        raise StorageError(f"{path} computes other logits than its model (by {difference:.1%} of the largest): not used")
+        raise StorageError(
+            f"{path} computes other logits than its model (by {difference:.1%} of the largest): not used"
+        )
 
 
 def open_onnx(path: Path, threads: int = 0, optimized: Path | None = None) -> onnxruntime.InferenceSession:
