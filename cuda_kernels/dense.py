@@ -26,7 +26,9 @@ TILES = (8, 16, 32)
 EPILOGUE_MODES = {torch.int32: 0, torch.float32: 1, torch.int8: 2}
 
 
-def prepare_gemv(a: torch.Tensor, x: torch.Tensor, *, kernel: str = "gemv_vector4", out: torch.Tensor | None = None) -> Launch:
+def prepare_gemv(
+    a: torch.Tensor, x: torch.Tensor, *, kernel: str = "gemv_vector4", out: torch.Tensor | None = None
+) -> Launch:
     """The launch of y = A x. a: (m, k) float32; x: (k,) float32; out: (m,) float32."""
     check_kernel(kernel, GEMV_KERNELS)
     check_tensor("a", a, torch.float32, (None, None))
@@ -141,7 +143,7 @@ def fold_layer(
     bias: torch.Tensor | None = None,
     output_scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, offset) of the epilogue for weights (n, k) int8 with a scale a channel and inputs (q - zero_point) * scale.
+    """(scale, offset) of the epilogue: weights (n, k) int8 with a scale a channel, inputs (q - zero_point) * scale.
 
     output_scale: the scale of the int8 output; 1 for a float output. bias: (n,) in real units.
     The zero point's share, zero_point * sum of a channel's weights, does not depend on the input: it joins the bias.
@@ -193,7 +195,8 @@ def _skinny(arguments: tuple, m: int, n: int, k: int, asked: int | None) -> Laun
     splits = _splits(asked, channels * groups, ceil_div(k, 256), 2 * multiprocessors(device))
     parts, tickets = _scratch(splits, m * n, channels * groups, torch.int32, device)
     grid = (channels, splits, groups)
-    return Launch("gemm_int8", "gemm_int8_skinny", grid, (256, 1, 1), (*arguments, parts, tickets, m, n, k), arguments[2])
+    everything = (*arguments, parts, tickets, m, n, k)
+    return Launch("gemm_int8", "gemm_int8_skinny", grid, (256, 1, 1), everything, arguments[2])
 
 
 def _output_type(output: torch.dtype) -> torch.dtype:
@@ -202,12 +205,14 @@ def _output_type(output: torch.dtype) -> torch.dtype:
     return output
 
 
-def _epilogue(out: torch.Tensor, scale: torch.Tensor | None, offset: torch.Tensor | None, relu: bool, zero_point: int) -> tuple:
+def _epilogue(
+    out: torch.Tensor, scale: torch.Tensor | None, offset: torch.Tensor | None, relu: bool, zero_point: int
+) -> tuple:
     mode = EPILOGUE_MODES[out.dtype]
     if mode == 0:
         if scale is not None or offset is not None or relu or zero_point:
-            raise ValueError("an int32 output is the bare sum: leave out scale, offset, relu and zero_point, or ask for "
-                             "output=torch.float32 or torch.int8")
+            raise ValueError("an int32 output is the bare sum: leave out scale, offset, relu and zero_point, or ask "
+                             "for output=torch.float32 or torch.int8")
         return out, None, None, 0, 0, 0
     for name, tensor in (("scale", scale), ("offset", offset)):
         if tensor is None:

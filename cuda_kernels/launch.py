@@ -63,10 +63,10 @@ def check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Seq
         raise TypeError(f"{name} must be a torch tensor, but is a {type(tensor).__name__}; use torch.from_numpy")
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, but is {tensor.dtype}; convert it with .to({dtype})")
-    fits = tensor.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, tensor.shape, strict=True))
-    if not fits:
+    sizes = tuple(tensor.shape)
+    if len(sizes) != len(shape) or any(want not in (None, have) for want, have in zip(shape, sizes, strict=True)):
         wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
-        raise ValueError(f"{name} must have shape {wanted}, but has {tuple(tensor.shape)}")
+        raise ValueError(f"{name} must have shape {wanted}, but has {sizes}")
     if tensor.numel() > LARGEST_INDEX:
         raise ValueError(f"{name} has {tensor.numel()} elements, which overflows 32-bit indexing; split it into parts "
                          f"of at most {LARGEST_INDEX}")
@@ -96,7 +96,9 @@ def check_kernel(kernel: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"there is no kernel {kernel!r} for this product; choose one of {', '.join(allowed)}")
 
 
-def output_like(out: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def output_like(
+    out: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
     """`out` if it was given and fits, else a new tensor."""
     if out is None:
         return torch.empty(*shape, dtype=dtype, device=device)

@@ -5,6 +5,7 @@ A matrix is checked once, when it is made; products accept only such matrices, s
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ LONGEST_STEP = 255
 
 @dataclass(frozen=True)
 class CSR:
-    """A sparse (m, k) matrix. pointers: (m + 1,) int32; columns: (nnz,) int32, rising in each row; values: (nnz,) float32.
+    """A sparse (m, k) matrix: pointers (m + 1,) int32; columns (nnz,) int32, rising in each row; values (nnz,) float32.
 
     Raises ValueError if pointers decrease or do not span the values, or a column is out of range or out of order.
     """
@@ -75,7 +76,7 @@ class CSR:
 
     @staticmethod
     def from_dense(a: torch.Tensor) -> CSR:
-        """The non-zeros of a float32 (m, k) tensor, taken in bands of rows so that no index needs more than the band."""
+        """The non-zeros of a float32 (m, k) tensor, taken in bands of rows, so that indices need little memory."""
         check_tensor("a", a, torch.float32, (None, None))
         m, k = a.shape
         check_not_empty("a", m, k)
@@ -91,7 +92,9 @@ class CSR:
 
     def to_torch(self) -> torch.Tensor:
         """The same matrix as torch's sparse CSR tensor (cuSPARSE's input), sharing the arrays."""
-        return torch.sparse_csr_tensor(self.pointers, self.columns, self.values, self.shape, check_invariants=False)
+        with warnings.catch_warnings():  # torch calls its sparse CSR tensors "beta" at the first one
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.sparse_csr_tensor(self.pointers, self.columns, self.values, self.shape, check_invariants=False)
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Delta8:
             check_tensor("scales", self.scales, torch.float32, (m,))
         check_same_device(pointers=self.pointers, distances=self.distances, values=self.values, scales=self.scales)
         if self.values.numel() % 4:
-            raise ValueError(f"entries come in fours, but there are {self.values.numel()}; make the matrix with compress")
+            raise ValueError(f"{self.values.numel()} entries are not whole quads of 4; make the matrix with compress")
         _check_pointers(self.pointers, self.values.numel() // 4)
         if self._last_columns() >= k:
             raise ValueError(f"a column index is out of range: distances lead past the {k} columns")
@@ -147,12 +150,13 @@ def _check_pointers(pointers: torch.Tensor, entries: int) -> None:
     if bool((pointers[1:] < pointers[:-1]).any()):
         row = int((pointers[1:] < pointers[:-1]).nonzero()[0])
         raise ValueError(f"row pointers decrease at row {row}; they must rise from 0 to the number of entries")
-    if int(pointers[0]) != 0 or int(pointers[-1]) != entries:
-        raise ValueError(f"row pointers run from {int(pointers[0])} to {int(pointers[-1])}, but must run from 0 to {entries}")
+    first, last = int(pointers[0]), int(pointers[-1])
+    if (first, last) != (0, entries):
+        raise ValueError(f"row pointers run from {first} to {last}, but must run from 0 to {entries}")
 
 
 def compress(matrix: CSR, dtype: torch.dtype = torch.float32) -> Delta8:
-    """The matrix in 8-bit distances, with float32 values or with int8 values and a scale a row (absolute maximum / 127)."""
+    """The matrix in 8-bit distances, with float32 values, or int8 values and a scale a row (maximum / 127)."""
     if dtype not in (torch.float32, torch.int8):
         raise TypeError(f"values can be stored as torch.float32 or torch.int8, not {dtype}")
     m, _ = matrix.shape
