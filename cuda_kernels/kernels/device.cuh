@@ -92,11 +92,13 @@ __device__ __forceinline__ float4 load4_once(const float* row, int k, int size, 
 // The same for 16 signed bytes.
 __device__ __forceinline__ int4 load16(const signed char* row, int k, int size, bool aligned) {
     if (aligned && k + 16 <= size) return load_vector((const int4*)(row + k));
-    unsigned word[4] = {0, 0, 0, 0};
+    unsigned long long half[2] = {0, 0};
 #pragma unroll
-    for (int i = 0; i < 16; ++i)
-        if (k + i < size) word[i / 4] |= (unsigned)(unsigned char)row[k + i] << (i % 4 * 8);
-    return make_int4((int)word[0], (int)word[1], (int)word[2], (int)word[3]);
+    for (int h = 0; h < 2; ++h)
+#pragma unroll 1  // the rare way: kept small, so that it does not crowd out the loop around it
+        for (int i = 0; i < 8; ++i)
+            if (k + h * 8 + i < size) half[h] |= (unsigned long long)(unsigned char)row[k + h * 8 + i] << (i * 8);
+    return make_int4((int)half[0], (int)(half[0] >> 32), (int)half[1], (int)(half[1] >> 32));
 }
 
 __device__ __forceinline__ int4 load16_once(const signed char* row, int k, int size, bool aligned) {
