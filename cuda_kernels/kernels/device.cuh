@@ -84,11 +84,6 @@ __device__ __forceinline__ float4 load4(const float* row, int k, int size, bool 
     return v;
 }
 
-__device__ __forceinline__ float4 load4_once(const float* row, int k, int size, bool aligned) {
-    if (aligned && k + 4 <= size) return load_once((const float4*)(row + k));
-    return load4(row, k, size, false);
-}
-
 // The same for 16 signed bytes.
 __device__ __forceinline__ int4 load16(const signed char* row, int k, int size, bool aligned) {
     if (aligned && k + 16 <= size) return load_vector((const int4*)(row + k));

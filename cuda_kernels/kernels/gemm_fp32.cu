@@ -141,6 +141,16 @@ __device__ __forceinline__ void stage_columns(float (*to)[SK_DEPTH], const float
     copy_async_commit();
 }
 
+__device__ __forceinline__ void fetch_rows(float4 (&v)[SK_ROWS], const float* const (&row)[SK_ROWS], int at, int k) {
+    bool whole = k % 4 == 0 && at + 4 <= k;  // one test for all loads
+#pragma unroll
+    for (int r = 0; r < SK_ROWS; ++r)
+        v[r] = whole ? load_once((const float4*)(row[r] + at)) : make_float4(0.f, 0.f, 0.f, 0.f);
+    if (whole || at >= k) return;
+#pragma unroll
+    for (int r = 0; r < SK_ROWS; ++r) v[r] = load4(row[r], at, k, false);
+}
+
 // Adds 64 values over 32 lanes with 62 shuffles: each step sends half of what is left to the partner. Lane i ends
 // with the totals of values 2i and 2i + 1 in v[0] and v[1]. (A template, so that every index is known at compile time.)
 template <int HALF>
@@ -162,15 +172,12 @@ extern "C" __global__ void __launch_bounds__(SK_WARPS * 32, 1)
     int row0 = blockIdx.x * SK_TILE_ROWS, col0 = blockIdx.z * SK_COLS, splits = gridDim.y;
     int chunks = (k + SK_DEPTH - 1) / SK_DEPTH;
     int chunk = (int)((long long)chunks * blockIdx.y / splits), end = (int)((long long)chunks * (blockIdx.y + 1) / splits);
-    bool aligned = k % 4 == 0;
     const float* row[SK_ROWS];
     float4 now[SK_ROWS], next[SK_ROWS];
     float sum[SK_ROWS * SK_COLS] = {};
 #pragma unroll
-    for (int r = 0; r < SK_ROWS; ++r) {
-        row[r] = a + (size_t)min(row0 + warp * SK_ROWS + r, m - 1) * k;
-        next[r] = load4_once(row[r], chunk * SK_DEPTH + lane * 4, k, aligned);
-    }
+    for (int r = 0; r < SK_ROWS; ++r) row[r] = a + (size_t)min(row0 + warp * SK_ROWS + r, m - 1) * k;
+    fetch_rows(next, row, chunk * SK_DEPTH + lane * 4, k);
     stage_columns(bs[0], b, col0, n, k, chunk * SK_DEPTH);
     for (int buffer = 0; chunk < end; ++chunk, buffer ^= 1) {
         copy_async_wait<0>();
@@ -179,10 +186,8 @@ extern "C" __global__ void __launch_bounds__(SK_WARPS * 32, 1)
 #pragma unroll
         for (int depth = 0; depth < SK_DEPTH; depth += 128) {
 #pragma unroll
-            for (int r = 0; r < SK_ROWS; ++r) {
-                now[r] = next[r];
-                next[r] = load4_once(row[r], chunk * SK_DEPTH + depth + 128 + lane * 4, k, aligned);
-            }
+            for (int r = 0; r < SK_ROWS; ++r) now[r] = next[r];
+            fetch_rows(next, row, chunk * SK_DEPTH + depth + 128 + lane * 4, k);
 #pragma unroll
             for (int j = 0; j < SK_COLS; ++j) {
                 float4 bv = *(const float4*)&bs[buffer][j][depth + lane * 4];

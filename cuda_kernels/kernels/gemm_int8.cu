@@ -196,6 +196,14 @@ __device__ __forceinline__ void stage_inputs(signed char (*to)[SN_PITCH], const 
 
 __device__ __forceinline__ void fetch_weights(int4 (&v)[SN_STEPS][2], const signed char* low, const signed char* high,
                                               int k, int at) {
+    if (k % 16 == 0 && at + SN_DEPTH - 48 <= k) {  // one test for all eight loads
+#pragma unroll
+        for (int s = 0; s < SN_STEPS; ++s) {
+            v[s][0] = load_once((const int4*)(low + at + s * 64));
+            v[s][1] = load_once((const int4*)(high + at + s * 64));
+        }
+        return;
+    }
 #pragma unroll
     for (int s = 0; s < SN_STEPS; ++s) {
         v[s][0] = load16_once(low, at + s * 64, k, k % 16 == 0);
