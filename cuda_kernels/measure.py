@@ -93,9 +93,9 @@ def _events_ms(action: Callable[[], object]) -> float:
 
 
 def buffers_needed(size: int) -> int:
-    """How many buffers of `size` bytes, used in turn, are four times the L2 cache (at most 64)."""
+    """How many buffers of `size` bytes, used in turn, are four times the L2 cache (at most 512)."""
     cache = torch.cuda.get_device_properties(0).L2_cache_size
-    return min(64, max(1, math.ceil(4 * cache / max(size, 1))))
+    return min(512, max(1, math.ceil(4 * cache / max(size, 1))))
 
 
 def device_facts() -> dict:

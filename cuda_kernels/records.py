@@ -70,6 +70,21 @@ def rates(record: dict) -> dict:
     return out
 
 
+def beside_libraries(frame: pd.DataFrame) -> pd.DataFrame:
+    """Our fastest kernel beside the library, a row a product that both were measured on.
+
+    frame: GPU records. Speed is the library's time over ours: above 1, ours is faster.
+    """
+    keys = ["family", "case", "density"]
+    fastest = frame[frame.family != "copy"].sort_values("time_ms").groupby([*keys, frame.maker == "ours"]).first()
+    ours, library = (fastest.xs(side, level="maker").add_suffix(f" {name}") for side, name in
+                     ((True, "ours"), (False, "library")))
+    table = ours.join(library, how="inner")
+    table["speed"] = table["time_ms library"] / table["time_ms ours"]
+    columns = ["kernel ours", "time_ms ours", "share_of_copy ours", "maker library", "time_ms library", "speed"]
+    return table[columns].reset_index()
+
+
 def crossover(sparse: pd.DataFrame, dense_ms: float) -> float | None:
     """The density at which a sparse product takes as long as the dense one, between measured densities.
 

@@ -216,13 +216,13 @@ def spmv(matrix: CSR | Delta8, x: torch.Tensor, **options) -> torch.Tensor:
 def _delta8(matrix: Delta8, x: torch.Tensor, y: torch.Tensor) -> Launch:
     m, k = matrix.shape
     shared = 4 * k <= shared_memory_limit(x.device)
-    # Two blocks a multiprocessor, each with its copy of x, share out the rows.
-    blocks = min(ceil_div(m, 16), 2 * multiprocessors(x.device))
+    # One block a multiprocessor, so that x is copied there once; its 32 warps take rows in turn.
+    blocks = min(ceil_div(m, 32), multiprocessors(x.device))
     arrays = (matrix.pointers, matrix.distances, matrix.values)
     scales = () if matrix.scales is None else (matrix.scales,)
     kernel = "spmv_delta8_fp32" if matrix.scales is None else "spmv_delta8_int8"
     arguments = (*arrays, *scales, x, y, m, k, int(shared))
-    return Launch("spmv_csr", kernel, (blocks, 1, 1), (512, 1, 1), arguments, y, shared_bytes=4 * k if shared else 0)
+    return Launch("spmv_csr", kernel, (blocks, 1, 1), (1024, 1, 1), arguments, y, shared_bytes=4 * k if shared else 0)
 
 
 def prepare_spmm(

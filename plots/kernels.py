@@ -32,7 +32,7 @@ def roofline(frame: pd.DataFrame, bandwidth: float, rates: Mapping[str, float], 
         ax.scatter(rows.operations / rows.bytes, rows.operations / rows.time_ms / 1e6, s=26, zorder=3,
                    marker=MARKERS[i // 10 % len(MARKERS)], color=f"C{i % 10}", label=kernel)
     ax.set(xscale="log", yscale="log", xlabel="operations a byte (least bytes)", ylabel="Gop/s")
-    ax.legend(fontsize=7, ncols=1 + (frame.kernel.nunique() > 8), loc="lower right")
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     ax.grid(alpha=0.25)
     return ax
 
@@ -46,13 +46,12 @@ def time_over_density(frame: pd.DataFrame, dense_ms: float, crossovers: Mapping[
     ax = ax or plt.subplots(figsize=(7.5, 4.5))[1]
     for i, (kernel, rows) in enumerate(frame.groupby("kernel", sort=False)):
         rows = rows.sort_values("density")
-        ax.plot(rows.density, rows.time_ms, marker=MARKERS[i], ms=4, color=f"C{i}", label=kernel)
-        ax.fill_between(rows.density, rows.time_ms_p25, rows.time_ms_p75, color=f"C{i}", alpha=0.2, lw=0)
         meets = crossovers.get(kernel)
+        label = f"{kernel}, as fast as dense at {meets:.1%}" if meets else kernel
+        ax.plot(rows.density, rows.time_ms, marker=MARKERS[i], ms=4, color=f"C{i}", label=label)
+        ax.fill_between(rows.density, rows.time_ms_p25, rows.time_ms_p75, color=f"C{i}", alpha=0.2, lw=0)
         if meets:
             ax.plot(meets, dense_ms, "o", ms=9, mfc="none", color=f"C{i}")
-            ax.annotate(f"{meets:.1%}", (meets, dense_ms), xytext=(0, 8), textcoords="offset points", ha="center",
-                        fontsize=8, color=f"C{i}")
     ax.axhline(dense_ms, color="#444", ls="--", lw=1.2, label="dense")
     ax.set(xscale="log", yscale="log", xlabel="density (non-zeros / all)", ylabel="time (ms)")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}" if value >= 1 else f"{value:.1%}")

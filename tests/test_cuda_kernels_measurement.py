@@ -6,13 +6,19 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
 from cuda_kernels import cpu, gpu, measure, records, work
-from cuda_kernels.study import reported
+from cuda_kernels.dense import prepare_gemv
+from cuda_kernels.study import beside, reported
+from plots import kernels as kernel_plots
 
 TINY = work.Sizes(
     square_gemv=64, fully_connected=(128, 16, 304), square_gemm=64, square_spmm=48, spmm_columns=(16, 48),
@@ -107,3 +113,59 @@ def test_cpu_is_measured_once_then_read(tmp_path, monkeypatch) -> None:
 def test_the_study_is_quoted() -> None:
     table = reported()
     assert table.loc[table.what == "INT8", "reported_ms"].item() == 125.0 and len(table) == 8
+
+
+def gpu_records() -> pd.DataFrame:
+    """Made-up records: two kernels and two libraries, three densities."""
+    rows = []
+    for kernel, maker, factor in (("spmv_delta8_fp32", "ours", 5), ("spmv_warp_per_row", "ours", 8),
+                                  ("torch.sparse mv", "cuSPARSE", 9)):
+        for density in (0.01, 0.1, 0.5):
+            rows.append(record(kernel=kernel, maker=maker, family="spmv_csr", case="square 8", density=density,
+                               time_ms=factor * density, time_ms_p25=factor * density * 0.9, share_of_copy=0.5,
+                               time_ms_p75=factor * density * 1.1, label=f"{kernel} {density}"))
+    return pd.DataFrame(rows)
+
+
+def test_our_fastest_stands_beside_the_library() -> None:
+    table = records.beside_libraries(gpu_records())
+    assert list(table["kernel ours"]) == ["spmv_delta8_fp32"] * 3
+    np.testing.assert_allclose(table.speed, 9 / 5)
+
+
+def test_the_study_stands_beside_ours() -> None:
+    ours = pd.DataFrame([record(kernel="gemv_vector4", case="square 25088", density=1.0, time_ms=0.5)])
+    table = beside(ours).set_index("what")
+    assert table.loc["dense FP32 matrix-vector", "reported / fastest"] == pytest.approx(10.428 / 0.5)
+    assert table["fastest, ms"].notna().sum() == 1 and beside(pd.DataFrame())["fastest, ms"].isna().all()
+
+
+def test_charts_show_what_they_are_given() -> None:
+    frame = gpu_records()
+    ax = kernel_plots.time_over_density(frame, 1.0, {"spmv_warp_per_row": 0.125})
+    assert [line.get_ydata()[0] for line in ax.lines if len(line.get_ydata()) == 1] == [1.0]
+    assert any("12.5%" in text.get_text() for text in ax.get_legend().get_texts())
+    bars = kernel_plots.kernel_bars(frame)
+    assert [bar.get_width() for bar in bars.patches] == list(frame.time_ms[::-1])
+    roof = kernel_plots.roofline(frame, 100.0, {"FP32": 500.0})
+    x, y = roof.lines[0].get_data()
+    np.testing.assert_allclose(y, np.minimum(100 * x, 500))
+    plt.close("all")
+
+
+def test_the_launcher_passes_pointers_and_sizes(monkeypatch) -> None:
+    """PyCUDA's function is replaced: what reaches it is the format, the addresses and the integers, in order."""
+    calls = []
+    function = SimpleNamespace(prepared_async_call=lambda *values, **named: calls.append((values, named)))
+    monkeypatch.setattr(gpu, "_function", lambda *key: calls.append(key) or function)
+    monkeypatch.setattr(gpu, "stream", lambda: SimpleNamespace(handle=7))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    a, x = torch.ones(5, 8), torch.ones(8)
+    launch = prepare_gemv(a, x)
+    gpu.launch(launch)
+    assert calls[0] == ("gemv_fp32", "gemv_vector4", (), "PPPii", 0)
+    assert calls[1] == (((2, 1, 1), (128, 1, 1), None, a.data_ptr(), x.data_ptr(), launch.output.data_ptr(), 5, 8),
+                        {"shared_size": 0})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=3))
+    with pytest.raises(RuntimeError, match="default stream"):
+        gpu.launch(launch)

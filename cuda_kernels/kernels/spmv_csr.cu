@@ -29,8 +29,9 @@ extern "C" __global__ void spmv_warp_per_row(const int* __restrict__ pointers, c
 // Step 3: fewer bytes. A column is stored as its distance from the one before, in 8 bits: 5 bytes a non-zero with FP32
 // values, 2 with INT8 values and a scale a row. Entries come in fours ("quads"), so a lane reads 4 distances and 4
 // values at once. Distances become columns by a prefix sum over the warp, for two reads at a time, packed into the
-// halves of one word. x waits in shared memory where it fits: there, scattered reads cost only bank conflicts.
-constexpr int READS = 4, BLOCK = 512;
+// halves of one word. x waits in shared memory where it fits (once a multiprocessor: one large block on each, which
+// takes its rows in turn): there, scattered reads cost only bank conflicts.
+constexpr int READS = 4, BLOCK = 1024;
 
 struct Quad {
     float v[4];
@@ -105,7 +106,10 @@ __device__ __forceinline__ void spmv_delta8(const int* pointers, const unsigned*
                                             const float* scales, const float* x, float* y, int m, int k, int shared) {
     DYNAMIC_SHARED(float, xs);
     if (shared) {
-        for (int i = threadIdx.x; i < k; i += BLOCK) xs[i] = x[i];
+        for (int i = threadIdx.x; i < k / 4; i += BLOCK) copy_async16(xs + 4 * i, x + 4 * i);
+        for (int i = k / 4 * 4 + threadIdx.x; i < k; i += BLOCK) xs[i] = x[i];
+        copy_async_commit();
+        copy_async_wait<0>();
         __syncthreads();
         spmv_rows(pointers, distances, values, scales, xs, y, m);
     } else {
@@ -113,14 +117,14 @@ __device__ __forceinline__ void spmv_delta8(const int* pointers, const unsigned*
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 2)
+extern "C" __global__ void __launch_bounds__(BLOCK, 1)
     spmv_delta8_fp32(const int* __restrict__ pointers, const unsigned* __restrict__ distances,
                      const float* __restrict__ values, const float* __restrict__ x, float* __restrict__ y, int m, int k,
                      int shared) {
     spmv_delta8(pointers, distances, values, nullptr, x, y, m, k, shared);
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 2)
+extern "C" __global__ void __launch_bounds__(BLOCK, 1)
     spmv_delta8_int8(const int* __restrict__ pointers, const unsigned* __restrict__ distances,
                      const signed char* __restrict__ values, const float* __restrict__ scales,
                      const float* __restrict__ x, float* __restrict__ y, int m, int k, int shared) {
