@@ -35,7 +35,7 @@ def measure_cpu(
     products: (m, n, k) of x (m, k) times weights (k, n); square: edge of the sparse matrix; seconds: spent on each.
     """
     rows = []
-    for threads in sorted({1, len(os.sched_getaffinity(0))}):
+    for threads in sorted({1, available_cores()}):
         for m, n, k in products:
             keys = [_key(kernel, "product", m, n, k, threads=threads) for kernel in ("onnx_fp32", "onnx_int8")]
             rows += _measured(keys, lambda m=m, n=n, k=k, t=threads: product_runs(m, n, k, t), seconds, folder, again)
@@ -81,6 +81,11 @@ def time_alternately(runs: Sequence[Callable[[], object]], seconds: float) -> li
             run()
             times.append((time.perf_counter() - start) * 1e3)
     return samples
+
+
+def available_cores() -> int:
+    """Cores that this process may use; where the system does not say, all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:

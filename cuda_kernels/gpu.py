@@ -80,6 +80,9 @@ def _function(source: str, kernel: str, defines: tuple[tuple[str, int], ...], fo
 
 def launch(work: Launch) -> None:
     """Queue the launch on torch's current stream: the default one, or `torch_stream`."""
+    if work.output.device.index:
+        raise RuntimeError(f"kernels run on the first GPU, but the tensors lie on {work.output.device}; choose the "
+                           "card with CUDA_VISIBLE_DEVICES")
     formats = "".join("i" if isinstance(argument, int) else "P" for argument in work.arguments)
     function = _function(work.source, work.kernel, work.defines, formats, work.shared_bytes)
     current = torch.cuda.current_stream(work.output.device).cuda_stream

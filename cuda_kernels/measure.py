@@ -77,7 +77,7 @@ def _graph(queue: Sequence[Callable[[], object]], stream: torch.cuda.Stream) -> 
     try:
         with torch.cuda.graph(graph, stream=stream):
             queued()
-    except RuntimeError:
+    except Exception:  # torch and PyCUDA raise different errors for work that a capture does not allow
         torch.cuda.synchronize()
         return queued, "queued"
     return graph.replay, "graph"
