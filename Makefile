@@ -4,7 +4,6 @@
 DATASET ?= digits
 PYTHON  ?= python3
 BIN     := .venv/bin
-NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]_*.ipynb))
 
 .PHONY: study test lint lab setup
 setup: .venv/.ready
@@ -26,4 +25,4 @@ lint: setup
 	$(BIN)/ruff check .
 
 lab: setup
-	$(BIN)/jupyter lab notebooks
+	DATASET=$(DATASET) $(BIN)/jupyter lab notebooks

@@ -80,8 +80,15 @@ def gemv_cases(rng: np.random.Generator, device: str, m: int, k: int) -> Iterato
     on = [torch.from_numpy(v).to(device) for v in (a, x)]
     truth, size = _product(a, x)
     for kernel in dense.GEMV_KERNELS:
-        yield Case(kernel, f"{m}x{k}", lambda out, kernel=kernel: dense.prepare_gemv(*on, kernel=kernel, out=out),
-                   torch.float32, truth, size, k)
+        yield Case(
+            kernel,
+            f"{m}x{k}",
+            lambda out, kernel=kernel: dense.prepare_gemv(*on, kernel=kernel, out=out),
+            torch.float32,
+            truth,
+            size,
+            k,
+        )
 
 
 def gemm_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) -> Iterator[Case]:
@@ -92,9 +99,15 @@ def gemm_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) ->
     rows, columns = torch.from_numpy(b).to(device), torch.from_numpy(np.ascontiguousarray(b.T)).to(device).T
     for kernel in dense.GEMM_KERNELS:
         right = columns if kernel == "gemm_split_k" else rows
-        yield Case(kernel, f"{m}x{n}x{k}",
-                   lambda out, kernel=kernel, right=right: dense.prepare_gemm_fp32(on, right, kernel=kernel, out=out),
-                   torch.float32, truth, size, k)
+        yield Case(
+            kernel,
+            f"{m}x{n}x{k}",
+            lambda out, kernel=kernel, right=right: dense.prepare_gemm_fp32(on, right, kernel=kernel, out=out),
+            torch.float32,
+            truth,
+            size,
+            k,
+        )
 
 
 def int8_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) -> Iterator[Case]:
@@ -116,10 +129,17 @@ def int8_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) ->
     )
     for kernel in dense.INT8_KERNELS:
         for name, dtype, truth, size, options in kinds:
-            yield Case(kernel, f"{m}x{n}x{k} {name}",
-                       lambda out, kernel=kernel, dtype=dtype, options=options: dense.prepare_gemm_int8(
-                           xs, ws, kernel=kernel, output=dtype, out=out, **options),
-                       dtype, truth, size, 1)
+            yield Case(
+                kernel,
+                f"{m}x{n}x{k} {name}",
+                lambda out, kernel=kernel, dtype=dtype, options=options: dense.prepare_gemm_int8(
+                    xs, ws, kernel=kernel, output=dtype, out=out, **options
+                ),
+                dtype,
+                truth,
+                size,
+                1,
+            )
 
 
 def sparse_cases(rng: np.random.Generator, device: str, m: int, k: int, density: float) -> Iterator[Case]:
@@ -138,29 +158,55 @@ def sparse_cases(rng: np.random.Generator, device: str, m: int, k: int, density:
         truth, size = _product(a, b)
         right = torch.from_numpy(b).to(device)
         for kernel in sparse.SPMM_KERNELS:
-            yield Case(kernel, f"{what}, {n} columns",
-                       lambda out, kernel=kernel, right=right: sparse.prepare_spmm(
-                           matrix, right, kernel=kernel, out=out),
-                       torch.float32, truth, size, k)
+            yield Case(
+                kernel,
+                f"{what}, {n} columns",
+                lambda out, kernel=kernel, right=right: sparse.prepare_spmm(matrix, right, kernel=kernel, out=out),
+                torch.float32,
+                truth,
+                size,
+                k,
+            )
 
 
 def _spmv_cases(matrix: sparse.CSR, a: np.ndarray, x: np.ndarray, what: str, device: str) -> Iterator[Case]:
     right = torch.from_numpy(x).to(device)
     truth, size = _product(a, x)
     for kernel in sparse.SPMV_KERNELS:
-        yield Case(kernel, what, lambda out, kernel=kernel: sparse.prepare_spmv(matrix, right, kernel=kernel, out=out),
-                   torch.float32, truth, size, a.shape[1])
+        yield Case(
+            kernel,
+            what,
+            lambda out, kernel=kernel: sparse.prepare_spmv(matrix, right, kernel=kernel, out=out),
+            torch.float32,
+            truth,
+            size,
+            a.shape[1],
+        )
     compact = sparse.compress(matrix)
-    yield Case("spmv_delta8_fp32", what, lambda out: sparse.prepare_spmv(compact, right, out=out),
-               torch.float32, truth, size, a.shape[1])
+    yield Case(
+        "spmv_delta8_fp32",
+        what,
+        lambda out: sparse.prepare_spmv(compact, right, out=out),
+        torch.float32,
+        truth,
+        size,
+        a.shape[1],
+    )
     # The INT8 values are rounded, by numpy here; the product of what is stored must then be right to float32.
     scale = np.abs(a).max(1, keepdims=True) / np.float32(127)
     scale[scale == 0] = 1
     stored = np.rint(a / scale).astype(np.float64) * scale
     truth, size = _product(stored, x)
     small = sparse.compress(matrix, torch.int8)
-    yield Case("spmv_delta8_int8", what, lambda out: sparse.prepare_spmv(small, right, out=out),
-               torch.float32, truth, size, a.shape[1])
+    yield Case(
+        "spmv_delta8_int8",
+        what,
+        lambda out: sparse.prepare_spmv(small, right, out=out),
+        torch.float32,
+        truth,
+        size,
+        a.shape[1],
+    )
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:

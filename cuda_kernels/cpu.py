@@ -55,8 +55,10 @@ def product_runs(m: int, n: int, k: int, threads: int) -> list[tuple[Callable[[]
     if not np.array_equal(int8.run(None, inputs[1])[0], x.astype(np.int64) @ w.astype(np.int64)):
         raise RuntimeError("ONNX Runtime's INT8 product is not exact on this CPU, so its time means nothing")
     operations = 2 * m * n * k
-    return [(lambda: fp32.run(None, inputs[0]), 4 * (m * k + k * n + m * n), operations),
-            (lambda: int8.run(None, inputs[1]), m * k + k * n + 4 * m * n, operations)]
+    return [
+        (lambda: fp32.run(None, inputs[0]), 4 * (m * k + k * n + m * n), operations),
+        (lambda: int8.run(None, inputs[1]), m * k + k * n + 4 * m * n, operations),
+    ]
 
 
 def spmv_runs(size: int, density: float) -> list[tuple[Callable[[], object], int, int]]:
@@ -65,8 +67,10 @@ def spmv_runs(size: int, density: float) -> list[tuple[Callable[[], object], int
     dense = rng.standard_normal((size, size), dtype=np.float32)
     dense[rng.random((size, size), dtype=np.float32) >= density] = 0
     csr, x = scipy.sparse.csr_array(dense), rng.standard_normal(size, dtype=np.float32)
-    return [(lambda: dense @ x, 4 * size * size + 8 * size, 2 * size * size),
-            (lambda: csr @ x, 8 * csr.nnz + 12 * size, 2 * csr.nnz)]
+    return [
+        (lambda: dense @ x, 4 * size * size + 8 * size, 2 * size * size),
+        (lambda: csr @ x, 8 * csr.nnz + 12 * size, 2 * csr.nnz),
+    ]
 
 
 def time_alternately(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
@@ -96,8 +100,19 @@ def cpu_name() -> str:
 
 
 def _key(kernel: str, case: str, m: int, n: int, k: int, density: float = 1.0, threads: int = 1) -> dict:
-    return {"device": _device(), "kind": "cpu", "family": "cpu", "maker": kernel.split("_")[0], "kernel": kernel,
-            "case": case, "m": m, "n": n, "k": k, "density": density, "threads": threads}
+    return {
+        "device": _device(),
+        "kind": "cpu",
+        "family": "cpu",
+        "maker": kernel.split("_")[0],
+        "kernel": kernel,
+        "case": case,
+        "m": m,
+        "n": n,
+        "k": k,
+        "density": density,
+        "threads": threads,
+    }
 
 
 _name: list[str] = []
@@ -120,8 +135,15 @@ def _measured(keys: list[dict], make: Callable[[], list], seconds: float, folder
     versions = {"numpy": np.__version__, "scipy": scipy.__version__, "onnxruntime": onnxruntime.__version__}
     out = []
     for key, (_, moved, operations), times in zip(keys, work, samples, strict=True):
-        record = {**key, "bytes": moved, "operations": operations, "timing": "clock", "versions": versions,
-                  **records.summarize(times), **records.provenance()}
+        record = {
+            **key,
+            "bytes": moved,
+            "operations": operations,
+            "timing": "clock",
+            "versions": versions,
+            **records.summarize(times),
+            **records.provenance(),
+        }
         record.update(records.rates(record))
         records.write(record, folder)
         out.append(record)

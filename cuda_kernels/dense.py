@@ -211,8 +211,10 @@ def _epilogue(
     mode = EPILOGUE_MODES[out.dtype]
     if mode == 0:
         if scale is not None or offset is not None or relu or zero_point:
-            raise ValueError("an int32 output is the bare sum: leave out scale, offset, relu and zero_point, or ask "
-                             "for output=torch.float32 or torch.int8")
+            raise ValueError(
+                "an int32 output is the bare sum: leave out scale, offset, relu and zero_point, or ask "
+                "for output=torch.float32 or torch.int8"
+            )
         return out, None, None, 0, 0, 0
     for name, tensor in (("scale", scale), ("offset", offset)):
         if tensor is None:

@@ -81,15 +81,22 @@ def _function(source: str, kernel: str, defines: tuple[tuple[str, int], ...], fo
 def launch(work: Launch) -> None:
     """Queue the launch on torch's current stream: the default one, or `torch_stream`."""
     if work.output.device.index:
-        raise RuntimeError(f"kernels run on the first GPU, but the tensors lie on {work.output.device}; choose the "
-                           "card with CUDA_VISIBLE_DEVICES")
+        raise RuntimeError(
+            f"kernels run on the first GPU, but the tensors lie on {work.output.device}; choose the "
+            "card with CUDA_VISIBLE_DEVICES"
+        )
     formats = "".join("i" if isinstance(argument, int) else "P" for argument in work.arguments)
     function = _function(work.source, work.kernel, work.defines, formats, work.shared_bytes)
     current = torch.cuda.current_stream(work.output.device).cuda_stream
     if current not in (0, stream().handle):
-        raise RuntimeError("kernels run on torch's default stream or on cuda_kernels.gpu.torch_stream(); leave the "
-                           "other stream's context before calling them")
-    values = [argument if isinstance(argument, int) else 0 if argument is None else argument.data_ptr()
-              for argument in work.arguments]
-    function.prepared_async_call(work.grid, work.block, stream() if current else None, *values,
-                                 shared_size=work.shared_bytes)
+        raise RuntimeError(
+            "kernels run on torch's default stream or on cuda_kernels.gpu.torch_stream(); leave the "
+            "other stream's context before calling them"
+        )
+    values = [
+        argument if isinstance(argument, int) else 0 if argument is None else argument.data_ptr()
+        for argument in work.arguments
+    ]
+    function.prepared_async_call(
+        work.grid, work.block, stream() if current else None, *values, shared_size=work.shared_bytes
+    )

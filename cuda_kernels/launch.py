@@ -32,8 +32,10 @@ class Launch:
 
     def __post_init__(self) -> None:
         if max(self.grid[1:]) > 65535 or self.grid[0] > LARGEST_INDEX:
-            raise ValueError(f"{self.kernel} would need a grid of {self.grid} blocks, more than CUDA allows; split the "
-                             "matrix and multiply its parts")
+            raise ValueError(
+                f"{self.kernel} would need a grid of {self.grid} blocks, more than CUDA allows; split the "
+                "matrix and multiply its parts"
+            )
 
     def run(self) -> torch.Tensor:
         """Launch on the GPU if the output lies there (asynchronously, as torch does), else in the emulator."""
@@ -68,8 +70,10 @@ def check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Seq
         wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
         raise ValueError(f"{name} must have shape {wanted}, but has {sizes}")
     if tensor.numel() > LARGEST_INDEX:
-        raise ValueError(f"{name} has {tensor.numel()} elements, which overflows 32-bit indexing; split it into parts "
-                         f"of at most {LARGEST_INDEX}")
+        raise ValueError(
+            f"{name} has {tensor.numel()} elements, which overflows 32-bit indexing; split it into parts "
+            f"of at most {LARGEST_INDEX}"
+        )
     if not tensor.is_contiguous():
         raise ValueError(f"{name} is not contiguous; pass {name}.contiguous()")
     if tensor.data_ptr() % 16:

@@ -42,11 +42,18 @@ def measure_work(work: Work) -> dict:
     """The record of one kernel, without what all records of a run share. A wrong result is never timed."""
     error = relative_error(work)
     if not error <= LARGEST_ERROR:
-        raise RuntimeError(f"{work.kernel} on {work.case} is wrong (relative error {error:.1e}); run python -m "
-                           "cuda_kernels check to see where")
+        raise RuntimeError(
+            f"{work.kernel} on {work.case} is wrong (relative error {error:.1e}); run python -m "
+            "cuda_kernels check to see where"
+        )
     samples, method = time_runs(work.runs)
-    return {**_fields(work), "relative_error": error, "timing": method, "buffers": len(work.runs),
-            **records.summarize(samples)}
+    return {
+        **_fields(work),
+        "relative_error": error,
+        "timing": method,
+        "buffers": len(work.runs),
+        **records.summarize(samples),
+    }
 
 
 def time_runs(runs: Sequence[Callable[[], object]]) -> tuple[list[float], str]:
@@ -102,8 +109,13 @@ def device_facts() -> dict:
     """The GPU and the software, for the records."""
     facts = torch.cuda.get_device_properties(0)
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    return {"device": facts.name, "kind": "gpu", "multiprocessors": facts.multi_processor_count,
-            "l2_bytes": facts.L2_cache_size, "versions": versions}
+    return {
+        "device": facts.name,
+        "kind": "gpu",
+        "multiprocessors": facts.multi_processor_count,
+        "l2_bytes": facts.L2_cache_size,
+        "versions": versions,
+    }
 
 
 def ceilings() -> dict:
@@ -114,8 +126,11 @@ def ceilings() -> dict:
     fp32_ms = min(time_runs([functools.partial(torch.mm, a, b)])[0])
     x, w = (torch.randint(-128, 128, (8192, 8192), dtype=torch.int8, device="cuda") for _ in range(2))
     int8_ms = min(time_runs([functools.partial(torch._int_mm, x, w.T)])[0])
-    return {"copy_gbytes_per_s": 2 * 4 * source.numel() / copy_ms / 1e6, "fp32_gops_per_s": 2 * 8192**3 / fp32_ms / 1e6,
-            "int8_gops_per_s": 2 * 8192**3 / int8_ms / 1e6}
+    return {
+        "copy_gbytes_per_s": 2 * 4 * source.numel() / copy_ms / 1e6,
+        "fp32_gops_per_s": 2 * 8192**3 / fp32_ms / 1e6,
+        "int8_gops_per_s": 2 * 8192**3 / int8_ms / 1e6,
+    }
 
 
 def copy_records(size: int = 1 << 28) -> list[dict]:
@@ -130,9 +145,22 @@ def copy_records(size: int = 1 << 28) -> list[dict]:
             target.copy_(source)
             torch.cuda.synchronize()
             samples.append((time.perf_counter() - begin) * 1e3)
-        out.append({"family": "copy", "kernel": kernel, "maker": "CUDA", "case": "host to device", "m": size, "n": 1,
-                    "k": 1, "density": 1.0, "bytes": 4 * size, "operations": 0, "timing": "clock",
-                    **records.summarize(samples[1:])})
+        out.append(
+            {
+                "family": "copy",
+                "kernel": kernel,
+                "maker": "CUDA",
+                "case": "host to device",
+                "m": size,
+                "n": 1,
+                "k": 1,
+                "density": 1.0,
+                "bytes": 4 * size,
+                "operations": 0,
+                "timing": "clock",
+                **records.summarize(samples[1:]),
+            }
+        )
     return out
 
 

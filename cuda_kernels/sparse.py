@@ -51,8 +51,10 @@ class CSR:
         check_same_device(pointers=self.pointers, columns=self.columns, values=self.values)
         _check_pointers(self.pointers, self.nnz)
         if self.nnz and not (int(self.columns.min()) >= 0 and int(self.columns.max()) < k):
-            raise ValueError(f"a column index is out of range: columns run from {int(self.columns.min())} to "
-                             f"{int(self.columns.max())} in a matrix of {k} columns")
+            raise ValueError(
+                f"a column index is out of range: columns run from {int(self.columns.min())} to "
+                f"{int(self.columns.max())} in a matrix of {k} columns"
+            )
         falls = self.columns[1:] <= self.columns[:-1]
         starts = torch.zeros(self.nnz + 1, dtype=torch.bool, device=falls.device)
         starts[self.pointers.long()] = True

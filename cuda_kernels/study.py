@@ -20,6 +20,7 @@ def reported() -> pd.DataFrame:
     ]
     return pd.DataFrame(rows, columns=["case", "what", "density", "reported_ms"])
 
+
 # Which of our kernels answers a reported one; the last is the fastest.
 OURS = {
     "FP32, tiled": ("gemm_tiled", "gemm_split_k"),

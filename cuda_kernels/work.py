@@ -103,8 +103,9 @@ def gemv_work(case: str, m: int, k: int, device: str, copies: Copies) -> Iterato
 def fp32_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) -> Iterator[Work]:
     """C = A B in FP32: our kernels and cuBLAS. The split-K kernel only for few columns, which it is for."""
     moved = 4 * (m * k + k * n + m * n)
-    sets = [(_normal(device, m, k), _normal(device, n, k).T, torch.empty(m, n, device=device))
-            for _ in range(copies(moved))]
+    sets = [
+        (_normal(device, m, k), _normal(device, n, k).T, torch.empty(m, n, device=device)) for _ in range(copies(moved))
+    ]
     truth = _exact(*sets[0][:2])
     rows = [(a, b.contiguous(), c) for a, b, c in sets]
     make = functools.partial(_work, "gemm_fp32", case=case, size=(m, n, k), truth=truth, bytes=moved)
@@ -119,8 +120,10 @@ def fp32_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) ->
 def int8_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) -> Iterator[Work]:
     """X W^T in INT8 with int32 sums: our kernels, and cuBLASLt where it takes the shape."""
     moved = m * k + n * k + 4 * m * n
-    sets = [(_bytes(device, m, k), _bytes(device, n, k), torch.empty(m, n, dtype=torch.int32, device=device))
-            for _ in range(copies(moved))]
+    sets = [
+        (_bytes(device, m, k), _bytes(device, n, k), torch.empty(m, n, dtype=torch.int32, device=device))
+        for _ in range(copies(moved))
+    ]
     truth = _exact(sets[0][0], sets[0][1].T)
     make = functools.partial(_work, "gemm_int8", case=case, size=(m, n, k), truth=truth, bytes=moved)
     for kernel in dense.INT8_KERNELS:
@@ -163,8 +166,16 @@ def spmm_work(case: str, size: int, n: int, density: float, device: str, copies:
     count = copies(8 * stored + 8 * size * n)
     sets = [(_sparse(device, size, density), _normal(device, size, n)) for _ in range(count)]
     first = sets[0][0]
-    make = functools.partial(_work, "spmm_csr", case=case, size=(size, n, size), density=density, stored=first.nnz,
-                             truth=_exact_sparse(*sets[0]), bytes=first.nbytes + 8 * size * n)
+    make = functools.partial(
+        _work,
+        "spmm_csr",
+        case=case,
+        size=(size, n, size),
+        density=density,
+        stored=first.nnz,
+        truth=_exact_sparse(*sets[0]),
+        bytes=first.nbytes + 8 * size * n,
+    )
     for kernel in sparse.SPMM_KERNELS:
         yield make(kernel, [sparse.prepare_spmm(a, b, kernel=kernel).run for a, b in sets])
     yield make("torch.sparse mm", [functools.partial(torch.mm, a.to_torch(), b) for a, b in sets], maker="cuSPARSE")
@@ -176,8 +187,19 @@ def relative_error(work: Work) -> float:
     return float((out - work.truth).norm() / work.truth.norm().clamp(min=1e-30))
 
 
-def _work(family: str, kernel: str, runs: list, *, case: str, size: tuple[int, int, int], truth: torch.Tensor,
-          bytes: int, density: float = 1.0, stored: int | None = None, maker: str = "ours") -> Work:
+def _work(
+    family: str,
+    kernel: str,
+    runs: list,
+    *,
+    case: str,
+    size: tuple[int, int, int],
+    truth: torch.Tensor,
+    bytes: int,
+    density: float = 1.0,
+    stored: int | None = None,
+    maker: str = "ours",
+) -> Work:
     m, n, k = size
     operations = 2 * n * (m * k if stored is None else stored)
     return Work(family, kernel, maker, case, m, n, k, density, bytes, operations, tuple(runs), truth)

@@ -22,7 +22,7 @@ def base_recipe(dataset: str, model: str, seed: int = 0) -> Recipe:
 
 
 def summary(records: pd.DataFrame) -> pd.DataFrame:
-    """A row a recipe, seeds averaged: accuracy and the mean 95 % interval of its seeds in %, size, MACs, batch-1 latency.
+    """A row a recipe, seeds averaged: accuracy in % with its 95 % interval, size, MACs, latency at batch 1.
 
     The interval is that of one seed: it covers the choice of test images, not that
     of the seed, whose spread stands beside it (standard deviation in points; empty for one seed).

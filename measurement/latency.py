@@ -1,4 +1,4 @@
-"""Latency: the median of many runs, each timed in turn with the FP32 base, so that the ratio survives a noisy machine."""
+"""Latency: the median of many runs, timed in turn with the FP32 base so that the ratio survives a noisy machine."""
 
 import os
 import platform
@@ -19,6 +19,7 @@ BATCHES = (1, 64)
 WARMUP_RUNS = 3
 RUNS = (7, 200)  # at least, at most
 SECONDS = 3.0  # for each batch size and thread count, between the least and the most runs
+PAUSE = 0.01  # seconds for the threads of the one before to stop spinning: they would take this one's cores
 QUIET = 0.1  # share of the cores that other programs may use
 
 
@@ -93,6 +94,8 @@ def _alternate(*functions: Callable[[], object]) -> np.ndarray:
     while len(rows) < RUNS[0] or (len(rows) < RUNS[1] and time.perf_counter() < deadline):
         row = []
         for function in functions:
+            time.sleep(PAUSE)
+            function()  # back into the caches after the others' turn
             started = time.perf_counter()
             function()
             row.append(1000 * (time.perf_counter() - started))

@@ -40,7 +40,7 @@ def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None =
 
 
 def latency_bars(records: pd.DataFrame, setting: str = "batch1", ax: Axes | None = None) -> Axes:
-    """Median latency (ms) of each record in ONNX Runtime, the whisker up to the 95th percentile, its speedup written on it.
+    """Median latency (ms) of each record in ONNX Runtime, a whisker to the 95th percentile, and the speedup.
 
     `setting` is `batch1`, `batch64`, or either with `_one_thread`.
     """

@@ -29,16 +29,24 @@ def roofline(frame: pd.DataFrame, bandwidth: float, rates: Mapping[str, float], 
     at = np.sqrt(low * min(rates.values()) / bandwidth)
     ax.annotate(f"{bandwidth:,.0f} GB/s", (at, at * bandwidth), ha="right", va="bottom", fontsize=8)
     for i, (kernel, rows) in enumerate(frame.groupby("kernel", sort=False)):
-        ax.scatter(rows.operations / rows.bytes, rows.operations / rows.time_ms / 1e6, s=26, zorder=3,
-                   marker=MARKERS[i // 10 % len(MARKERS)], color=f"C{i % 10}", label=kernel)
+        ax.scatter(
+            rows.operations / rows.bytes,
+            rows.operations / rows.time_ms / 1e6,
+            s=26,
+            zorder=3,
+            marker=MARKERS[i // 10 % len(MARKERS)],
+            color=f"C{i % 10}",
+            label=kernel,
+        )
     ax.set(xscale="log", yscale="log", xlabel="operations a byte (least bytes)", ylabel="Gop/s")
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     ax.grid(alpha=0.25)
     return ax
 
 
-def time_over_density(frame: pd.DataFrame, dense_ms: float, crossovers: Mapping[str, float | None],
-                      ax: Axes | None = None) -> Axes:
+def time_over_density(
+    frame: pd.DataFrame, dense_ms: float, crossovers: Mapping[str, float | None], ax: Axes | None = None
+) -> Axes:
     """Time of each sparse kernel against density, with the dense product's time and where the curves meet it.
 
     frame: columns kernel, density, time_ms, time_ms_p25 and time_ms_p75; crossovers: kernel -> density or None.

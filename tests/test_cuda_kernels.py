@@ -170,8 +170,17 @@ def test_emulator_shows_broken_kernels(kernel: str, complaint: str | None, tmp_p
 @pytest.mark.parametrize("source", sources())
 def test_nvcc_compiles_for_three_generations(source: str, tmp_path) -> None:
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (75, 80, 90)]
-    command = ["nvcc", "-fatbin", "-std=c++17", *targets, "--threads", "2", "-o", str(tmp_path / "out.fatbin"),
-               str(SOURCES / f"{source}.cu")]
+    command = [
+        "nvcc",
+        "-fatbin",
+        "-std=c++17",
+        *targets,
+        "--threads",
+        "2",
+        "-o",
+        str(tmp_path / "out.fatbin"),
+        str(SOURCES / f"{source}.cu"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr, done.stderr
@@ -197,8 +206,11 @@ def int8(*shape: int) -> torch.Tensor:
 
 
 def sparse(**changed) -> CSR:
-    arrays = {"pointers": torch.tensor([0, 1, 1, 3], dtype=torch.int32),
-              "columns": torch.tensor([1, 0, 2], dtype=torch.int32), "values": torch.tensor([2.0, 1.0, 3.0])}
+    arrays = {
+        "pointers": torch.tensor([0, 1, 1, 3], dtype=torch.int32),
+        "columns": torch.tensor([1, 0, 2], dtype=torch.int32),
+        "values": torch.tensor([2.0, 1.0, 3.0]),
+    }
     return CSR((3, 3), **{**arrays, **changed})
 
 
@@ -223,12 +235,18 @@ BAD = {
     "output shape": (lambda: gemv(ones(3, 4), ones(4), out=ones(4)), ValueError, "out must have shape"),
     "int8 dtype": (lambda: gemm_int8(ones(3, 4), int8(2, 4)), TypeError, "x must be torch.int8"),
     "scale missing": (lambda: gemm_int8(int8(3, 4), int8(2, 4), output=torch.int8), ValueError, "scale is missing"),
-    "scale shape": (lambda: gemm_int8(int8(3, 4), int8(2, 4), output=torch.float32, scale=ones(3), offset=ones(2)),
-                    ValueError, "scale must have shape"),
+    "scale shape": (
+        lambda: gemm_int8(int8(3, 4), int8(2, 4), output=torch.float32, scale=ones(3), offset=ones(2)),
+        ValueError,
+        "scale must have shape",
+    ),
     "epilogue on sums": (lambda: gemm_int8(int8(3, 4), int8(2, 4), relu=True), ValueError, "bare sum"),
     "kind of output": (lambda: gemm_int8(int8(3, 4), int8(2, 4), output=torch.uint8), TypeError, "torch.int32, torch"),
-    "zero point": (lambda: gemm_int8(int8(3, 4), int8(2, 4), output=torch.int8, scale=ones(2), offset=ones(2),
-                                     zero_point=200), ValueError, "-128 to 127"),
+    "zero point": (
+        lambda: gemm_int8(int8(3, 4), int8(2, 4), output=torch.int8, scale=ones(2), offset=ones(2), zero_point=200),
+        ValueError,
+        "-128 to 127",
+    ),
     "int32 sums overflow": (lambda: gemm_int8(int8(1, 2**17 + 1), int8(1, 2**17 + 1)), ValueError, "overflow int32"),
     "column too large": (lambda: sparse(columns=ints(1, 0, 3)), ValueError, "out of range"),
     "column negative": (lambda: sparse(columns=ints(1, -1, 2)), ValueError, "out of range"),
@@ -245,8 +263,11 @@ BAD = {
     "compact dtype": (lambda: compress(sparse(), torch.float64), TypeError, "torch.float32 or torch.int8"),
     "compact columns": (lambda: Delta8((1, 3), 4, ints(0, 1), ones(4, dtype=torch.uint8), ones(4)), ValueError, "past"),
     "compact scales": (lambda: Delta8((1, 3), 4, ints(0, 1), ones(4, dtype=torch.uint8), int8(4)), ValueError, "need"),
-    "too many elements": (lambda: gemm_int8(torch.empty(70_000, 40_000, dtype=torch.int8), int8(1, 40_000)), ValueError,
-                          "overflows 32-bit indexing"),
+    "too many elements": (
+        lambda: gemm_int8(torch.empty(70_000, 40_000, dtype=torch.int8), int8(1, 40_000)),
+        ValueError,
+        "overflows 32-bit indexing",
+    ),
     "grid too large": (lambda: gemm_fp32(ones(1_100_000, 1), ones(1, 1), kernel="gemm_naive"), ValueError, "grid"),
 }
 

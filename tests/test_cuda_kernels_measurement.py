@@ -21,15 +21,32 @@ from cuda_kernels.study import beside, reported
 from plots import kernels as kernel_plots
 
 TINY = work.Sizes(
-    square_gemv=64, fully_connected=(128, 16, 304), square_gemm=64, square_spmm=48, spmm_columns=(16, 48),
-    densities=(0.02, 0.1), study_densities=(0.85,), batches=(2,), layers=(("a", 16, 27, 24), ("b", 16, 32, 64)),
+    square_gemv=64,
+    fully_connected=(128, 16, 304),
+    square_gemm=64,
+    square_spmm=48,
+    spmm_columns=(16, 48),
+    densities=(0.02, 0.1),
+    study_densities=(0.85,),
+    batches=(2,),
+    layers=(("a", 16, 27, 24), ("b", 16, 32, 64)),
 )
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++, and there is none")
 
 
 def record(**changed) -> dict:
-    base = {"device": "Some GPU (TM)", "kernel": "gemv_vector4", "m": 3, "n": 1, "k": 4, "density": 0.1, "time_ms": 2.0,
-            "bytes": 4_000_000, "operations": 8_000_000, "copy_gbytes_per_s": 4.0}
+    base = {
+        "device": "Some GPU (TM)",
+        "kernel": "gemv_vector4",
+        "m": 3,
+        "n": 1,
+        "k": 4,
+        "density": 0.1,
+        "time_ms": 2.0,
+        "bytes": 4_000_000,
+        "operations": 8_000_000,
+        "copy_gbytes_per_s": 4.0,
+    }
     return {**base, **changed}
 
 
@@ -118,12 +135,26 @@ def test_the_study_is_quoted() -> None:
 def gpu_records() -> pd.DataFrame:
     """Made-up records: two kernels and two libraries, three densities."""
     rows = []
-    for kernel, maker, factor in (("spmv_delta8_fp32", "ours", 5), ("spmv_warp_per_row", "ours", 8),
-                                  ("torch.sparse mv", "cuSPARSE", 9)):
+    for kernel, maker, factor in (
+        ("spmv_delta8_fp32", "ours", 5),
+        ("spmv_warp_per_row", "ours", 8),
+        ("torch.sparse mv", "cuSPARSE", 9),
+    ):
         for density in (0.01, 0.1, 0.5):
-            rows.append(record(kernel=kernel, maker=maker, family="spmv_csr", case="square 8", density=density,
-                               time_ms=factor * density, time_ms_p25=factor * density * 0.9, share_of_copy=0.5,
-                               time_ms_p75=factor * density * 1.1, label=f"{kernel} {density}"))
+            rows.append(
+                record(
+                    kernel=kernel,
+                    maker=maker,
+                    family="spmv_csr",
+                    case="square 8",
+                    density=density,
+                    time_ms=factor * density,
+                    time_ms_p25=factor * density * 0.9,
+                    share_of_copy=0.5,
+                    time_ms_p75=factor * density * 1.1,
+                    label=f"{kernel} {density}",
+                )
+            )
     return pd.DataFrame(rows)
 
 
@@ -164,8 +195,10 @@ def test_the_launcher_passes_pointers_and_sizes(monkeypatch) -> None:
     launch = prepare_gemv(a, x)
     gpu.launch(launch)
     assert calls[0] == ("gemv_fp32", "gemv_vector4", (), "PPPii", 0)
-    assert calls[1] == (((2, 1, 1), (128, 1, 1), None, a.data_ptr(), x.data_ptr(), launch.output.data_ptr(), 5, 8),
-                        {"shared_size": 0})
+    assert calls[1] == (
+        ((2, 1, 1), (128, 1, 1), None, a.data_ptr(), x.data_ptr(), launch.output.data_ptr(), 5, 8),
+        {"shared_size": 0},
+    )
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=3))
     with pytest.raises(RuntimeError, match="default stream"):
         gpu.launch(launch)
