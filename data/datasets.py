@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from data.sources import ImageArrays, read_cifar10, read_digits, read_folder
 from data.sources import DataError as DataError
+from data.sources import ImageArrays, read_cifar10, read_digits, read_folder
 
 # The validation images are chosen by this seed alone, never by a recipe's, so that no recipe trains on an image
 # that another one is chosen by.

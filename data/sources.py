@@ -79,7 +79,9 @@ def _read_parquet(files: list[Path], expected: int) -> tuple[torch.Tensor, torch
     labels = np.concatenate([part[1] for part in parts]) if parts else np.empty((0,))
     if len(images) != expected:
         where = files[0].parent if files else "the data folder"
-        raise DataError(f"{where} holds {len(images)} of {expected} CIFAR-10 images: a shard is missing, fetch it again")
+        raise DataError(
+            f"{where} holds {len(images)} of {expected} CIFAR-10 images: a shard is missing, fetch it again"
+        )
     if labels.min() < 0 or labels.max() >= len(CIFAR10_CLASSES):
         raise DataError(f"{files[0].parent} holds a label outside 0..9: the Parquet files are not CIFAR-10")
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))

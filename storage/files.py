@@ -28,7 +28,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StorageError(f"cannot write {path} ({reason}): free some space or choose a folder you may write to") from error
+        raise StorageError(
+            f"cannot write {path} ({reason}): free some space or choose a folder you may write to"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -88,7 +88,9 @@ def _load(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         checksum, _ = header.pop("sha256"), header[what]
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{path} is missing or no readable weight file ({error}): delete it, and it is made again") from None
+        raise StorageError(
+            f"{path} is missing or no readable weight file ({error}): delete it, and it is made again"
+        ) from None
     if _checksum(tensors, header) != checksum:
         raise StorageError(f"{path} is damaged (its checksum differs): delete it, and it is made again")
     return tensors, header | {"sha256": checksum}

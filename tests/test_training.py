@@ -156,7 +156,7 @@ def test_a_learning_rate_far_too_high(digits, tmp_path):
 # Killed, and going on
 
 
-@pytest.mark.parametrize("steps", [3, 5, 12, 20])
+@pytest.mark.parametrize("steps", [3, 6, 20])
 def test_a_killed_training_ends_with_the_same_weights(digits, tmp_path, steps):
     whole, log = trained(digits, tmp_path / "whole")
     left = iter(range(steps - 1))
@@ -183,8 +183,8 @@ def test_a_finished_training_is_not_repeated(digits, tmp_path):
 
 
 KILLED = """
-import os, pathlib, signal, sys, torch
-from data import load
+import dataclasses, os, pathlib, signal, sys, torch
+from data import Split, load
 from storage import Checkpoint
 from training import Context, Train
 
@@ -194,13 +194,15 @@ class Killed(Checkpoint):
         os.kill(os.getpid(), signal.SIGKILL)
 
 torch.set_num_threads(int(sys.argv[2]))
-context = Context(load("digits"), 3, torch.device("cpu"), Killed(pathlib.Path(sys.argv[1])))
-Train("resnet20", epochs=2, batch_size=256).apply(None, context)
+digits = load("digits")
+digits = dataclasses.replace(digits, train=Split(digits.train.images[:160], digits.train.labels[:160]))
+context = Context(digits, 3, torch.device("cpu"), Killed(pathlib.Path(sys.argv[1])))
+Train("resnet20", epochs=2, batch_size=80).apply(None, context)
 """
 
 
-def test_train_goes_on_after_kill_9_and_ends_in_bfloat16(tmp_path):
-    digits, step = load("digits"), Train("resnet20", epochs=2, batch_size=256)
+def test_train_goes_on_after_kill_9_and_ends_in_bfloat16(digits, tmp_path):
+    step = Train("resnet20", epochs=2, batch_size=80)
     whole = step.apply(None, context_of(digits, tmp_path / "whole", seed=3))
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "state"), str(torch.get_num_threads())],
