@@ -4,7 +4,6 @@
 DATASET ?= digits
 PYTHON  ?= python3
 BIN     := .venv/bin
-NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]_*.ipynb))
 
 .PHONY: study test lint lab setup
 setup: .venv/.ready
@@ -12,7 +11,8 @@ setup: .venv/.ready
 .venv/.ready: requirements.txt pyproject.toml
 	@echo "Setting up .venv (once, a few minutes) ..."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt \
+		--config-settings editable_mode=compat --editable .
 	@touch $@
 
 study: setup
@@ -25,4 +25,4 @@ lint: setup
 	$(BIN)/ruff check .
 
 lab: setup
-	$(BIN)/jupyter lab notebooks
+	DATASET=$(DATASET) $(BIN)/jupyter lab notebooks

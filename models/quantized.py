@@ -1,1 +1,115 @@
-def insert_quantizers(model): raise NotImplementedError
+"""Integer networks: the layers of a deployed INT8 model, and where its quantizers stand.
+
+The placement is the one that ONNX Runtime's integer operators want: a tensor that leaves a layer is quantized once,
+after the ReLU that follows a convolution or an addition, so that convolution and addition both see integers on all
+sides. Jacob et al., CVPR 2018, describe the arithmetic.
+"""
+
+import torch
+from torch import fx, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn import functional
+
+OPSET = 21  # of ONNX: the first that the exporter's QuantizeLinear and DequantizeLinear are asked for in
+
+
+class Quantizer(nn.Module):
+    """Rounds a float32 tensor to 256 levels: `scale * (q - zero_point)` with q in 0..255, one scale a tensor.
+
+    With `enabled` False it passes its input on, for calibration.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.uint8))
+        self.enabled = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.enabled:
+            return x
+        if torch.onnx.is_in_onnx_export():
+            onnx = torch.onnx.ops.symbolic
+            pair = (self.scale, self.zero_point)
+            q = onnx("QuantizeLinear", (x, *pair), {}, dtype=torch.uint8, shape=x.shape, version=OPSET)
+            return onnx("DequantizeLinear", (q, *pair), {}, dtype=torch.float32, shape=x.shape, version=OPSET)
+        zero_point = self.zero_point.float()
+        q = (torch.round(x / self.scale) + zero_point).clamp(0, 255)
+        return (q - zero_point) * self.scale
+
+
+class _IntegerWeight:
+    """An int8 weight with one scale per output channel, symmetric: -127..127, so that zero is exactly zero."""
+
+    def take(self, layer: nn.Conv2d | nn.Linear) -> None:
+        largest = layer.weight.detach().flatten(1).abs().amax(1)
+        scale = torch.where(largest > 0, largest / 127, 1.0)
+        column = scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+        integers = torch.round(layer.weight.detach() / column).clamp(-127, 127).to(torch.int8)
+        self.weight = nn.Parameter(integers, requires_grad=False)
+        self.register_buffer("weight_scale", scale)
+        if layer.bias is not None:
+            self.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+
+    def dequantized(self) -> torch.Tensor:
+        if torch.onnx.is_in_onnx_export():
+            inputs = (self.weight, self.weight_scale, torch.zeros_like(self.weight_scale, dtype=torch.int8))
+            return torch.onnx.ops.symbolic(
+                "DequantizeLinear", inputs, {"axis": 0}, dtype=torch.float32, shape=self.weight.shape, version=OPSET
+            )
+        return self.weight * self.weight_scale.reshape(-1, *[1] * (self.weight.ndim - 1))
+
+
+class QuantizedConv2d(_IntegerWeight, nn.Conv2d):
+    """A convolution with an int8 weight `[O, I / groups, h, w]`, made from a float one."""
+
+    def __init__(self, layer: nn.Conv2d):
+        geometry = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+        super().__init__(*geometry, layer.dilation, layer.groups, bias=layer.bias is not None)
+        self.take(layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.dequantized(), self.bias)
+
+
+class QuantizedLinear(_IntegerWeight, nn.Linear):
+    """A linear layer with an int8 weight `[O, I]`, made from a float one."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        self.take(layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.dequantized(), self.bias)
+
+
+def insert_quantizers(model: nn.Module) -> fx.GraphModule:
+    """The integer form of a float model: batch norm folded, int8 weights, quantizers yet to be calibrated."""
+    spec = model.spec | {"quantized": True}
+    graph_module = fuse(model.eval().cpu())  # folds every batch norm into the convolution before it
+    for name, layer in list(graph_module.named_modules()):
+        form = {nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}.get(type(layer))
+        if form is not None:
+            graph_module.set_submodule(name, form(layer))
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if _leaves_a_layer(node, graph_module):
+            name = f"quantizer_{node.name}"
+            graph_module.add_submodule(name, Quantizer())
+            with graph.inserting_after(node):
+                quantized = graph.call_module(name)
+            node.replace_all_uses_with(quantized)
+            quantized.args = (node,)
+    graph_module.recompile()
+    graph_module.spec = spec
+    return graph_module.eval()
+
+
+def _leaves_a_layer(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Whether the node's result is rounded: not before a ReLU, which the same rounding takes in, nor the logits."""
+    if node.op == "output" or not node.users or any(user.op == "output" for user in node.users):
+        return False
+    modules = dict(graph_module.named_modules())
+    reads_shape_only = node.op == "call_module" and isinstance(modules[node.target], nn.Flatten)
+    before_relu = all(u.op == "call_module" and isinstance(modules[u.target], nn.ReLU) for u in node.users)
+    return node.op != "get_attr" and not reads_shape_only and not before_relu

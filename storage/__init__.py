@@ -2,7 +2,7 @@
 
 from storage.files import StorageError, atomic_write, sha256
 from storage.onnx_file import export_onnx, open_onnx, run_onnx
-from storage.weights import Checkpoint, load_weights, save_weights
+from storage.weights import Checkpoint, load_weights, save_weights, weights_checksum
 
 __all__ = [
     "Checkpoint",
@@ -14,4 +14,5 @@ __all__ = [
     "run_onnx",
     "save_weights",
     "sha256",
+    "weights_checksum",
 ]

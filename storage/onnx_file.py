@@ -1,3 +1,96 @@
-def export_onnx(): ...
-def open_onnx(): ...
-def run_onnx(): ...
+"""The deployed model: one ONNX file, from which accuracy, size and latency are all taken."""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from models.quantized import OPSET
+from storage.files import StorageError, atomic_write
+
+# Of the largest logit, between PyTorch and ONNX Runtime. Integer kernels may round a value that lies half-way the
+# other way, and a deep network carries such a step on, so that quantized files are held to less.
+FLOAT_TOLERANCE, QUANTIZED_TOLERANCE = 1e-3, 0.2
+
+
+def export_onnx(model: nn.Module, path: Path, metadata: dict | None = None) -> None:
+    """Write `model` as ONNX with a free batch size, then run the file and compare its logits with the model's.
+
+    The file maps `images` `[batch, C, H, W]` (float32, normalized) to `logits` `[batch, classes]`, and carries
+    `metadata` (anything that JSON can say) in its properties.
+
+    Raises:
+        StorageError: the file cannot be written, or computes something else than the model.
+    """
+    model = model.eval().cpu().to(memory_format=torch.contiguous_format)
+    example = torch.randn(2, *model.spec["shape"], generator=torch.Generator().manual_seed(0))
+    with _quiet():
+        program = torch.onnx.export(
+            model, (example,), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=["images"], output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )  # fmt: skip
+    for key, value in ({"spec": model.spec} | (metadata or {})).items():
+        program.model.metadata_props[key] = json.dumps(value)
+    for node in program.model.graph:  # the exporter notes where in its own source each node came from
+        node.metadata_props.clear()
+    with atomic_write(path) as temporary:
+        program.save(str(temporary))
+    _check(model, path)
+
+
+def _check(model: nn.Module, path: Path) -> None:
+    images = torch.randn(16, *model.spec["shape"], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(images).numpy()
+    difference = np.abs(run_onnx(open_onnx(path), images.numpy()) - expected).max() / np.abs(expected).max()
+    tolerance = QUANTIZED_TOLERANCE if model.spec.get("quantized") else FLOAT_TOLERANCE
+    if not difference <= tolerance:
+        raise StorageError(
+            f"{path} computes other logits than its model (by {difference:.1%} of the largest): not used"
+        )
+
+
+def open_onnx(path: Path, threads: int = 0, optimized: Path | None = None) -> onnxruntime.InferenceSession:
+    """Load a file into ONNX Runtime on the CPU, with `threads` threads (0: all cores).
+
+    `optimized` names a file for the graph as the runtime rewrote it, operators fused.
+
+    Raises:
+        StorageError: the file is missing or no ONNX model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise StorageError(f"{path} is missing or no ONNX file that runs: delete it, and it is made again") from error
+
+
+def run_onnx(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+    """Logits `[B, classes]` of normalized images `[B, C, H, W]`, float32."""
+    return session.run(["logits"], {"images": images})[0]
+
+
+@contextlib.contextmanager
+def _quiet():
+    """The exporter reports its progress on the screen, and warns of what does not concern the file."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -14,27 +14,31 @@ from models import rebuild
 from storage.files import StorageError, atomic_write
 
 
-def save_weights(model: nn.Module, path: Path) -> str:
-    """Write a model's weights and its `spec`; return the checksum that `load_weights` compares.
+def save_weights(model: nn.Module, path: Path, log: dict) -> None:
+    """Write a model's weights, its `spec`, and the `log` of how it was made (anything that JSON can say).
 
     A tensor whose values all fit bfloat16 is stored as bfloat16: nothing is lost and the file is half as long.
     """
-    tensors = {name: _shortest(tensor.detach().cpu()) for name, tensor in model.state_dict().items()}
-    return _save(tensors, {"spec": model.spec}, path)
+    _save(_stored(model), {"spec": model.spec}, path, log)
 
 
-def load_weights(path: Path, checksum: str | None = None) -> nn.Module:
-    """Rebuild the model whose weights `path` holds, in evaluation mode.
+def weights_checksum(model: nn.Module) -> str:
+    """SHA-256 of the model's weights and spec; the same before saving and after loading."""
+    return _checksum(_stored(model), {"spec": model.spec})
+
+
+def load_weights(path: Path, checksum: str | None = None) -> tuple[nn.Module, dict]:
+    """Rebuild the model whose weights `path` holds, in evaluation mode, and its log.
 
     Raises:
         StorageError: the file is missing, damaged, or not the one that `checksum` names.
     """
-    tensors, header = _load(path, "spec")
-    if checksum is not None and header["sha256"] != checksum:
+    tensors, header, own = _load(path, "spec")
+    if checksum is not None and own != checksum:
         raise StorageError(f"{path} holds other weights than its record says: delete it, and it is made again")
     model = rebuild(header["spec"])
     model.load_state_dict(tensors)
-    return model.eval()
+    return model.eval(), header.get("log", {})
 
 
 class Checkpoint:
@@ -52,7 +56,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            tensors, header = _load(self.path, "state")
+            tensors, header, _ = _load(self.path, "state")
             return tensors, header["state"]
         except StorageError as error:
             warnings.warn(f"{error}; the training starts over", stacklevel=2)
@@ -62,6 +66,10 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
+def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: _shortest(tensor.detach().cpu()) for name, tensor in model.state_dict().items()}
+
+
 def _shortest(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.contiguous()
     if tensor.dtype == torch.float32 and torch.equal(tensor, tensor.bfloat16().float()):
@@ -69,35 +77,36 @@ def _shortest(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _save(tensors: dict[str, torch.Tensor], header: dict, path: Path) -> str:
+def _save(tensors: dict[str, torch.Tensor], header: dict, path: Path, log: dict | None = None) -> None:
     # Copies, because safetensors refuses tensors that share memory.
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    checksum = _checksum(tensors, header)
+    header = header | {"sha256": _checksum(tensors, header), "log": log or {}}
     with atomic_write(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"header": json.dumps(header | {"sha256": checksum})})
+            save_file(tensors, temporary, metadata={"header": json.dumps(header)})
         except SafetensorError as error:  # it wraps a full disk or a folder that may not be written to
             raise OSError(str(error)) from error
-    return checksum
 
 
-def _load(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict]:
+def _load(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict, str]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["header"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        checksum, _ = header.pop("sha256"), header[what]
+        checksum, _ = header["sha256"], header[what]
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StorageError(
             f"{path} is missing or no readable weight file ({error}): delete it, and it is made again"
         ) from None
     if _checksum(tensors, header) != checksum:
         raise StorageError(f"{path} is damaged (its checksum differs): delete it, and it is made again")
-    return tensors, header | {"sha256": checksum}
+    return tensors, header, checksum
 
 
 def _checksum(tensors: dict[str, torch.Tensor], header: dict) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    """Of all but the log, which holds times and so differs between two makings of the same weights."""
+    covered = {key: value for key, value in header.items() if key not in ("sha256", "log")}
+    digest = hashlib.sha256(json.dumps(covered, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

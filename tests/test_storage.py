@@ -14,6 +14,9 @@ from safetensors import safe_open
 
 from models import build
 from storage import Checkpoint, StorageError, atomic_write, files, load_weights, save_weights, sha256
+from storage.weights import weights_checksum
+
+LOG = {"train_seconds": 1.5}
 
 
 def network():
@@ -67,7 +70,7 @@ def test_full_disk(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"old")
     monkeypatch.setattr(files.os, "fsync", fsync)
-    message = refused(path, lambda: save_weights(network(), path))
+    message = refused(path, lambda: save_weights(network(), path, LOG))
     assert "No space left on device" in message and "free some space" in message
 
 
@@ -78,13 +81,13 @@ def test_read_only_folder(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"old")
     monkeypatch.setattr("storage.weights.save_file", save_file)
-    assert "a folder you may write to" in refused(path, lambda: save_weights(network(), path))
+    assert "a folder you may write to" in refused(path, lambda: save_weights(network(), path, LOG))
 
 
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "taken").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot write .*taken"):
-        save_weights(network(), tmp_path / "taken" / "weights.safetensors")
+        save_weights(network(), tmp_path / "taken" / "weights.safetensors", LOG)
 
 
 def test_safetensors_own_error_is_a_sentence_too(tmp_path, monkeypatch):
@@ -96,7 +99,7 @@ def test_safetensors_own_error_is_a_sentence_too(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"old")
     monkeypatch.setattr("storage.weights.save_file", save_file)
-    assert "No space left" in refused(path, lambda: save_weights(network(), path))
+    assert "No space left" in refused(path, lambda: save_weights(network(), path, LOG))
 
 
 KILLED = """
@@ -136,12 +139,14 @@ def test_round_trip_bit_for_bit(tmp_path):
     with torch.no_grad():
         model.linear.weight[0, :4] = torch.tensor([-0.0, 1e-45, 3.4e38, 1 / 3])
         model.linear.bias.copy_(model.linear.bias.bfloat16().float())
-    checksum = save_weights(model, path)
-    again = load_weights(path, checksum)
+    save_weights(model, path, LOG)
+    checksum = weights_checksum(model)
+    again, log = load_weights(path, checksum)
+    assert log == LOG
     assert not again.training and again.spec == model.spec
     own, read = model.state_dict(), again.state_dict()
     assert own.keys() == read.keys() and all(same_bits(own[name], read[name]) for name in own)
-    assert save_weights(again, tmp_path / "twin") == checksum
+    assert weights_checksum(again) == checksum
 
 
 def test_bfloat16_where_nothing_is_lost_and_only_there(tmp_path):
@@ -150,7 +155,7 @@ def test_bfloat16_where_nothing_is_lost_and_only_there(tmp_path):
         for convolution in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
             convolution.weight.copy_(convolution.weight.bfloat16().float())
         model.conv.weight[0, 0, 0, 0] = 1 + 2**-8  # one bit more than bfloat16's eight hold
-    save_weights(model, path)
+    save_weights(model, path, LOG)
     with safe_open(path, framework="pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     for name, tensor in model.state_dict().items():
@@ -169,7 +174,7 @@ def test_infinite_and_no_number_come_back(tmp_path):
 
 def test_another_checksum(tmp_path):
     path = tmp_path / "w.safetensors"
-    save_weights(network(), path)
+    save_weights(network(), path, LOG)
     with pytest.raises(StorageError, match="other weights than its record says"):
         load_weights(path, "0" * 64)
 
@@ -202,7 +207,7 @@ def test_a_checkpoint_is_no_weight_file(tmp_path):
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.5, 0.999])
 def test_truncated(tmp_path, share):
     path = tmp_path / "w.safetensors"
-    save_weights(network(), path)
+    save_weights(network(), path, LOG)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(StorageError, match="delete it"):
@@ -211,7 +216,7 @@ def test_truncated(tmp_path, share):
 
 def test_a_flipped_byte_in_the_weights(tmp_path):
     path = tmp_path / "w.safetensors"
-    save_weights(network(), path)
+    save_weights(network(), path, LOG)
     whole = path.read_bytes()
     for position in (-1, -len(whole) // 2):
         damaged = bytearray(whole)
@@ -245,6 +250,6 @@ def test_checkpoint_before_and_after(tmp_path):
 
 
 def test_weights_are_no_checkpoint(tmp_path):
-    save_weights(network(), tmp_path / "w")
+    save_weights(network(), tmp_path / "w", LOG)
     with pytest.warns(UserWarning, match="the training starts over"):
         assert Checkpoint(tmp_path / "w").load() is None

@@ -1,0 +1,13 @@
+"""CUDA kernels for what compression leaves to do: dense FP32, INT8 and sparse products.
+
+    from cuda_kernels import gemv
+    y = gemv(a, x)            # torch tensors on the GPU run there; on the CPU, in the emulator
+
+`python -m cuda_kernels check` compares every kernel with numpy on whatever is there; `python -m cuda_kernels measure`
+times them and writes one record each to results/kernels/.
+"""
+
+from .dense import fold_layer, gemm_fp32, gemm_int8, gemv
+from .sparse import CSR, Delta8, compress, spmm, spmv
+
+__all__ = ["CSR", "Delta8", "compress", "fold_layer", "gemm_fp32", "gemm_int8", "gemv", "spmm", "spmv"]

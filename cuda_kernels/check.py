@@ -1,0 +1,218 @@
+"""Every kernel against numpy in higher precision, on the GPU if there is one and in the emulator if not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import dense, sparse
+from .launch import Launch
+
+MARGIN = 64  # elements around an output that no kernel may touch; keeps the output on a 16-byte boundary
+POISON = {torch.float32: float("nan"), torch.int32: -(2**31), torch.int8: 85}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One product: `prepare(out)` makes the launch, `truth` is the float64 or int64 answer.
+
+    size: the sums of the terms' magnitudes, to which errors are relative; None if every element must be equal.
+    """
+
+    kernel: str
+    what: str
+    prepare: Callable[[torch.Tensor], Launch]
+    dtype: torch.dtype
+    truth: np.ndarray
+    size: np.ndarray | None
+    terms: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case. error: the largest error relative to the sum of the terms' magnitudes (0 = exact)."""
+
+    kernel: str
+    what: str
+    error: float
+    passed: bool
+    remark: str = ""
+
+
+def run_case(case: Case, device: str, runner: Callable[[Launch], None] | None = None) -> Outcome:
+    """Run into a poisoned output and compare. Passed: written everywhere, nowhere else, and right to rounding."""
+    count = case.truth.size
+    around = torch.full((count + 2 * MARGIN,), POISON[case.dtype], dtype=case.dtype, device=device)
+    before = around.clone()
+    launch = case.prepare(around[MARGIN : MARGIN + count].view(case.truth.shape))
+    (runner or Launch.run)(launch)
+    result = launch.output.cpu().numpy()
+    for part in (slice(0, MARGIN), slice(MARGIN + count, None)):
+        if not torch.equal(around[part].nan_to_num(7), before[part].nan_to_num(7)):
+            return Outcome(case.kernel, case.what, np.inf, False, "wrote outside its output")
+    if case.size is None:
+        wrong = int((result.astype(np.int64) != case.truth).sum())
+        return Outcome(case.kernel, case.what, float(wrong > 0), wrong == 0, f"{wrong} differ" if wrong else "")
+    error = float(np.max(np.abs(result - case.truth) / np.maximum(case.size, 1e-30)))
+    limit = np.finfo(np.float32).eps * (4 + np.sqrt(case.terms))
+    return Outcome(case.kernel, case.what, error, bool(error <= limit), "" if error <= limit else "too far off")
+
+
+def all_cases(device: str, seed: int | None = None) -> Iterator[Case]:
+    """Every kernel on fresh random inputs of awkward sizes."""
+    rng = np.random.default_rng(seed)
+    for m, k in ((1, 1), (33, 31), (131, 1028)):
+        yield from gemv_cases(rng, device, m, k)
+    for m, n, k in ((1, 1, 1), (33, 31, 65), (129, 132, 260), (65, 17, 2052)):
+        yield from gemm_cases(rng, device, m, n, k)
+    for m, n, k in ((1, 1, 1), (33, 31, 65), (17, 133, 1040), (130, 129, 192)):
+        yield from int8_cases(rng, device, m, n, k)
+    for m, k, density in ((1, 1, 1.0), (40, 33, 0.0), (67, 1000, 0.004), (33, 2000, 0.1), (35, 131, 0.5)):
+        yield from sparse_cases(rng, device, m, k, density)
+
+
+def gemv_cases(rng: np.random.Generator, device: str, m: int, k: int) -> Iterator[Case]:
+    """Every matrix-vector kernel on one random (m, k) matrix."""
+    a, x = _normal(rng, m, k), _normal(rng, k)
+    on = [torch.from_numpy(v).to(device) for v in (a, x)]
+    truth, size = _product(a, x)
+    for kernel in dense.GEMV_KERNELS:
+        yield Case(
+            kernel,
+            f"{m}x{k}",
+            lambda out, kernel=kernel: dense.prepare_gemv(*on, kernel=kernel, out=out),
+            torch.float32,
+            truth,
+            size,
+            k,
+        )
+
+
+def gemm_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) -> Iterator[Case]:
+    """Every FP32 matrix product kernel on one random (m, k) by (k, n) product."""
+    a, b = _normal(rng, m, k), _normal(rng, k, n)
+    truth, size = _product(a, b)
+    on = torch.from_numpy(a).to(device)
+    rows, columns = torch.from_numpy(b).to(device), torch.from_numpy(np.ascontiguousarray(b.T)).to(device).T
+    for kernel in dense.GEMM_KERNELS:
+        right = columns if kernel == "gemm_split_k" else rows
+        yield Case(
+            kernel,
+            f"{m}x{n}x{k}",
+            lambda out, kernel=kernel, right=right: dense.prepare_gemm_fp32(on, right, kernel=kernel, out=out),
+            torch.float32,
+            truth,
+            size,
+            k,
+        )
+
+
+def int8_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) -> Iterator[Case]:
+    """Every INT8 kernel with each kind of output; the sums and the requantized output must be equal."""
+    x, w = (rng.integers(-128, 128, shape, dtype=np.int8) for shape in ((m, k), (n, k)))
+    sums = x.astype(np.int64) @ w.astype(np.int64).T
+    scale = (rng.uniform(0.2, 1.5, n) * 40 / (5461 * np.sqrt(k))).astype(np.float32)
+    offset = rng.uniform(-20, 20, n).astype(np.float32)
+    # What a fused multiply-add gives: one rounding, to float32. The exact product of two float32 fits a float64.
+    real = (sums.astype(np.float32).astype(np.float64) * scale + offset).astype(np.float32)
+    kept = np.maximum(real, 0)
+    bytes_ = np.clip(np.rint(kept).astype(np.float64) - 100, -128, 127).astype(np.int64)
+    xs, ws, scales, offsets = (torch.from_numpy(v).to(device) for v in (x, w, scale, offset))
+    layer = {"scale": scales, "offset": offsets}
+    kinds = (
+        ("sums", torch.int32, sums, None, {}),
+        ("float", torch.float32, real.astype(np.float64), np.abs(real).astype(np.float64) + 1, layer),
+        ("int8", torch.int8, bytes_, None, {**layer, "relu": True, "zero_point": -100}),
+    )
+    for kernel in dense.INT8_KERNELS:
+        for name, dtype, truth, size, options in kinds:
+            yield Case(
+                kernel,
+                f"{m}x{n}x{k} {name}",
+                lambda out, kernel=kernel, dtype=dtype, options=options: dense.prepare_gemm_int8(
+                    xs, ws, kernel=kernel, output=dtype, out=out, **options
+                ),
+                dtype,
+                truth,
+                size,
+                1,
+            )
+
+
+def sparse_cases(rng: np.random.Generator, device: str, m: int, k: int, density: float) -> Iterator[Case]:
+    """Every sparse kernel on one random matrix with empty rows, a dense one, and one whose only entry is the last."""
+    a = np.where(rng.random((m, k)) < density, _normal(rng, m, k), 0).astype(np.float32)
+    if m > 8 and density:
+        a[3:5] = 0
+        a[6] = _normal(rng, k)
+        a[7], a[7, -1] = 0, 1.5
+    matrix = sparse.CSR.from_dense(torch.from_numpy(a).to(device))
+    x = _normal(rng, k)
+    what = f"{m}x{k} at {density:.1%}"
+    yield from _spmv_cases(matrix, a, x, what, device)
+    for n in (1, 16, 33, 64, 132):
+        b = _normal(rng, k, n)
+        truth, size = _product(a, b)
+        right = torch.from_numpy(b).to(device)
+        for kernel in sparse.SPMM_KERNELS:
+            yield Case(
+                kernel,
+                f"{what}, {n} columns",
+                lambda out, kernel=kernel, right=right: sparse.prepare_spmm(matrix, right, kernel=kernel, out=out),
+                torch.float32,
+                truth,
+                size,
+                k,
+            )
+
+
+def _spmv_cases(matrix: sparse.CSR, a: np.ndarray, x: np.ndarray, what: str, device: str) -> Iterator[Case]:
+    right = torch.from_numpy(x).to(device)
+    truth, size = _product(a, x)
+    for kernel in sparse.SPMV_KERNELS:
+        yield Case(
+            kernel,
+            what,
+            lambda out, kernel=kernel: sparse.prepare_spmv(matrix, right, kernel=kernel, out=out),
+            torch.float32,
+            truth,
+            size,
+            a.shape[1],
+        )
+    compact = sparse.compress(matrix)
+    yield Case(
+        "spmv_delta8_fp32",
+        what,
+        lambda out: sparse.prepare_spmv(compact, right, out=out),
+        torch.float32,
+        truth,
+        size,
+        a.shape[1],
+    )
+    # The INT8 values are rounded, by numpy here; the product of what is stored must then be right to float32.
+    scale = np.abs(a).max(1, keepdims=True) / np.float32(127)
+    scale[scale == 0] = 1
+    stored = np.rint(a / scale).astype(np.float64) * scale
+    truth, size = _product(stored, x)
+    small = sparse.compress(matrix, torch.int8)
+    yield Case(
+        "spmv_delta8_int8",
+        what,
+        lambda out: sparse.prepare_spmv(small, right, out=out),
+        torch.float32,
+        truth,
+        size,
+        a.shape[1],
+    )
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The product in float64, and the sums of the terms' magnitudes, to which rounding errors are relative."""
+    return a.astype(np.float64) @ b.astype(np.float64), np.abs(a).astype(np.float64) @ np.abs(b).astype(np.float64)

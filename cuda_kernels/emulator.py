@@ -1,0 +1,83 @@
+"""The .cu files on a CPU: compiled by the C++ compiler against kernels/emulator.h, for correctness only."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from .launch import SOURCES, Launch, kernel_names, sources
+
+CACHE = Path(__file__).parents[1] / "artifacts" / "emulator"
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-w", "-DCUDA_EMULATOR")
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX or g++. RuntimeError if there is none."""
+    found = shutil.which(os.environ.get("CXX", "g++"))
+    if found is None:
+        raise RuntimeError("the emulator needs a C++ compiler and found none; install g++ or name one in $CXX")
+    return found
+
+
+def launch(work: Launch, reverse: bool = False) -> None:
+    """Run every thread of the launch on this CPU.
+
+    reverse: run the threads between two barriers in the opposite order; the result must not depend on it.
+    RuntimeError if the kernel breaks a rule of the thread model (misaligned vector, barrier not reached by all).
+    """
+    run = getattr(_library(work.source, work.defines), f"launch_{work.kernel}")
+    run.restype = ctypes.c_char_p
+    values = [_value(argument) for argument in work.arguments]
+    pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
+    error = run((ctypes.c_uint * 6)(*work.grid, *work.block), ctypes.c_uint(work.shared_bytes), reverse, pointers)
+    if error:
+        raise RuntimeError(f"kernel {work.kernel} failed in the emulator: {error.decode()}")
+
+
+def build_all() -> None:
+    """Compile what is not in the cache yet."""
+    for source in sources():
+        _library(source, ())
+
+
+def _value(argument: torch.Tensor | int | None) -> ctypes._SimpleCData:
+    if isinstance(argument, int):
+        return ctypes.c_int(argument)
+    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+
+
+@functools.cache
+def _library(source: str, defines: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+    texts = "".join((SOURCES / name).read_text() for name in (f"{source}.cu", "device.cuh", "emulator.h"))
+    macros = [f"-D{name}={value}" for name, value in defines]
+    key = hashlib.sha256("\n".join([texts, compiler(), *FLAGS, *macros]).encode()).hexdigest()[:16]
+    library = CACHE / f"{source}-{key}.so"
+    if not library.exists():
+        _compile(source, macros, library)
+    return ctypes.CDLL(str(library))
+
+
+def _compile(source: str, macros: list[str], library: Path) -> None:
+    """Compile the source with one plain C function a kernel, through which ctypes can start it."""
+    entries = "".join(
+        f'extern "C" const char* launch_{name}(const unsigned* shape, unsigned shared, bool reverse, void** values) '
+        f"{{ return emulator::launch({name}, shape, shared, reverse, values); }}\n"
+        for name in kernel_names(source)
+    )
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        code, built = Path(folder) / f"{source}.cpp", Path(folder) / "library.so"
+        code.write_text(f'#include "{source}.cu"\n{entries}')
+        command = [compiler(), *FLAGS, *macros, "-I", str(SOURCES), "-o", str(built), str(code)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{source}.cu does not compile for the emulator: {done.stderr.strip()[:2000]}")
+        os.replace(built, library)

@@ -1,0 +1,269 @@
+// An INT8 layer: out = epilogue(X W^T), summed exactly in int32. X is (m, k), one row an image or a pixel; W is
+// (n, k), one row an output channel; out is (m, n). Both have k contiguous: the instructions take 4 or 32 k at once.
+#include "device.cuh"
+
+#ifndef TILE
+#define TILE 16
+#endif
+
+// What becomes of a sum. mode 0: the int32 itself. 1: float = sum * scale[channel] + offset[channel]. 2: that, rounded
+// to even, plus zero_point, clamped to int8: the next layer's input. ReLU comes before the rounding.
+struct Epilogue {
+    void* out;
+    const float* scale;
+    const float* offset;
+    int mode, relu, zero_point;
+};
+
+__device__ __forceinline__ void finish(const Epilogue& e, int row, int channel, int n, int sum) {
+    size_t at = (size_t)row * n + channel;
+    if (e.mode == 0) {
+        ((int*)e.out)[at] = sum;
+        return;
+    }
+    float v = fmaf((float)sum, e.scale[channel], e.offset[channel]);
+    if (e.relu) v = fmaxf(v, 0.f);
+    if (e.mode == 1)
+        ((float*)e.out)[at] = v;
+    else
+        ((signed char*)e.out)[at] = (signed char)fminf(fmaxf(rintf(v) + (float)e.zero_point, -128.f), 127.f);
+}
+
+#define EPILOGUE_ARGUMENTS \
+    void *__restrict__ out, const float *__restrict__ scale, const float *__restrict__ offset, int mode, int relu, \
+        int zero_point
+#define EPILOGUE \
+    Epilogue { out, scale, offset, mode, relu, zero_point }
+
+// Step 1, the study's: the tiled FP32 kernel with bytes. A quarter of the bytes to read, but each product is
+// still one instruction, after two conversions from bytes: hence 1.36x where 4x is the limit.
+extern "C" __global__ void gemm_int8_tiled(const signed char* __restrict__ x, const signed char* __restrict__ w,
+                                           EPILOGUE_ARGUMENTS, int m, int n, int k) {
+    __shared__ signed char x_tile[TILE][TILE], w_tile[TILE][TILE + 1];
+    int tx = threadIdx.x, ty = threadIdx.y;
+    int row = blockIdx.y * TILE + ty, col = blockIdx.x * TILE + tx, w_row = blockIdx.x * TILE + ty;
+    int sum = 0;
+    for (int k0 = 0; k0 < k; k0 += TILE) {
+        x_tile[ty][tx] = row < m && k0 + tx < k ? x[(size_t)row * k + k0 + tx] : 0;
+        w_tile[ty][tx] = w_row < n && k0 + tx < k ? w[(size_t)w_row * k + k0 + tx] : 0;
+        __syncthreads();
+        for (int i = 0; i < TILE; ++i) sum += x_tile[ty][i] * w_tile[tx][i];
+        __syncthreads();
+    }
+    if (row < m && col < n) finish(EPILOGUE, row, col, n, sum);
+}
+
+// Step 2: dp4a multiplies four pairs of bytes and adds them up in one instruction. 64 x 64 outputs a block, 4 x 4 a
+// thread; tiles are kept as words of 4 k, transposed, so that a thread's 4 rows are one 16-byte read.
+constexpr int DP_TILE = 64, DP_WORDS = 8;
+
+extern "C" __global__ void __launch_bounds__(256)
+    gemm_int8_dp4a(const signed char* __restrict__ x, const signed char* __restrict__ w, EPILOGUE_ARGUMENTS, int m,
+                   int n, int k) {
+    __shared__ __align__(16) int tile[2][DP_WORDS][DP_TILE + 4];
+    int thread = threadIdx.x, row0 = blockIdx.y * DP_TILE, col0 = blockIdx.x * DP_TILE;
+    // The first 128 threads fetch X, the others W: 64 rows of 32 bytes each, 16 bytes a thread.
+    int which = thread / 128, mine = thread % 128 / 2, word = thread % 2 * 4;
+    int source_row = (which ? col0 : row0) + mine;
+    const signed char* source = (which ? w : x) + (size_t)source_row * k;
+    int source_size = source_row < (which ? n : m) ? k : 0;
+    int my_row = thread / 16 * 4, my_col = thread % 16 * 4;
+    int sum[4][4] = {};
+    for (int k0 = 0; k0 < k; k0 += DP_WORDS * 4) {
+        int4 v = load16(source, k0 + word * 4, source_size, k % 16 == 0);
+        tile[which][word][mine] = v.x;
+        tile[which][word + 1][mine] = v.y;
+        tile[which][word + 2][mine] = v.z;
+        tile[which][word + 3][mine] = v.w;
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < DP_WORDS; ++i) {
+            int4 xv = *(const int4*)&tile[0][i][my_row], wv = *(const int4*)&tile[1][i][my_col];
+            int xs[4] = {xv.x, xv.y, xv.z, xv.w}, ws[4] = {wv.x, wv.y, wv.z, wv.w};
+#pragma unroll
+            for (int r = 0; r < 4; ++r)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) sum[r][j] = __dp4a(xs[r], ws[j], sum[r][j]);
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            if (row0 + my_row + r < m && col0 + my_col + j < n)
+                finish(EPILOGUE, row0 + my_row + r, col0 + my_col + j, n, sum[r][j]);
+}
+
+// Step 3: the tensor cores. A block makes 128 x 128 outputs with 4 warps of 64 x 64: one step of 32 k costs a warp
+// 4 KB of shared memory for 32 matrix instructions. Three tiles of 64 k are in shared memory at a time; two are on
+// their way while one is used. 16-byte pieces of a row are stored in an order that depends on the row, so that the
+// eight rows of an ldmatrix lie in different banks.
+constexpr int MM_TILE = 128, MM_DEPTH = 64, MM_STAGES = 3, MM_THREADS = 128;
+
+__device__ __forceinline__ int swizzled(int row, int piece) { return row * MM_DEPTH + (piece ^ (row / 2 & 3)) * 16; }
+
+__device__ __forceinline__ void stage_rows(signed char* to, const signed char* from, int row0, int rows, int k, int k0) {
+    bool aligned = k % 16 == 0;
+#pragma unroll
+    for (int i = 0; i < MM_TILE * MM_DEPTH / 16 / MM_THREADS; ++i) {
+        int at = i * MM_THREADS + threadIdx.x, row = at / 4, piece = at % 4;
+        const signed char* source = from + (size_t)(row0 + row) * k;
+        bool inside = row0 + row < rows;
+        if (inside && aligned && k0 + piece * 16 + 16 <= k)
+            copy_async16(to + swizzled(row, piece), source + k0 + piece * 16);
+        else
+            *(int4*)(to + swizzled(row, piece)) = load16(source, k0 + piece * 16, inside ? k : 0, false);
+    }
+}
+
+__device__ __forceinline__ void multiply_tile(int (&sum)[4][8][4], const signed char* xs, const signed char* ws,
+                                              int warp, int lane) {
+#pragma unroll
+    for (int step = 0; step < MM_DEPTH / 32; ++step) {
+        unsigned a[4][4], b[8][2];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)  // rows 0-7 and 8-15 of the first 16 k, then of the second
+            load_matrix_x4(a[i], xs + swizzled(warp / 2 * 64 + i * 16 + lane % 16, step * 2 + lane / 16));
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {  // both halves of k for 8 channels, then for the next 8
+            unsigned r[4];
+            load_matrix_x4(r, ws + swizzled(warp % 2 * 64 + j * 8 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
+            b[j][0] = r[0], b[j][1] = r[1], b[j + 1][0] = r[2], b[j + 1][1] = r[3];
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int j = 0; j < 8; ++j) mma_16x8x32(sum[i][j], a[i], b[j]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(MM_THREADS, 2)
+    gemm_int8_mma(const signed char* __restrict__ x, const signed char* __restrict__ w, EPILOGUE_ARGUMENTS, int m,
+                  int n, int k) {
+    __shared__ __align__(16) signed char xs[MM_STAGES][MM_TILE * MM_DEPTH];
+    __shared__ __align__(16) signed char ws[MM_STAGES][MM_TILE * MM_DEPTH];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int row0 = blockIdx.y * MM_TILE, col0 = blockIdx.x * MM_TILE, tiles = (k + MM_DEPTH - 1) / MM_DEPTH;
+    int sum[4][8][4] = {};
+#pragma unroll
+    for (int t = 0; t < MM_STAGES - 1; ++t) {
+        stage_rows(xs[t], x, row0, m, k, t * MM_DEPTH);
+        stage_rows(ws[t], w, col0, n, k, t * MM_DEPTH);
+        copy_async_commit();
+    }
+    for (int t = 0, now = 0; t < tiles; ++t) {
+        copy_async_wait<MM_STAGES - 2>();
+        __syncthreads();
+        int ahead = t + MM_STAGES - 1, free = now == 0 ? MM_STAGES - 1 : now - 1;
+        if (ahead < tiles) {
+            stage_rows(xs[free], x, row0, m, k, ahead * MM_DEPTH);
+            stage_rows(ws[free], w, col0, n, k, ahead * MM_DEPTH);
+        }
+        copy_async_commit();  // also when empty, so that the count of groups in flight stays right
+        multiply_tile(sum, xs[now], ws[now], warp, lane);
+        now = now == MM_STAGES - 1 ? 0 : now + 1;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+#pragma unroll
+            for (int q = 0; q < 4; ++q) {
+                int row = row0 + warp / 2 * 64 + i * 16 + lane / 4 + q / 2 * 8;
+                int col = col0 + warp % 2 * 64 + j * 8 + lane % 4 * 2 + q % 2;
+                if (row < m && col < n) finish(EPILOGUE, row, col, n, sum[i][j][q]);
+            }
+}
+
+// Step 4, for at most 16 rows of X at a time: bound by the bytes of W. A warp takes 16 channels; W goes from memory to
+// registers in 16-byte loads, eight a thread ahead of use, and straight into the matrix instruction: a sum does not
+// care about the order of k, so each lane's 16 bytes serve as four of its 4-byte pieces, as long as X, which waits
+// in shared memory, is cut the same way. k is split over blocks; integer sums make the order irrelevant.
+constexpr int SN_WARPS = 8, SN_DEPTH = 256, SN_ROWS = 16, SN_PITCH = SN_DEPTH + 64, SN_STEPS = SN_DEPTH / 64;
+
+__device__ __forceinline__ void stage_inputs(signed char (*to)[SN_PITCH], const signed char* x, int row0, int m, int k,
+                                             int k0) {
+    int row = threadIdx.x / 16, at = threadIdx.x % 16 * 16;
+    const signed char* source = x + (size_t)(row0 + row) * k;
+    bool inside = row0 + row < m;
+    if (inside && k % 16 == 0 && k0 + at + 16 <= k)
+        copy_async16(&to[row][at], source + k0 + at);
+    else
+        *(int4*)&to[row][at] = load16(source, k0 + at, inside ? k : 0, false);
+    copy_async_commit();
+}
+
+__device__ __forceinline__ void fetch_weights(int4 (&v)[SN_STEPS][2], const signed char* low, const signed char* high,
+                                              int k, int at) {
+    if (k % 16 == 0 && at + SN_DEPTH - 48 <= k) {  // one test for all eight loads
+#pragma unroll
+        for (int s = 0; s < SN_STEPS; ++s) {
+            v[s][0] = load_once((const int4*)(low + at + s * 64));
+            v[s][1] = load_once((const int4*)(high + at + s * 64));
+        }
+        return;
+    }
+#pragma unroll
+    for (int s = 0; s < SN_STEPS; ++s) {
+        v[s][0] = load16_once(low, at + s * 64, k, k % 16 == 0);
+        v[s][1] = load16_once(high, at + s * 64, k, k % 16 == 0);
+    }
+}
+
+__device__ __forceinline__ void multiply_step(int (&sum)[4], int4 low, int4 high, int4 xv) {
+    unsigned a0[4] = {(unsigned)low.x, (unsigned)high.x, (unsigned)low.y, (unsigned)high.y};
+    unsigned a1[4] = {(unsigned)low.z, (unsigned)high.z, (unsigned)low.w, (unsigned)high.w};
+    unsigned b0[2] = {(unsigned)xv.x, (unsigned)xv.y}, b1[2] = {(unsigned)xv.z, (unsigned)xv.w};
+    mma_16x8x32(sum, a0, b0);
+    mma_16x8x32(sum, a1, b1);
+}
+
+extern "C" __global__ void __launch_bounds__(SN_WARPS * 32, 2)
+    gemm_int8_skinny(const signed char* __restrict__ x, const signed char* __restrict__ w, EPILOGUE_ARGUMENTS,
+                     int* parts, int* tickets, int m, int n, int k) {
+    __shared__ __align__(16) signed char xs[2][SN_ROWS][SN_PITCH];
+    int lane = threadIdx.x % 32, group = lane / 4, piece = lane % 4 * 16;
+    int col0 = blockIdx.x * SN_WARPS * 16, row0 = blockIdx.z * SN_ROWS, splits = gridDim.y;
+    int channel = col0 + threadIdx.x / 32 * 16 + group;
+    const signed char* low = w + (size_t)min(channel, n - 1) * k;
+    const signed char* high = w + (size_t)min(channel + 8, n - 1) * k;
+    int chunks = (k + SN_DEPTH - 1) / SN_DEPTH;
+    int chunk = (int)((long long)chunks * blockIdx.y / splits), end = (int)((long long)chunks * (blockIdx.y + 1) / splits);
+    int sum[2][4] = {};
+    int4 now[SN_STEPS][2], next[SN_STEPS][2];
+    fetch_weights(next, low, high, k, chunk * SN_DEPTH + piece);
+    stage_inputs(xs[0], x, row0, m, k, chunk * SN_DEPTH);
+    for (int buffer = 0; chunk < end; ++chunk, buffer ^= 1) {
+#pragma unroll
+        for (int s = 0; s < SN_STEPS; ++s) now[s][0] = next[s][0], now[s][1] = next[s][1];
+        if (chunk + 1 < end) fetch_weights(next, low, high, k, (chunk + 1) * SN_DEPTH + piece);
+        copy_async_wait<0>();
+        __syncthreads();
+        if (chunk + 1 < end) stage_inputs(xs[buffer ^ 1], x, row0, m, k, (chunk + 1) * SN_DEPTH);
+#pragma unroll
+        for (int s = 0; s < SN_STEPS; ++s)
+#pragma unroll
+            for (int j = 0; j < 2; ++j)
+                multiply_step(sum[j], now[s][0], now[s][1], *(const int4*)&xs[buffer][j * 8 + group][s * 64 + piece]);
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+            int row = row0 + j * 8 + lane % 4 * 2 + q % 2, col = channel + q / 2 * 8;
+            if (row >= m || col >= n) continue;
+            if (splits == 1)
+                finish(EPILOGUE, row, col, n, sum[j][q]);
+            else
+                parts[((size_t)blockIdx.y * m + row) * n + col] = sum[j][q];
+        }
+    if (splits == 1 || !last_block_of_tile(tickets + blockIdx.z * gridDim.x + blockIdx.x, splits)) return;
+    for (int i = threadIdx.x; i < SN_ROWS * SN_WARPS * 16; i += SN_WARPS * 32) {
+        int row = row0 + i / (SN_WARPS * 16), col = col0 + i % (SN_WARPS * 16);
+        if (row >= m || col >= n) continue;
+        int total = 0;
+        for (int s = 0; s < splits; ++s) total += __ldcg(parts + ((size_t)s * m + row) * n + col);
+        finish(EPILOGUE, row, col, n, total);
+    }
+}

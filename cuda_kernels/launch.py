@@ -1,0 +1,128 @@
+"""One kernel launch as a value: checked arguments, a grid, and the array that the kernel fills."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+SOURCES = Path(__file__).parent / "kernels"
+LARGEST_INDEX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with everything it needs. Built only by functions that have checked the arguments.
+
+    source: the .cu file's stem; arguments: tensors (passed as pointers), None (a null pointer) and ints (32-bit);
+    defines: macros such as (("TILE", 8),) with which the source is compiled; output: what `run` returns.
+    """
+
+    source: str
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    arguments: tuple[torch.Tensor | int | None, ...]
+    output: torch.Tensor
+    shared_bytes: int = 0
+    defines: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if max(self.grid[1:]) > 65535 or self.grid[0] > LARGEST_INDEX:
+            raise ValueError(
+                f"{self.kernel} would need a grid of {self.grid} blocks, more than CUDA allows; split the "
+                "matrix and multiply its parts"
+            )
+
+    def run(self) -> torch.Tensor:
+        """Launch on the GPU if the output lies there (asynchronously, as torch does), else in the emulator."""
+        from . import emulator, gpu  # each needs tools that the other machine may lack
+
+        (gpu if self.output.is_cuda else emulator).launch(self)
+        return self.output
+
+
+def kernel_names(source: str) -> list[str]:
+    """The extern "C" kernels of a .cu file, in order."""
+    text = (SOURCES / f"{source}.cu").read_text()
+    return re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(', text)
+
+
+def sources() -> list[str]:
+    """The kernel families: the stems of the .cu files."""
+    return sorted(path.stem for path in SOURCES.glob("*.cu"))
+
+
+def check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> None:
+    """Raise TypeError or ValueError, in one sentence, unless `tensor` can be handed to a kernel as a pointer.
+
+    shape: the expected sizes; None where any size will do.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a torch tensor, but is a {type(tensor).__name__}; use torch.from_numpy")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, but is {tensor.dtype}; convert it with .to({dtype})")
+    sizes = tuple(tensor.shape)
+    if len(sizes) != len(shape) or any(want not in (None, have) for want, have in zip(shape, sizes, strict=True)):
+        wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
+        raise ValueError(f"{name} must have shape {wanted}, but has {sizes}")
+    if tensor.numel() > LARGEST_INDEX:
+        raise ValueError(
+            f"{name} has {tensor.numel()} elements, which overflows 32-bit indexing; split it into parts "
+            f"of at most {LARGEST_INDEX}"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} is not contiguous; pass {name}.contiguous()")
+    if tensor.data_ptr() % 16:
+        raise ValueError(f"{name} does not start on a 16-byte boundary, which vector loads need; pass {name}.clone()")
+
+
+def check_same_device(**tensors: torch.Tensor | None) -> torch.device:
+    """The one device on which all the tensors lie; ValueError if there are several."""
+    devices = {str(tensor.device) for tensor in tensors.values() if tensor is not None}
+    if len(devices) != 1:
+        raise ValueError(f"{', '.join(tensors)} must lie on one device, but lie on {' and '.join(sorted(devices))}")
+    return torch.device(devices.pop())
+
+
+def check_not_empty(name: str, *sizes: int) -> None:
+    """ValueError unless every size is at least 1: a launch of no blocks is an error in CUDA."""
+    if min(sizes) < 1:
+        raise ValueError(f"{name} has an empty dimension: {sizes}; every size must be at least 1")
+
+
+def check_kernel(kernel: str, allowed: Sequence[str]) -> None:
+    """ValueError unless the family has that kernel."""
+    if kernel not in allowed:
+        raise ValueError(f"there is no kernel {kernel!r} for this product; choose one of {', '.join(allowed)}")
+
+
+def output_like(
+    out: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """`out` if it was given and fits, else a new tensor."""
+    if out is None:
+        return torch.empty(*shape, dtype=dtype, device=device)
+    check_tensor("out", out, dtype, shape)
+    check_same_device(out=out, inputs=torch.empty(0, device=device))
+    return out
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of the GPU; 4 for the emulator, so that work is split there as well."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def shared_memory_limit(device: torch.device) -> int:
+    """Bytes of shared memory that one block can have; 64 KiB for the emulator, as on the smallest of the targets."""
+    if device.type != "cuda":
+        return 64 << 10
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

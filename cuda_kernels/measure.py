@@ -1,0 +1,175 @@
+"""Times on a GPU: CUDA events around replayed graphs, buffers in turn, ceilings from the same run, a record each."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from . import gpu, records
+from .work import Sizes, Work, all_work, relative_error
+
+SAMPLES = 20
+SAMPLE_MS = 2.0  # one sample lasts about this long, so that the events' own resolution does not matter
+LARGEST_ERROR = 1e-4
+FIELDS = ("family", "kernel", "maker", "case", "m", "n", "k", "density", "bytes", "operations")
+
+
+def measure(sizes: Sizes | None = None, folder: Path = records.FOLDER, again: bool = True) -> pd.DataFrame:
+    """Measure every kernel and its peers on this machine's GPU, write a record each, and return them.
+
+    again: False keeps the records that this GPU already has. RuntimeError, in one sentence, without a GPU.
+    """
+    gpu.require()
+    torch.set_float32_matmul_precision("highest")  # the peer computes in full FP32, as we do
+    shared = {**device_facts(), **ceilings()}
+    done = [_finish(record, shared, folder) for record in copy_records()]
+    progress = tqdm(all_work(sizes or Sizes(), "cuda", buffers_needed), desc="GPU kernels", unit="kernel")
+    for work in progress:
+        progress.set_postfix_str(f"{work.case}: {work.kernel}")
+        stored = None if again else records.read({**shared, **_fields(work)}, folder)
+        done.append(stored or _finish(measure_work(work), shared, folder))
+    return pd.DataFrame(done)
+
+
+def measure_work(work: Work) -> dict:
+    """The record of one kernel, without what all records of a run share. A wrong result is never timed."""
+    error = relative_error(work)
+    if not error <= LARGEST_ERROR:
+        raise RuntimeError(
+            f"{work.kernel} on {work.case} is wrong (relative error {error:.1e}); run python -m "
+            "cuda_kernels check to see where"
+        )
+    samples, method = time_runs(work.runs)
+    return {
+        **_fields(work),
+        "relative_error": error,
+        "timing": method,
+        "buffers": len(work.runs),
+        **records.summarize(samples),
+    }
+
+
+def time_runs(runs: Sequence[Callable[[], object]]) -> tuple[list[float], str]:
+    """Milliseconds of one run, SAMPLES times, and how: launches replayed as a CUDA graph, or queued one by one.
+
+    The buffers are used in turn. A graph keeps the gaps between launches that last microseconds out of the time; work
+    that cannot be captured is queued.
+    """
+    stream = gpu.torch_stream()
+    with torch.cuda.stream(stream):
+        for run in runs:
+            run()
+        once = max(_events_ms(lambda: [run() for run in runs]) / len(runs), 1e-3)
+        rounds = max(1, math.ceil(min(SAMPLE_MS / once, 1000) / len(runs)))
+        queue = [run for _ in range(rounds) for run in runs]
+        replay, method = _graph(queue, stream)
+        for _ in range(3):
+            replay()
+        return [_events_ms(replay) / len(queue) for _ in range(SAMPLES)], method
+
+
+def _graph(queue: Sequence[Callable[[], object]], stream: torch.cuda.Stream) -> tuple[Callable[[], None], str]:
+    def queued() -> None:
+        for run in queue:
+            run()
+
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            queued()
+    except Exception:  # torch and PyCUDA raise different errors for work that a capture does not allow
+        torch.cuda.synchronize()
+        return queued, "queued"
+    return graph.replay, "graph"
+
+
+def _events_ms(action: Callable[[], object]) -> float:
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    action()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
+
+
+def buffers_needed(size: int) -> int:
+    """How many buffers of `size` bytes, used in turn, are four times the L2 cache (at most 512)."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return min(512, max(1, math.ceil(4 * cache / max(size, 1))))
+
+
+def device_facts() -> dict:
+    """The GPU and the software, for the records."""
+    facts = torch.cuda.get_device_properties(0)
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    return {
+        "device": facts.name,
+        "kind": "gpu",
+        "multiprocessors": facts.multi_processor_count,
+        "l2_bytes": facts.L2_cache_size,
+        "versions": versions,
+    }
+
+
+def ceilings() -> dict:
+    """What this GPU reaches in this run: copy bandwidth (read + written), and the libraries' best arithmetic rates."""
+    source = torch.randn(1 << 28, device="cuda")
+    copy_ms = min(time_runs([functools.partial(torch.empty_like(source).copy_, source)])[0])
+    a, b = torch.randn(8192, 8192, device="cuda"), torch.randn(8192, 8192, device="cuda")
+    fp32_ms = min(time_runs([functools.partial(torch.mm, a, b)])[0])
+    x, w = (torch.randint(-128, 128, (8192, 8192), dtype=torch.int8, device="cuda") for _ in range(2))
+    int8_ms = min(time_runs([functools.partial(torch._int_mm, x, w.T)])[0])
+    return {
+        "copy_gbytes_per_s": 2 * 4 * source.numel() / copy_ms / 1e6,
+        "fp32_gops_per_s": 2 * 8192**3 / fp32_ms / 1e6,
+        "int8_gops_per_s": 2 * 8192**3 / int8_ms / 1e6,
+    }
+
+
+def copy_records(size: int = 1 << 28) -> list[dict]:
+    """Host-to-device copies of `size` floats from pageable and from pinned memory, which the study counted apart."""
+    host, target = torch.randn(size), torch.empty(size, device="cuda")
+    out = []
+    for kernel, source in (("copy pageable", host), ("copy pinned", host.pin_memory())):
+        samples = []
+        for _ in range(6):
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            target.copy_(source)
+            torch.cuda.synchronize()
+            samples.append((time.perf_counter() - begin) * 1e3)
+        out.append(
+            {
+                "family": "copy",
+                "kernel": kernel,
+                "maker": "CUDA",
+                "case": "host to device",
+                "m": size,
+                "n": 1,
+                "k": 1,
+                "density": 1.0,
+                "bytes": 4 * size,
+                "operations": 0,
+                "timing": "clock",
+                **records.summarize(samples[1:]),
+            }
+        )
+    return out
+
+
+def _fields(work: Work) -> dict:
+    return {name: getattr(work, name) for name in FIELDS}
+
+
+def _finish(record: dict, shared: dict, folder: Path) -> dict:
+    record = {**record, **shared, **records.provenance()}
+    record.update(records.rates(record))
+    records.write(record, folder)
+    return record

@@ -1,0 +1,101 @@
+"""One JSON file a measurement, in results/kernels/, and what is computed from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "results" / "kernels"
+
+
+def record_path(record: dict, folder: Path = FOLDER) -> Path:
+    """The file of a record: its name says device, kernel, size, density and threads, so two machines never collide."""
+    size = "x".join(str(record[name]) for name in ("m", "n", "k"))
+    parts = [record["device"], record["kernel"], size, f"d{record['density']:g}"]
+    if record.get("threads"):
+        parts.append(f"t{record['threads']}")
+    return folder / (re.sub(r"[^a-z0-9.]+", "-", "_".join(parts).lower()).strip("-") + ".json")
+
+
+def write(record: dict, folder: Path = FOLDER) -> Path:
+    """Write the record under a temporary name, then rename: a reader never sees half a file."""
+    path = record_path(record, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def read(record: dict, folder: Path = FOLDER) -> dict | None:
+    """The stored record of the same device, kernel, size, density and threads, if there is one."""
+    path = record_path(record, folder)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def load(folder: Path = FOLDER) -> pd.DataFrame:
+    """All records as a DataFrame, a row each; empty if there are none."""
+    return pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
+
+
+def provenance() -> dict:
+    """When this was measured, and on which commit (None outside a git checkout)."""
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit = asked.stdout.strip() if asked.returncode == 0 else None
+    return {"commit": commit, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def summarize(milliseconds: list[float]) -> dict:
+    """Median and spread of repeated timings, in ms."""
+    quantiles = np.percentile(milliseconds, [5, 25, 50, 75, 95])
+    names = ("time_ms_p5", "time_ms_p25", "time_ms", "time_ms_p75", "time_ms_p95")
+    return {**{name: float(value) for name, value in zip(names, quantiles, strict=True)}, "samples": len(milliseconds)}
+
+
+def rates(record: dict) -> dict:
+    """Achieved GB/s and Gop/s, from the counted bytes and operations; and their share of the measured ceilings."""
+    seconds = record["time_ms"] / 1e3
+    out = {"gbytes_per_s": record["bytes"] / seconds / 1e9, "gops_per_s": record["operations"] / seconds / 1e9}
+    if record.get("copy_gbytes_per_s"):
+        out["share_of_copy"] = out["gbytes_per_s"] / record["copy_gbytes_per_s"]
+    return out
+
+
+def beside_libraries(frame: pd.DataFrame) -> pd.DataFrame:
+    """Our fastest kernel beside the library, a row a product that both were measured on.
+
+    frame: GPU records. Speed is the library's time over ours: above 1, ours is faster.
+    """
+    keys = ["family", "case", "density"]
+    fastest = frame[frame.family != "copy"].sort_values("time_ms").groupby([*keys, frame.maker == "ours"]).first()
+    ours, library = (
+        fastest.xs(side, level="maker").add_suffix(f" {name}") for side, name in ((True, "ours"), (False, "library"))
+    )
+    table = ours.join(library, how="inner")
+    table["speed"] = table["time_ms library"] / table["time_ms ours"]
+    columns = ["kernel ours", "time_ms ours", "share_of_copy ours", "maker library", "time_ms library", "speed"]
+    return table[columns].reset_index()
+
+
+def crossover(sparse: pd.DataFrame, dense_ms: float) -> float | None:
+    """The density at which a sparse product takes as long as the dense one, between measured densities.
+
+    sparse: columns density and time_ms. Linear between the logarithms. None if the curve does not cross dense_ms
+    within the measured densities.
+    """
+    curve = sparse.sort_values("density")
+    density, ratio = np.log(curve.density.to_numpy()), np.log(curve.time_ms.to_numpy() / dense_ms)
+    for i in range(len(ratio) - 1):
+        if ratio[i] <= 0 < ratio[i + 1]:
+            share = -ratio[i] / (ratio[i + 1] - ratio[i])
+            return float(np.exp(density[i] + share * (density[i + 1] - density[i])))
+    return None

@@ -1,0 +1,255 @@
+"""Sparse matrices and their products: CSR, and a compact format of 8-bit column distances.
+
+A matrix is checked once, when it is made; products accept only such matrices, so no kernel sees unchecked indices.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from .launch import (
+    LARGEST_INDEX,
+    Launch,
+    ceil_div,
+    check_kernel,
+    check_not_empty,
+    check_same_device,
+    check_tensor,
+    multiprocessors,
+    output_like,
+    shared_memory_limit,
+)
+
+SPMV_KERNELS = ("spmv_thread_per_row", "spmv_warp_per_row")
+SPMM_KERNELS = ("spmm_thread_per_output", "spmm_row_split")
+LONGEST_STEP = 255
+
+
+@dataclass(frozen=True)
+class CSR:
+    """A sparse (m, k) matrix: pointers (m + 1,) int32; columns (nnz,) int32, rising in each row; values (nnz,) float32.
+
+    Raises ValueError if pointers decrease or do not span the values, or a column is out of range or out of order.
+    """
+
+    shape: tuple[int, int]
+    pointers: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
+
+    def __post_init__(self) -> None:
+        m, k = self.shape
+        check_not_empty("the sparse matrix", m, k)
+        if max(m, k) >= LARGEST_INDEX:
+            raise ValueError(f"the sparse matrix has shape {self.shape}, which overflows 32-bit indexing")
+        check_tensor("values", self.values, torch.float32, (None,))
+        check_tensor("pointers", self.pointers, torch.int32, (m + 1,))
+        check_tensor("columns", self.columns, torch.int32, self.values.shape)
+        check_same_device(pointers=self.pointers, columns=self.columns, values=self.values)
+        _check_pointers(self.pointers, self.nnz)
+        if self.nnz and not (int(self.columns.min()) >= 0 and int(self.columns.max()) < k):
+            raise ValueError(
+                f"a column index is out of range: columns run from {int(self.columns.min())} to "
+                f"{int(self.columns.max())} in a matrix of {k} columns"
+            )
+        falls = self.columns[1:] <= self.columns[:-1]
+        starts = torch.zeros(self.nnz + 1, dtype=torch.bool, device=falls.device)
+        starts[self.pointers.long()] = True
+        if self.nnz and bool((falls & ~starts[1:-1]).any()):
+            raise ValueError("columns must rise within each row, without duplicates; sort and add up the entries first")
+
+    @property
+    def nnz(self) -> int:
+        """Stored entries."""
+        return self.values.numel()
+
+    @property
+    def density(self) -> float:
+        """Stored entries as a share of all."""
+        return self.nnz / (self.shape[0] * self.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three arrays."""
+        return 8 * self.nnz + 4 * (self.shape[0] + 1)
+
+    @staticmethod
+    def from_dense(a: torch.Tensor) -> CSR:
+        """The non-zeros of a float32 (m, k) tensor, taken in bands of rows, so that indices need little memory."""
+        check_tensor("a", a, torch.float32, (None, None))
+        m, k = a.shape
+        check_not_empty("a", m, k)
+        counts, columns, values = [], [], []
+        for band in a.split(max(1, (1 << 26) // k)):
+            row, column = band.nonzero(as_tuple=True)
+            counts.append(torch.bincount(row, minlength=len(band)))
+            columns.append(column.int())
+            values.append(band[row, column])
+        pointers = torch.zeros(m + 1, dtype=torch.int32, device=a.device)
+        pointers[1:] = torch.cat(counts).cumsum(0)
+        return CSR((m, k), pointers, torch.cat(columns), torch.cat(values))
+
+    def to_torch(self) -> torch.Tensor:
+        """The same matrix as torch's sparse CSR tensor (cuSPARSE's input), sharing the arrays."""
+        with warnings.catch_warnings():  # torch calls its sparse CSR tensors "beta" at the first one
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.sparse_csr_tensor(self.pointers, self.columns, self.values, self.shape, check_invariants=False)
+
+
+@dataclass(frozen=True)
+class Delta8:
+    """A sparse (m, k) matrix in 8-bit column distances; make it with `compress`.
+
+    A row is a run of quads of 4 entries: quads pointers[i] to pointers[i + 1]. An entry's column is the sum of the
+    row's distances up to it. Gaps over 255 are bridged by entries of value 0, and rows end on whole quads; so x must
+    be finite. distances: uint8; values: float32, or int8 times scales (m,) float32.
+    """
+
+    shape: tuple[int, int]
+    nnz: int
+    pointers: torch.Tensor
+    distances: torch.Tensor
+    values: torch.Tensor
+    scales: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        m, k = self.shape
+        check_not_empty("the sparse matrix", m, k)
+        if self.values.dtype not in (torch.float32, torch.int8):
+            raise TypeError(f"values must be float32 or int8, but are {self.values.dtype}")
+        check_tensor("values", self.values, self.values.dtype, (None,))
+        check_tensor("distances", self.distances, torch.uint8, self.values.shape)
+        check_tensor("pointers", self.pointers, torch.int32, (m + 1,))
+        if (self.values.dtype == torch.int8) != (self.scales is not None):
+            raise ValueError("int8 values need scales, one a row, and float32 values take none")
+        if self.scales is not None:
+            check_tensor("scales", self.scales, torch.float32, (m,))
+        check_same_device(pointers=self.pointers, distances=self.distances, values=self.values, scales=self.scales)
+        if self.values.numel() % 4:
+            raise ValueError(f"{self.values.numel()} entries are not whole quads of 4; make the matrix with compress")
+        _check_pointers(self.pointers, self.values.numel() // 4)
+        if self._last_columns() >= k:
+            raise ValueError(f"a column index is out of range: distances lead past the {k} columns")
+
+    def _last_columns(self) -> int:
+        """The largest column that any row's distances add up to."""
+        quads = self.distances.view(-1, 4).sum(1, dtype=torch.int64)
+        total = torch.cat([quads.new_zeros(1), quads.cumsum(0)])
+        ends = self.pointers.long()
+        return int((total[ends[1:]] - total[ends[:-1]]).max())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = (self.pointers, self.distances, self.values, self.scales)
+        return sum(array.numel() * array.element_size() for array in arrays if array is not None)
+
+
+def _check_pointers(pointers: torch.Tensor, entries: int) -> None:
+    if bool((pointers[1:] < pointers[:-1]).any()):
+        row = int((pointers[1:] < pointers[:-1]).nonzero()[0])
+        raise ValueError(f"row pointers decrease at row {row}; they must rise from 0 to the number of entries")
+    first, last = int(pointers[0]), int(pointers[-1])
+    if (first, last) != (0, entries):
+        raise ValueError(f"row pointers run from {first} to {last}, but must run from 0 to {entries}")
+
+
+def compress(matrix: CSR, dtype: torch.dtype = torch.float32) -> Delta8:
+    """The matrix in 8-bit distances, with float32 values, or int8 values and a scale a row (maximum / 127)."""
+    if dtype not in (torch.float32, torch.int8):
+        raise TypeError(f"values can be stored as torch.float32 or torch.int8, not {dtype}")
+    m, _ = matrix.shape
+    device = matrix.values.device
+    pointers = matrix.pointers.long()
+    lengths = pointers.diff()
+    rows = torch.repeat_interleave(torch.arange(m, device=device), lengths)
+    gaps = matrix.columns.long()
+    gaps[1:] = torch.where(rows[1:] == rows[:-1], gaps[1:] - gaps[:-1], gaps[1:])
+    fillers = (gaps - 1).clamp(min=0) // LONGEST_STEP
+    # Where an entry goes: after all entries and fillers before it in its row, from the row's first quad on.
+    total = torch.cat([fillers.new_zeros(1), (fillers + 1).cumsum(0)])
+    quads = (total[pointers[1:]] - total[pointers[:-1]] + 3) // 4
+    starts = torch.cat([quads.new_zeros(1), quads.cumsum(0)])
+    if int(starts[-1]) * 4 > LARGEST_INDEX:
+        raise ValueError("the compact matrix has more entries than 32-bit indexing reaches; split it by rows")
+    to = total[1:] - 1 - total[pointers[:-1]][rows] + 4 * starts[:-1][rows]
+    distances = torch.zeros(int(starts[-1]) * 4, dtype=torch.uint8, device=device)
+    distances[to] = (gaps - LONGEST_STEP * fillers).to(torch.uint8)
+    last = torch.repeat_interleave(to - 1, fillers)
+    run = torch.arange(last.numel(), device=device) - torch.repeat_interleave(fillers.cumsum(0) - fillers, fillers)
+    distances[last - run] = LONGEST_STEP
+    stored, scales = matrix.values, None
+    if dtype == torch.int8:
+        largest = torch.zeros(m, device=device).scatter_reduce(0, rows, stored.abs(), "amax")
+        scales = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+        stored = (stored / scales[rows]).round().clamp(-127, 127).to(torch.int8)
+    values = torch.zeros(distances.numel(), dtype=dtype, device=device)
+    values[to] = stored
+    return Delta8(matrix.shape, matrix.nnz, starts.int(), distances, values, scales)
+
+
+def prepare_spmv(
+    matrix: CSR | Delta8, x: torch.Tensor, *, kernel: str = "spmv_warp_per_row", out: torch.Tensor | None = None
+) -> Launch:
+    """The launch of y = A x. x: (k,) float32; out: (m,) float32. A Delta8 matrix has one kernel for each value type."""
+    if not isinstance(matrix, CSR | Delta8):
+        raise TypeError(f"matrix must be a CSR or Delta8 matrix, but is a {type(matrix).__name__}; use CSR.from_dense")
+    m, k = matrix.shape
+    check_tensor("x", x, torch.float32, (k,))
+    device = check_same_device(matrix=matrix.values, x=x)
+    y = output_like(out, (m,), torch.float32, device)
+    if isinstance(matrix, Delta8):
+        return _delta8(matrix, x, y)
+    check_kernel(kernel, SPMV_KERNELS)
+    rows = 128 if kernel == "spmv_thread_per_row" else 8
+    block = (128 if kernel == "spmv_thread_per_row" else 256, 1, 1)
+    arguments = (matrix.pointers, matrix.columns, matrix.values, x, y, m)
+    return Launch("spmv_csr", kernel, (ceil_div(m, rows), 1, 1), block, arguments, y)
+
+
+def spmv(matrix: CSR | Delta8, x: torch.Tensor, **options) -> torch.Tensor:
+    """y = A x with a sparse A; see `prepare_spmv` for the shapes and options."""
+    return prepare_spmv(matrix, x, **options).run()
+
+
+def _delta8(matrix: Delta8, x: torch.Tensor, y: torch.Tensor) -> Launch:
+    m, k = matrix.shape
+    shared = 4 * k <= shared_memory_limit(x.device)
+    # One block a multiprocessor, so that x is copied there once; its 32 warps take rows in turn.
+    blocks = min(ceil_div(m, 32), multiprocessors(x.device))
+    arrays = (matrix.pointers, matrix.distances, matrix.values)
+    scales = () if matrix.scales is None else (matrix.scales,)
+    kernel = "spmv_delta8_fp32" if matrix.scales is None else "spmv_delta8_int8"
+    arguments = (*arrays, *scales, x, y, m, k, int(shared))
+    return Launch("spmv_csr", kernel, (blocks, 1, 1), (1024, 1, 1), arguments, y, shared_bytes=4 * k if shared else 0)
+
+
+def prepare_spmm(
+    matrix: CSR, b: torch.Tensor, *, kernel: str = "spmm_row_split", out: torch.Tensor | None = None
+) -> Launch:
+    """The launch of C = A B. matrix: (m, k) CSR; b: (k, n) float32; out: (m, n) float32.
+
+    spmm_row_split takes the variant whose lanes the n columns fill: 4, 8, 16 or 32 lanes of 4 columns.
+    """
+    if not isinstance(matrix, CSR):
+        raise TypeError(f"matrix must be a CSR matrix, but is a {type(matrix).__name__}; use CSR.from_dense")
+    check_kernel(kernel, SPMM_KERNELS)
+    m, k = matrix.shape
+    check_tensor("b", b, torch.float32, (k, None))
+    n = b.shape[1]
+    check_not_empty("b", k, n)
+    c = output_like(out, (m, n), torch.float32, check_same_device(matrix=matrix.values, b=b))
+    arguments = (matrix.pointers, matrix.columns, matrix.values, b, c, m, n)
+    if kernel == "spmm_thread_per_output":
+        return Launch("spmm_csr", kernel, (ceil_div(m, 8), ceil_div(n, 32), 1), (32, 8, 1), arguments, c)
+    lanes = next((lanes for lanes in (4, 8, 16) if n <= 4 * lanes), 32)
+    grid = (ceil_div(m, 8), ceil_div(n, 4 * lanes), 1)
+    return Launch("spmm_csr", f"{kernel}_{lanes}", grid, (256, 1, 1), arguments, c)
+
+
+def spmm(matrix: CSR, b: torch.Tensor, **options) -> torch.Tensor:
+    """C = A B with a sparse A; see `prepare_spmm` for the shapes and options."""
+    return prepare_spmm(matrix, b, **options).run()

@@ -1,0 +1,81 @@
+"""How a model is made, as a value: a data set, a seed, and a chain of steps."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from training import Step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A data set by name, the steps that make the model, and the seed of all that is random in them.
+
+    `Recipe("digits", (Train("resnet20", epochs=10),)).then(Quantize())`. It is checked when it is written down: a
+    step that cannot follow the one before it raises StepError.
+    """
+
+    dataset: str
+    steps: tuple[Step, ...]
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.steps:
+            raise ValueError("a recipe needs at least one step, such as Train('resnet20')")
+        for previous, step in zip((None, *self.steps), self.steps, strict=False):
+            step.follows(previous)
+
+    def then(self, step: Step) -> "Recipe":
+        """This recipe with one more step."""
+        return dataclasses.replace(self, steps=(*self.steps, step))
+
+    def with_seed(self, seed: int) -> "Recipe":
+        """The same chain from another seed."""
+        return dataclasses.replace(self, seed=seed)
+
+    def prefix(self, length: int) -> "Recipe":
+        """The recipe of the first `length` steps alone."""
+        return dataclasses.replace(self, steps=self.steps[:length])
+
+    def describe(self) -> dict:
+        """The recipe as JSON values, fields at their default left out."""
+        return {"dataset": self.dataset, "seed": self.seed, "steps": [_describe(step) for step in self.steps]}
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of the canonical JSON.
+
+        Fields that have their default are left out of it, so that a field added later leaves old identities alone.
+        """
+        canonical = json.dumps(self.describe(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """For people: `resnet20 > Quantize`."""
+        first, *rest = self.steps
+        parts = [getattr(first, "model", type(first).__name__)]
+        for step in rest:
+            fields = _describe(step)
+            fields.pop("step")
+            parts.append(
+                type(step).__name__ + (f"({', '.join(f'{k}={v}' for k, v in fields.items())})" if fields else "")
+            )
+        return " > ".join(parts)
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Recipe):
+        return value.describe()
+    if dataclasses.is_dataclass(value):
+        fields = {
+            field.name: _describe(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if getattr(value, field.name) != field.default
+        }
+        return {"step": type(value).__name__} | fields
+    if isinstance(value, tuple):
+        return [_describe(item) for item in value]
+    return value

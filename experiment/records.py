@@ -1,0 +1,60 @@
+"""Records: one JSON file each under results/, read back as a DataFrame."""
+
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from storage import atomic_write
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def results_folder(dataset: str) -> Path:
+    """Where the records of a data set are: results/NAME, or under $RESULTS_DIR."""
+    return Path(os.environ.get("RESULTS_DIR", ROOT / "results")) / _slug(dataset)
+
+
+def artifacts_folder(dataset: str) -> Path:
+    """Where weights and ONNX files are kept: artifacts/NAME, or under $ARTIFACTS_DIR."""
+    return Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")) / _slug(dataset)
+
+
+def read_record(path: Path) -> dict | None:
+    """A record, or None where there is none; a damaged one is named, passed over and made again."""
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict) or record.get("id") != path.stem:
+            raise ValueError("not a record of that name")
+        return record
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{path} is no readable record ({error}): passed over", stacklevel=2)
+        return None
+
+
+def write_record(path: Path, record: dict) -> None:
+    """Write a record, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def load_records(dataset: str) -> pd.DataFrame:
+    """Every record of a data set, a row each; nested values become columns such as `latency_ms.batch1.median`.
+
+    Rows are sorted by model and size. Damaged files are passed over with a warning.
+    """
+    files = sorted(results_folder(dataset).glob("*.json"))
+    records = [record for record in map(read_record, files) if record is not None]
+    if not records:
+        return pd.DataFrame(columns=["id", "label", "seed", "accuracy", "onnx_bytes"])
+    frame = pd.json_normalize(records, max_level=None)
+    return frame.sort_values(["model", "onnx_bytes", "seed"], ascending=[True, False, True], ignore_index=True)
+
+
+def _slug(dataset: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", dataset).strip("-.") or "dataset"

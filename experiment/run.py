@@ -1,0 +1,188 @@
+"""`run`: a recipe's record, read back or made."""
+
+import contextlib
+import subprocess
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import nn
+from tqdm.auto import tqdm
+
+from data import Dataset, load
+from experiment.recipe import Recipe
+from experiment.records import ROOT, artifacts_folder, read_record, results_folder, write_record
+from measurement import accuracy, cost, latency, operator_counts, wilson_interval
+from measurement.latency import hardware
+from storage import (
+    Checkpoint,
+    StorageError,
+    export_onnx,
+    load_weights,
+    open_onnx,
+    save_weights,
+    sha256,
+    weights_checksum,
+)
+from training import Context
+
+PACKAGES = ("torch", "onnxruntime", "numpy")
+
+
+def run(recipe: Recipe, *, remeasure: bool = False) -> dict:
+    """The record of a recipe: from results/ if it is there, else made, measured and written there.
+
+    The model is made from the longest part of the chain whose weights are at hand. A run that is killed at any
+    moment goes on where it stopped when called again; two that want the same recipe make it once. `remeasure` takes
+    the measurements anew, of the same model.
+
+    Raises:
+        DataError, ModelError, StepError, StorageError, TrainingDiverged: with what to do about it.
+    """
+    path = results_folder(recipe.dataset) / f"{recipe.id}.json"
+    if not remeasure and (record := read_record(path)) is not None:
+        return record
+    with _locked(recipe, "record"):
+        record = read_record(path)  # perhaps another process wrote it while this one waited
+        if record is None or remeasure:
+            record = _measure(recipe)
+            write_record(path, record)
+    return record
+
+
+def run_all(recipes: Iterable[Recipe]) -> list[dict]:
+    """The records of several recipes, in their order, behind one progress bar."""
+    return [run(recipe) for recipe in tqdm(list(recipes), desc="recipes", unit="recipe", leave=False)]
+
+
+def make(recipe: Recipe) -> nn.Module:
+    """The model of a recipe, in evaluation mode on the CPU: its weights from disk, or made and kept there."""
+    return _make(recipe)[0]
+
+
+def _make(recipe: Recipe) -> tuple[nn.Module, dict]:
+    """The model and the log of how it was made, which its weight file carries."""
+    folder = artifacts_folder(recipe.dataset)
+    with _locked(recipe, "weights"):
+        restored = _restore(recipe)
+        if restored is not None:
+            return restored
+        model, earlier = None, {}
+        if len(recipe.steps) > 1:
+            model, earlier = _make(recipe.prefix(len(recipe.steps) - 1))
+        checkpoint = Checkpoint(folder / f"{recipe.id}.checkpoint")
+        context = Context(_dataset(recipe.dataset), recipe.seed, _device(), checkpoint)
+        started = time.perf_counter()
+        model = recipe.steps[-1].apply(model, context).cpu().eval()
+        log = {"train_seconds": time.perf_counter() - started} | context.log
+        log["train_seconds"] += earlier.get("train_seconds", 0)  # a record tells what its whole chain cost
+        save_weights(model, folder / f"{recipe.id}.safetensors", log)
+        checkpoint.clear()
+        return model, log
+
+
+def _restore(recipe: Recipe) -> tuple[nn.Module, dict] | None:
+    """A model from its weight file: the one kept at hand, else the committed one."""
+    name = f"{recipe.id}.safetensors"
+    record = read_record(results_folder(recipe.dataset) / f"{recipe.id}.json") or {}
+    for path in (artifacts_folder(recipe.dataset) / name, results_folder(recipe.dataset) / "models" / name):
+        if not path.exists():
+            continue
+        try:
+            return load_weights(path, record.get("weights_sha256"))
+        except StorageError as error:
+            warnings.warn(str(error), stacklevel=2)
+    return None
+
+
+def _measure(recipe: Recipe) -> dict:
+    model, log = _make(recipe)
+    base_recipe = recipe.prefix(1)
+    base = make(base_recipe)
+    dataset = _dataset(recipe.dataset)
+    file, base_file = _onnx(recipe, model, dataset), _onnx(base_recipe, base, dataset)
+    session = open_onnx(file)
+    test_accuracy = accuracy(session, dataset, dataset.test)
+    low, high = wilson_interval(test_accuracy, len(dataset.test))
+    return {
+        "id": recipe.id,
+        "label": recipe.label,
+        "model": model.spec["architecture"],
+        "method": " > ".join(type(step).__name__ for step in recipe.steps),
+        "dataset": recipe.dataset,
+        "seed": recipe.seed,
+        "recipe": recipe.describe(),
+        "base": base_recipe.id,
+        "accuracy": test_accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "validation_accuracy": accuracy(session, dataset, dataset.validation),
+        "test_images": len(dataset.test),
+        **cost(model),
+        "onnx_bytes": file.stat().st_size,
+        "base_onnx_bytes": base_file.stat().st_size,
+        "operators": operator_counts(file),
+        "latency_ms": latency(file, base_file, base),
+        **log,
+        "hardware": hardware() | {"training": _device_name()},
+        "versions": {package: version(package) for package in PACKAGES},
+        "weights_sha256": weights_checksum(model),
+        "onnx_sha256": sha256(file),
+        "commit": _commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _onnx(recipe: Recipe, model: nn.Module, dataset: Dataset) -> Path:
+    """The model's ONNX file, named by the weights in it so that a file of other weights is never taken for it."""
+    path = artifacts_folder(recipe.dataset) / f"{recipe.id}-{weights_checksum(model)[:12]}.onnx"
+    with _locked(recipe, "onnx"):
+        if not path.exists():
+            metadata = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
+            export_onnx(model, path, metadata)
+    return path
+
+
+@contextlib.contextmanager
+def _locked(recipe: Recipe, what: str) -> Iterator[None]:
+    """One process at a time; the lock goes with the process that holds it, however that ends."""
+    folder = artifacts_folder(recipe.dataset)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{recipe.id}.{what}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {folder} ({error.strerror or error}): free some space, or set ARTIFACTS_DIR"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@lru_cache(maxsize=2)
+def _dataset(name: str) -> Dataset:
+    return load(name)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else hardware()["cpu"]
+
+
+def _commit() -> str | None:
+    """The commit of the code at work, None outside a git checkout."""
+    try:
+        command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

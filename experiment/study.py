@@ -1,0 +1,56 @@
+"""What the notebooks share: the base recipes, the table of records, and the published study's figures."""
+
+import pandas as pd
+
+from experiment.recipe import Recipe
+from experiment.records import ROOT
+from training import Train
+
+# Epochs that a laptop bears; every notebook starts from these, so that what one has trained the next reads back.
+TRAINING = {
+    ("cifar10", "resnet18"): {"epochs": 15},
+    ("cifar10", "resnet20"): {"epochs": 20},
+    "digits": {"epochs": 10, "batch_size": 32},
+    "folder": {"epochs": 20, "batch_size": 32},
+}
+
+
+def base_recipe(dataset: str, model: str, seed: int = 0) -> Recipe:
+    """The FP32 network that a study of `dataset` compresses."""
+    fields = TRAINING.get((dataset, model)) or TRAINING[dataset.partition(":")[0]]
+    return Recipe(dataset, (Train(model, **fields),), seed)
+
+
+def summary(records: pd.DataFrame) -> pd.DataFrame:
+    """A row a recipe, seeds averaged: accuracy in % with its 95 % interval, size, MACs, latency at batch 1.
+
+    The interval is that of one seed: it covers the choice of test images, not that
+    of the seed, whose spread stands beside it (standard deviation in points; empty for one seed).
+    """
+    rows = []
+    for label, group in records.groupby("label", sort=False):
+        first = group.iloc[0]
+        rows.append(
+            {
+                "recipe": label,
+                "seeds": len(group),
+                "accuracy %": round(100 * group["accuracy"].mean(), 2),
+                "interval": f"{100 * group['accuracy_low'].mean():.2f} - {100 * group['accuracy_high'].mean():.2f}",
+                "spread": round(100 * group["accuracy"].std(), 2),
+                "parameters K": round(first["parameters"] / 1e3, 1),
+                "MACs M": round(first["macs"] / 1e6, 1),
+                "size MB": round(first["onnx_bytes"] / 1e6, 3),
+                "x smaller": round(first["base_onnx_bytes"] / first["onnx_bytes"], 2),
+                "latency ms": round(group["latency_ms.batch1.median"].median(), 3),
+                "x faster": round(group["latency_ms.batch1.speedup"].median(), 2),
+                "x faster than eager": round(group["latency_ms.batch1.speedup_over_eager"].median(), 1),
+                "integer convolutions": f"{first['operators.integer_convolutions']}/{first['operators.convolutions']}",
+                "integer additions": f"{first['operators.integer_additions']}/{first['operators.additions']}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def published_study() -> pd.DataFrame:
+    """The published study's figures, as reported: technique, label, accuracy (%), size_mb, latency_ms, parameters_k."""
+    return pd.read_csv(ROOT / "results" / "published_study.csv")

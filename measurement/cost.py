@@ -1,0 +1,56 @@
+"""What a model costs: parameters, multiply-accumulates, and which of its operators run on integers."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from storage import open_onnx
+
+
+@torch.no_grad()
+def cost(model: nn.Module) -> dict[str, int]:
+    """Parameters and multiply-accumulates (MACs) for one image, in all and of non-zero weights only.
+
+    MACs are those of convolutions and linear layers: each weight once for each position of the output, padding
+    included, as a dense kernel computes them.
+    """
+    macs = Counter()
+
+    def count(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        positions = output[0, 0].numel()
+        macs["macs"] += positions * layer.weight.numel()
+        macs["nonzero_macs"] += positions * int(layer.weight.count_nonzero())
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    model(torch.zeros(1, *model.spec["shape"], device=next(model.parameters()).device))
+    for hook in hooks:
+        hook.remove()
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "nonzero_parameters": sum(int(p.count_nonzero()) for p in model.parameters()),
+        **macs,
+    }
+
+
+def operator_counts(path: Path) -> dict[str, int]:
+    """How many convolutions and additions ONNX Runtime runs on integers, and how many there are.
+
+    Counted in the graph as the runtime has rewritten it on this machine: an operator that kept its float form pays
+    for the quantizers around it without gaining from them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        rewritten = Path(folder) / "optimized.onnx"
+        open_onnx(path, optimized=rewritten)
+        operators = Counter(node.op_type for node in onnx.load(rewritten).graph.node)
+    original = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+    return {
+        "convolutions": original["Conv"],
+        "integer_convolutions": operators["QLinearConv"] + operators["ConvInteger"],
+        "additions": original["Add"],
+        "integer_additions": operators["QLinearAdd"],
+    }

@@ -1,0 +1,110 @@
+"""Latency: the median of many runs, timed in turn with the FP32 base so that the ratio survives a noisy machine."""
+
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import cpuinfo
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from storage import open_onnx, run_onnx
+
+BATCHES = (1, 64)
+WARMUP_RUNS = 3
+RUNS = (7, 200)  # at least, at most
+SECONDS = 3.0  # for each batch size and thread count, between the least and the most runs
+PAUSE = 0.01  # seconds for the threads of the one before to stop spinning: they would take this one's cores
+QUIET = 0.1  # share of the cores that other programs may use
+
+
+def latency(file: Path, base_file: Path, base: nn.Module) -> dict:
+    """Time an ONNX file, its FP32 base in ONNX Runtime and that base in eager PyTorch, by turns.
+
+    Returns, under `batch1`, `batch1_one_thread`, `batch64` and `batch64_one_thread`: `median` and `p95` in ms,
+    `base_median` and `eager_median` in ms, and `speedup` and `speedup_over_eager`, which are medians of the ratios of
+    neighbouring runs. `contention` is the share of the cores that other programs took just before.
+    """
+    contention = _others_share()
+    if contention > QUIET:
+        warnings.warn(
+            f"other programs use {contention:.0%} of the cores: latencies of {file.name} are disturbed; "
+            "run again with remeasure=True when the machine is quiet",
+            stacklevel=2,
+        )
+    result = {"contention": round(contention, 3)}
+    shape = base.spec["shape"]
+    for batch in BATCHES:
+        images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
+        for suffix, threads in (("", os.cpu_count()), ("_one_thread", 1)):
+            result[f"batch{batch}{suffix}"] = _time_by_turns(file, base_file, base, images, threads)
+    return result
+
+
+def hardware() -> dict:
+    """The processor by name, its cores, and the instructions that matter for INT8 and bfloat16."""
+    info = cpuinfo.get_cpu_info()
+    wanted = {"avx2", "avx512f", "avx512_vnni", "avx512vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
+    return {
+        "cpu": info.get("brand_raw", platform.processor()),
+        "cores": os.cpu_count(),
+        "instructions": sorted(wanted & set(info.get("flags", []))),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _time_by_turns(file: Path, base_file: Path, base: nn.Module, images: np.ndarray, threads: int) -> dict:
+    session, base_session = open_onnx(file, threads), open_onnx(base_file, threads)
+    tensor = torch.from_numpy(images)
+    base.cpu().eval()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            times = _alternate(
+                lambda: run_onnx(session, images),
+                lambda: run_onnx(base_session, images),
+                lambda: base(tensor),
+            )
+    finally:
+        torch.set_num_threads(before)
+    own, base_ms, eager_ms = times
+    return {
+        "median": float(np.median(own)),
+        "p95": float(np.percentile(own, 95)),
+        "base_median": float(np.median(base_ms)),
+        "eager_median": float(np.median(eager_ms)),
+        "speedup": float(np.median(base_ms / own)),
+        "speedup_over_eager": float(np.median(eager_ms / own)),
+        "runs": len(own),
+    }
+
+
+def _alternate(*functions: Callable[[], object]) -> np.ndarray:
+    """Milliseconds `[function, run]`, the functions called one after the other in every run."""
+    for function in functions * WARMUP_RUNS:
+        function()
+    rows: list[list[float]] = []
+    deadline = time.perf_counter() + SECONDS
+    while len(rows) < RUNS[0] or (len(rows) < RUNS[1] and time.perf_counter() < deadline):
+        row = []
+        for function in functions:
+            time.sleep(PAUSE)
+            function()  # back into the caches after the others' turn
+            started = time.perf_counter()
+            function()
+            row.append(1000 * (time.perf_counter() - started))
+        rows.append(row)
+    return np.array(rows).T
+
+
+def _others_share(seconds: float = 0.5) -> float:
+    """Share of the cores' time that went to other programs while this one slept."""
+    psutil.cpu_percent()
+    time.sleep(seconds)
+    return psutil.cpu_percent() / 100

@@ -1,0 +1,44 @@
+"""Run every notebook top to bottom: `python -m notebooks.run --dataset digits`."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import papermill
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="digits", help="digits (default), cifar10 or folder:PATH")
+    parser.add_argument("--only", default="", help="run only notebooks whose name contains this")
+    parser.add_argument("--in-place", action="store_true", help="write the outputs back into notebooks/")
+    arguments = parser.parse_args()
+    output = Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")) / "notebooks"
+    output.mkdir(parents=True, exist_ok=True)
+    os.environ["DATASET"] = arguments.dataset  # read by every notebook's parameters cell
+    started = time.perf_counter()
+    for notebook in sorted(FOLDER.glob("[0-9]_*.ipynb")):
+        if arguments.only not in notebook.name:
+            continue
+        print(f"{notebook.name} on {arguments.dataset}", flush=True)
+        target = notebook if arguments.in_place else output / notebook.name
+        try:
+            papermill.execute_notebook(
+                str(notebook), str(target), cwd=str(FOLDER),
+                kernel_name="python3", progress_bar=True, stderr_file=sys.stderr,
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            print(f"{notebook.name} stopped: {error.ename}: {error.evalue}\nIts cells so far: {target}")
+            return 1
+    results = os.environ.get("RESULTS_DIR", ROOT / "results")
+    print(f"Done in {time.perf_counter() - started:.0f} s.\nRecords: {results}\nNotebooks with charts: {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

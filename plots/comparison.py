@@ -1,0 +1,66 @@
+"""Charts that set methods beside each other."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from plots.style import METHOD_COLORS
+
+
+def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
+    """Test accuracy (%) with its 95 % interval against the ONNX file's size (MB, log axis), a mark a record.
+
+    `reported`, drawn as hollow marks, has the columns `label`, `accuracy` (%) and `size_mb`.
+    """
+    ax = ax or plt.gca()
+    for method, group in records.groupby("method", sort=False):
+        color, marker = METHOD_COLORS[method]
+        for index, (model, points) in enumerate(group.groupby("model")):
+            y = 100 * points["accuracy"]
+            bars = [y - 100 * points["accuracy_low"], 100 * points["accuracy_high"] - y]
+            size = points["onnx_bytes"] / 1e6
+            name = _method_name(method) if index == 0 else None
+            ax.errorbar(size, y, yerr=bars, fmt=marker, color=color, capsize=3, markersize=7, label=name)
+            ax.annotate(model, (size.iloc[0], y.max()), xytext=(8, 5), textcoords="offset points", fontsize=9)
+    if reported is not None:
+        ax.plot(
+            reported["size_mb"], reported["accuracy"], "o", markerfacecolor="none", color="0.45",
+            label="published study (as reported)",
+        )  # fmt: skip
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.margins(x=0.12, y=0.12)
+    ax.set_xlabel("file size (MB, log scale)")
+    ax.set_ylabel("test accuracy (%), 95 % interval")
+    ax.legend(loc="best")
+    return ax
+
+
+def latency_bars(records: pd.DataFrame, setting: str = "batch1", ax: Axes | None = None) -> Axes:
+    """Median latency (ms) of each record in ONNX Runtime, a whisker to the 95th percentile, and the speedup.
+
+    `setting` is `batch1`, `batch64`, or either with `_one_thread`.
+    """
+    ax = ax or plt.gca()
+    medians = records[f"latency_ms.{setting}.median"].to_numpy()
+    p95 = records[f"latency_ms.{setting}.p95"].to_numpy()
+    positions = np.arange(len(records))
+    colors = [METHOD_COLORS[method][0] for method in records["method"]]
+    ax.barh(positions, medians, xerr=[np.zeros_like(medians), p95 - medians], color=colors, capsize=3, height=0.6)
+    speedups = records[f"latency_ms.{setting}.speedup"]
+    for position, end, median, speedup in zip(positions, p95, medians, speedups, strict=True):
+        ax.text(end, position, f"  {median:.2f} ms, {speedup:.2f}x", va="center", fontsize=9)
+    ax.set_yticks(positions, [f"{row.model}\n{_method_name(row.method)}" for row in records.itertuples()])
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set_xlim(0, 1.35 * p95.max())
+    batch, _, threads = setting.partition("_")
+    ax.set_xlabel(f"latency (ms), {batch.replace('batch', 'batch ')}, {'one thread' if threads else 'all threads'}")
+    return ax
+
+
+def _method_name(method: str) -> str:
+    return {"Train": "FP32", "Train > Quantize": "static INT8"}.get(method, method.removeprefix("Train > "))

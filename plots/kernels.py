@@ -1,0 +1,86 @@
+"""Charts of kernel measurements: the roofline, time against density, and bars. Records in, matplotlib Axes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+COLORS = {"ours": "#0b6e99", "library": "#b0b7bf"}
+MARKERS = "osD^vP*X<>"
+
+
+def roofline(frame: pd.DataFrame, bandwidth: float, rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
+    """Achieved rate against operations a byte, under what the hardware allows.
+
+    frame: columns kernel, operations, bytes and time_ms; bandwidth: GB/s, the slope; rates: name -> Gop/s, the roofs.
+    """
+    ax = ax or plt.subplots(figsize=(7.5, 4.8))[1]
+    frame = frame[frame.operations > 0]
+    intensity = frame.operations / frame.bytes
+    low, high = intensity.min() / 3, max(intensity.max() * 3, 2 * max(rates.values()) / bandwidth)
+    x = np.geomspace(low, high, 200)
+    for (name, rate), style in zip(rates.items(), ("-", "--", ":"), strict=False):
+        ax.plot(x, np.minimum(x * bandwidth, rate), style, color="#444", lw=1.2)
+        ax.annotate(f"{name}: {rate:,.0f} Gop/s", (high, rate), ha="right", va="bottom", fontsize=8)
+    at = np.sqrt(low * min(rates.values()) / bandwidth)
+    ax.annotate(f"{bandwidth:,.0f} GB/s", (at, at * bandwidth), ha="right", va="bottom", fontsize=8)
+    for i, (kernel, rows) in enumerate(frame.groupby("kernel", sort=False)):
+        ax.scatter(
+            rows.operations / rows.bytes,
+            rows.operations / rows.time_ms / 1e6,
+            s=26,
+            zorder=3,
+            marker=MARKERS[i // 10 % len(MARKERS)],
+            color=f"C{i % 10}",
+            label=kernel,
+        )
+    ax.set(xscale="log", yscale="log", xlabel="operations a byte (least bytes)", ylabel="Gop/s")
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.grid(alpha=0.25)
+    return ax
+
+
+def time_over_density(
+    frame: pd.DataFrame, dense_ms: float, crossovers: Mapping[str, float | None], ax: Axes | None = None
+) -> Axes:
+    """Time of each sparse kernel against density, with the dense product's time and where the curves meet it.
+
+    frame: columns kernel, density, time_ms, time_ms_p25 and time_ms_p75; crossovers: kernel -> density or None.
+    """
+    ax = ax or plt.subplots(figsize=(7.5, 4.5))[1]
+    for i, (kernel, rows) in enumerate(frame.groupby("kernel", sort=False)):
+        rows = rows.sort_values("density")
+        meets = crossovers.get(kernel)
+        label = f"{kernel}, as fast as dense at {meets:.1%}" if meets else kernel
+        ax.plot(rows.density, rows.time_ms, marker=MARKERS[i], ms=4, color=f"C{i}", label=label)
+        ax.fill_between(rows.density, rows.time_ms_p25, rows.time_ms_p75, color=f"C{i}", alpha=0.2, lw=0)
+        if meets:
+            ax.plot(meets, dense_ms, "o", ms=9, mfc="none", color=f"C{i}")
+    ax.axhline(dense_ms, color="#444", ls="--", lw=1.2, label="dense")
+    ax.set(xscale="log", yscale="log", xlabel="density (non-zeros / all)", ylabel="time (ms)")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}" if value >= 1 else f"{value:.1%}")
+    ax.legend(fontsize=8)
+    ax.grid(alpha=0.25)
+    return ax
+
+
+def kernel_bars(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Time of each kernel as a bar, with the middle half of its samples as an error bar; libraries in grey.
+
+    frame: columns label, maker, time_ms, time_ms_p25 and time_ms_p75; a row a bar, drawn from the top.
+    """
+    ax = ax or plt.subplots(figsize=(7.5, 0.6 + 0.32 * len(frame)))[1]
+    frame = frame.iloc[::-1]
+    colors = [COLORS["ours" if maker == "ours" else "library"] for maker in frame.maker]
+    spread = [frame.time_ms - frame.time_ms_p25, frame.time_ms_p75 - frame.time_ms]
+    ax.barh(frame.label, frame.time_ms, color=colors, xerr=spread, ecolor="#444", capsize=2)
+    for row, value in enumerate(frame.time_ms):
+        ax.annotate(f" {value:.3g}", (frame.time_ms_p75.iloc[row], row), va="center", fontsize=8)
+    ax.set_xlabel("time (ms)")
+    ax.margins(x=0.12)
+    ax.grid(axis="x", alpha=0.25)
+    return ax

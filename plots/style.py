@@ -1,0 +1,37 @@
+"""Colours and sizes shared by all charts: the Okabe-Ito palette, which colour-blind readers can tell apart."""
+
+import matplotlib.pyplot as plt
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+class _Cycle(dict):
+    """A colour and a marker for each method, the same wherever it is drawn, in the order of first use."""
+
+    def __missing__(self, method: str) -> tuple[str, str]:
+        index = len(self)
+        self[method] = (PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)])
+        return self[method]
+
+
+METHOD_COLORS = _Cycle({"Train": (PALETTE[0], MARKERS[0]), "Train > Quantize": (PALETTE[1], MARKERS[1])})
+
+
+def use_style() -> None:
+    """Set matplotlib up for the study's charts."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.5, 4.5),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "savefig.bbox": "tight",
+            "font.size": 11,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+        }
+    )
