@@ -50,7 +50,8 @@ def read_cifar10(root: Path) -> ImageArrays:
         return _read_cifar10_batches(root)
     if not sorted(root.rglob("train-*.parquet")):
         _download_cifar10(root)
-        return read_cifar10(root)
+        if (root / "cifar-10-batches-py").is_dir():
+            return _read_cifar10_batches(root)
     train_images, train_labels = _read_parquet(sorted(root.rglob("train-*.parquet")), CIFAR10_IMAGES["train"])
     test_images, test_labels = _read_parquet(sorted(root.rglob("test-*.parquet")), CIFAR10_IMAGES["test"])
     return ImageArrays(train_images, train_labels, test_images, test_labels, CIFAR10_CLASSES)
@@ -91,8 +92,10 @@ def _read_shard(file: Path, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.nd
         table = pyarrow.parquet.read_table(file, columns=["img", "label"]).combine_chunks()
         encoded = table["img"].combine_chunks().field("bytes").to_pylist()
         labels = table["label"].to_numpy()
+        if not np.issubdtype(labels.dtype, np.integer):  # text, or a number that is missing
+            raise ValueError("labels that are no whole numbers")
         images = np.stack(list(pool.map(_decode, encoded)))
-    except (pyarrow.ArrowException, OSError, KeyError, ValueError, SyntaxError) as error:
+    except (pyarrow.ArrowException, OSError, AttributeError, KeyError, ValueError, SyntaxError) as error:
         raise DataError(f"{file} is truncated or corrupt ({_first_line(error)}): fetch it again") from None
     return images, labels
 

@@ -33,7 +33,7 @@ def load_weights(path: Path, checksum: str | None = None) -> tuple[nn.Module, di
     Raises:
         StorageError: the file is missing, damaged, or not the one that `checksum` names.
     """
-    tensors, header, own = _load(path)
+    tensors, header, own = _load(path, "spec")
     if checksum is not None and own != checksum:
         raise StorageError(f"{path} holds other weights than its record says: delete it, and it is made again")
     model = rebuild(header["spec"])
@@ -56,7 +56,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            tensors, header, _ = _load(self.path)
+            tensors, header, _ = _load(self.path, "state")
             return tensors, header["state"]
         except StorageError as error:
             warnings.warn(f"{error}; the training starts over", stacklevel=2)
@@ -88,13 +88,13 @@ def _save(tensors: dict[str, torch.Tensor], header: dict, path: Path, log: dict 
             raise OSError(str(error)) from error
 
 
-def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict, str]:
+def _load(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict, str]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["header"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        checksum = header["sha256"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        checksum, _ = header["sha256"], header[what]
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StorageError(
             f"{path} is missing or no readable weight file ({error}): delete it, and it is made again"
         ) from None

@@ -1,0 +1,452 @@
+"""Data sets and batches, against numpy, PIL and files made by hand."""
+
+import dataclasses
+import hashlib
+import io
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from data import DataError, Dataset, Split, batches, load, normalize, sources
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def random_images(count, height=32, width=32, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def dataset_of(images, flip=True):
+    split = Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.arange(len(images)))
+    return Dataset("made up", split, split, split, ("a", "b"), MEAN, STD, flip)
+
+
+def all_of(dataset, **which):
+    return list(batches(dataset, dataset.train, 5, **which))
+
+
+# Batches
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 24)])
+def test_augmentation_is_numpys_reflect_padding_a_crop_and_a_flip(height, width, flip):
+    images, seed, epoch = random_images(23, height, width), 3, 4
+    count, padding = len(images), height // 8
+    draws = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    order = torch.randperm(count, generator=draws).numpy()
+    down = torch.randint(-padding, padding + 1, (count,), generator=draws).numpy()
+    right = torch.randint(-padding, padding + 1, (count,), generator=draws).numpy()
+    flipped = torch.rand(count, generator=draws).numpy() < 0.5
+    assert {-padding, padding} <= set(down) | set(right) and 0 < flipped.sum() < count
+
+    expected = []
+    for position, image in enumerate(images[order]):
+        padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
+        top, left = padding + down[position], padding + right[position]
+        crop = padded[top : top + height, left : left + width]
+        expected.append(crop[:, ::-1] if flip and flipped[position] else crop)
+    expected = ((np.stack(expected) / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
+
+    got = all_of(dataset_of(images, flip), seed=seed, epoch=epoch)
+    assert [batch.index for batch in got] == [0, 1, 2, 3] and {batch.epoch for batch in got} == {epoch}
+    assert got[0].images.dtype == torch.float32 and got[0].images.shape == (5, 3, height, width)
+    np.testing.assert_allclose(torch.cat([b.images for b in got]).numpy(), expected[:20], atol=2e-5)
+    assert torch.cat([b.labels for b in got]).tolist() == order[:20].tolist()
+
+
+def test_batches_follow_from_seed_and_epoch_alone():
+    dataset = dataset_of(random_images(23))
+    first = all_of(dataset, seed=1, epoch=2)
+    torch.rand(7)  # the global random state plays no part
+    for a, b in zip(first, all_of(dataset, seed=1, epoch=2), strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+    labels = torch.cat([b.labels for b in first])
+    for other in ({"seed": 1, "epoch": 3}, {"seed": 2, "epoch": 2}):
+        assert not torch.equal(labels, torch.cat([b.labels for b in all_of(dataset, **other)]))
+
+
+def test_no_image_twice_in_an_epoch_and_every_one_sooner_or_later():
+    dataset, seen = dataset_of(random_images(23)), set()
+    for epoch in range(12):
+        labels = torch.cat([b.labels for b in all_of(dataset, seed=0, epoch=epoch)]).tolist()
+        assert len(labels) == len(set(labels)) == 20
+        seen |= set(labels)
+    assert seen == set(range(23))
+
+
+def test_a_batch_larger_than_the_data_set_is_the_data_set():
+    dataset = dataset_of(random_images(4))
+    (batch,) = all_of(dataset, seed=0, epoch=0)
+    assert sorted(batch.labels.tolist()) == [0, 1, 2, 3]
+
+
+def test_normalize_against_numpy():
+    images = random_images(3)
+    got = normalize(torch.from_numpy(images).permute(0, 3, 1, 2), dataset_of(images))
+    np.testing.assert_allclose(got.permute(0, 2, 3, 1).numpy(), (images / 255 - MEAN) / STD, atol=2e-5)
+
+
+def test_the_images_are_left_alone():
+    dataset = dataset_of(random_images(6))
+    before = dataset.train.images.clone()
+    all_of(dataset, seed=0, epoch=0)
+    normalize(dataset.train.images, dataset)
+    assert torch.equal(dataset.train.images, before)
+
+
+# Digits
+
+
+def test_digits_against_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    dataset, truth = load("digits"), load_digits()
+    assert dataset.shape == (1, 8, 8) and dataset.classes == tuple("0123456789") and not dataset.flip
+    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [1294, 144, 359]
+    np.testing.assert_allclose(dataset.test.images[:, 0].numpy() / 255, truth.images[4::5] / 16, atol=0.5 / 255 + 1e-9)
+    assert dataset.test.labels.tolist() == truth.target[4::5].tolist()
+    together = torch.cat([dataset.train.labels, dataset.validation.labels])
+    np.testing.assert_array_equal(
+        np.bincount(together), np.bincount(np.delete(truth.target, np.s_[4::5]))
+    )
+
+
+def test_digits_are_never_flipped():
+    dataset = load("digits")
+    ramp = torch.arange(8, dtype=torch.uint8).expand(40, 1, 8, 8).contiguous()  # brighter to the right
+    split = Split(ramp, torch.zeros(40, dtype=torch.int64))
+    for batch in batches(dataset, split, 40, seed=0, epoch=0):
+        assert (batch.images[..., 6] > batch.images[..., 1]).all()
+
+
+def test_mean_and_std_are_those_of_the_training_images():
+    dataset = load("digits")
+    pixels = dataset.train.images.numpy().astype(np.float64) / 255
+    np.testing.assert_allclose(dataset.mean, [pixels.mean()], rtol=1e-12)
+    np.testing.assert_allclose(dataset.std, [pixels.std()], rtol=1e-12)
+
+
+# CIFAR-10 in the hub's layout
+
+
+def png(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(path, images, labels):
+    encoded = [image if isinstance(image, bytes) else png(image) for image in images]
+    rows = {"img": [{"bytes": e, "path": f"{i}.png"} for i, e in enumerate(encoded)], "label": labels}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(rows), path)
+
+
+IMAGES = random_images(30, seed=1)
+LABELS = [i % 10 for i in range(30)]
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """20 training images in two shards and 10 for testing; nothing can be downloaded."""
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
+    monkeypatch.setattr(sources, "CIFAR10_IMAGES", {"train": 20, "test": 10})
+    monkeypatch.setattr(sources, "_download_cifar10", lambda root: pytest.fail("downloads"))
+    folder = tmp_path / "plain_text"
+    write_parquet(folder / "train-00000-of-00002.parquet", IMAGES[:12], LABELS[:12])
+    write_parquet(folder / "train-00001-of-00002.parquet", IMAGES[12:20], LABELS[12:20])
+    write_parquet(folder / "test-00000-of-00001.parquet", IMAGES[20:], LABELS[20:])
+    return folder
+
+
+def test_cifar10_from_parquet(cifar):
+    dataset = load("cifar10")
+    assert dataset.classes[0] == "airplane" and dataset.classes[9] == "truck" and dataset.flip
+    assert dataset.shape == (3, 32, 32) and dataset.train.labels.dtype == torch.int64
+    np.testing.assert_array_equal(dataset.test.images.permute(0, 2, 3, 1).numpy(), IMAGES[20:])
+    assert dataset.test.labels.tolist() == LABELS[20:]
+    assert (len(dataset.train), len(dataset.validation)) == (18, 2)
+
+    def pairs(split):
+        return {(i.permute(1, 2, 0).numpy().tobytes(), int(c)) for i, c in zip(split.images, split.labels, strict=True)}
+
+    train, validation = pairs(dataset.train), pairs(dataset.validation)
+    assert not train & validation
+    assert train | validation == {(i.tobytes(), c) for i, c in zip(IMAGES[:20], LABELS[:20], strict=True)}
+    pixels = dataset.train.images.numpy() / 255
+    np.testing.assert_allclose(dataset.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(dataset.std, pixels.std((0, 2, 3)), rtol=1e-12)
+
+
+def test_the_split_is_fixed(cifar):
+    torch.manual_seed(1)
+    first = load("cifar10")
+    torch.manual_seed(2)
+    again = load("cifar10")
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(first, part).images, getattr(again, part).images)
+    assert first.mean == again.mean
+
+
+def refused(name, *words):
+    """The one-sentence DataError of `load(name)`, which must hold all of `words`."""
+    with pytest.raises(DataError) as caught:
+        load(name)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+    return message
+
+
+SHARD = "train-00001-of-00002.parquet"
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_truncated_parquet(cifar, share):
+    whole = (cifar / SHARD).read_bytes()
+    (cifar / SHARD).write_bytes(whole[: int(share * len(whole))])
+    refused("cifar10", SHARD, "truncated or corrupt", "fetch it again")
+
+
+@pytest.mark.parametrize("bad", [b"no image", b"", png(IMAGES[0])[:-500], png(IMAGES[0][:16])])
+def test_corrupt_image_in_parquet(cifar, bad):
+    write_parquet(cifar / SHARD, [*IMAGES[12:19], bad], LABELS[12:20])
+    refused("cifar10", SHARD, "fetch it again")
+
+
+@pytest.mark.parametrize("name", [SHARD, "test-00000-of-00001.parquet"])
+def test_missing_shard(cifar, name):
+    (cifar / name).unlink()
+    refused("cifar10", "12 of 20" if name == SHARD else "0 of 10", "a shard is missing")
+
+
+@pytest.mark.parametrize("label", [10, -1, None, "cat"])
+def test_wrong_label(cifar, label):
+    labels = ["dog"] * 7 + [label] if isinstance(label, str) else [*LABELS[12:19], label]
+    write_parquet(cifar / SHARD, IMAGES[12:20], labels)
+    refused("cifar10", "label")
+
+
+@pytest.mark.parametrize("rows", [{"label": [1]}, {"img": [b"flat"], "label": [1]}])
+def test_another_layout(cifar, rows):
+    pyarrow.parquet.write_table(pyarrow.table(rows), cifar / SHARD)
+    refused("cifar10", SHARD, "fetch it again")
+
+
+def test_unknown_name():
+    refused("mnist", "'mnist'", "'digits'", "'cifar10'", "folder:PATH")
+
+
+# CIFAR-10 in torchvision's layout
+
+
+def write_batches(root, payload):
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
+        (folder / name).write_bytes(payload(name))
+    return folder
+
+
+class Executed:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_with_a_wrong_checksum_is_never_executed(tmp_path, monkeypatch):
+    trap = tmp_path / "executed"
+    bomb = pickle.dumps(Executed(trap))
+    pickle.loads(bomb).close()
+    assert trap.exists()  # it would work
+    trap.unlink()
+    write_batches(tmp_path / "root", lambda name: bomb)
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "root"))
+    refused("cifar10", "cifar-10-batches-py", "checksums differ", "delete that folder")
+    assert not trap.exists()
+
+
+def test_cifar10_from_torchvisions_batches(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    def payload(name):
+        if name == "batches.meta":
+            return pickle.dumps({"label_names": list(sources.CIFAR10_CLASSES)})
+        first = 25 if name == "test_batch" else 5 * (int(name[-1]) - 1)
+        rows = IMAGES[first : first + 5].transpose(0, 3, 1, 2).reshape(5, -1)
+        return pickle.dumps({"data": rows, "labels": LABELS[first : first + 5]})
+
+    def listed(*names):
+        return [[name, hashlib.md5(payload(name)).hexdigest()] for name in names]
+
+    write_batches(tmp_path, payload)
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
+    monkeypatch.setattr(CIFAR10, "train_list", listed(*(f"data_batch_{i}" for i in range(1, 6))))
+    monkeypatch.setattr(CIFAR10, "test_list", listed("test_batch"))
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": listed("batches.meta")[0][1]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    arrays = sources.read_cifar10(tmp_path)
+    np.testing.assert_array_equal(arrays.train_images.permute(0, 2, 3, 1).numpy(), IMAGES[:25])
+    np.testing.assert_array_equal(arrays.test_images.permute(0, 2, 3, 1).numpy(), IMAGES[25:])
+    assert arrays.train_labels.tolist() == LABELS[:25] and arrays.test_labels.tolist() == LABELS[25:]
+
+
+# Downloads
+
+
+@pytest.fixture
+def origins(tmp_path, monkeypatch):
+    """A fake hub and a fake torchvision, and the list of who was asked. Both fail until a test says otherwise."""
+    import huggingface_hub
+    import torchvision.datasets
+
+    root, hub = tmp_path / "raw", tmp_path / "hub"
+    write_parquet(hub / "plain_text/train-00000-of-00001.parquet", IMAGES[:20], LABELS[:20])
+    write_parquet(hub / "plain_text/test-00000-of-00001.parquet", IMAGES[20:], LABELS[20:])
+    state = SimpleNamespace(root=root, asked=[], hub_works=False, damage=b"", torchvision=None)
+
+    def list_repo_tree(self, repository, folder, repo_type):
+        state.asked.append("hub")
+        if not state.hub_works:
+            raise ConnectionError("hub out of reach\nand a long second line")
+        assert (repository, repo_type) == ("uoft-cs/cifar10", "dataset")
+        yield SimpleNamespace(path=f"{folder}/README.md")
+        for file in sorted((hub / folder).iterdir()):
+            checksum = hashlib.sha256(file.read_bytes()).hexdigest()
+            yield SimpleNamespace(path=f"{folder}/{file.name}", lfs=SimpleNamespace(sha256=checksum))
+
+    def hf_hub_download(repository, path, repo_type, local_dir):
+        target = local_dir / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((hub / path).read_bytes() + state.damage)
+        return str(target)
+
+    def torchvision_cifar10(folder, train, download):
+        state.asked.append("torchvision")
+        if state.torchvision is None:
+            raise OSError("origin out of reach")
+        state.torchvision()
+
+    monkeypatch.setenv("CIFAR10_ROOT", str(root))
+    monkeypatch.setattr(sources, "CIFAR10_IMAGES", {"train": 20, "test": 10})
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_tree", list_repo_tree)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", torchvision_cifar10)
+    return state
+
+
+def test_the_hub_comes_first_and_only_once(origins):
+    origins.hub_works = True
+    np.testing.assert_array_equal(load("cifar10").test.images.permute(0, 2, 3, 1).numpy(), IMAGES[20:])
+    load("cifar10")
+    assert origins.asked == ["hub"]
+
+
+def test_then_torchvision(origins, monkeypatch):
+    came = object()
+    origins.torchvision = lambda: (origins.root / "cifar-10-batches-py").mkdir(parents=True)
+    monkeypatch.setattr(sources, "_read_cifar10_batches", lambda root: came)
+    assert sources.read_cifar10(origins.root) is came
+    assert origins.asked == ["hub", "torchvision"]
+
+
+def test_both_out_of_reach(origins):
+    message = refused("cifar10", "hub out of reach", "origin out of reach", "CIFAR10_ROOT", str(origins.root))
+    assert "second line" not in message and origins.asked == ["hub", "torchvision"]
+
+
+def test_a_damaged_download_is_refused(origins):
+    origins.hub_works, origins.damage = True, b"!"
+    refused("cifar10", "arrived damaged")
+    assert not list(origins.root.rglob("*.parquet"))
+
+
+def test_a_download_that_leaves_nothing_behind_ends(origins):
+    origins.torchvision = lambda: None
+    refused("cifar10", "0 of 20")
+    assert origins.asked == ["hub", "torchvision"]
+
+
+# One's own images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, file in enumerate(f"{p}/{c}/{i}.png" for p in ("train", "test") for c in ("cat", "owl") for i in "012"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[number]).save(tmp_path / file)
+    return tmp_path
+
+
+def test_folder(folder):
+    dataset = load(f"folder:{folder}")
+    assert dataset.classes == ("cat", "owl") and dataset.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_array_equal(dataset.test.images.permute(0, 2, 3, 1).numpy(), IMAGES[6:12])
+    assert (len(dataset.train), len(dataset.validation)) == (5, 1)
+
+
+def test_folder_crops_resizes_and_converts(folder):
+    wide = np.zeros((64, 128), dtype=np.uint8)
+    wide[:, 32:96] = 200  # gray, white within the centre square that is kept
+    Image.fromarray(wide).save(folder / "test/cat/0.png")
+    image = load(f"folder:{folder}").test.images[0]
+    assert image.shape == (3, 32, 32) and (image[:, :, 2:30] == 200).all()
+
+
+def test_folder_passes_over_other_files(folder):
+    (folder / "train/cat/notes.txt").write_text("not an image")
+    assert len(load(f"folder:{folder}").train) == 5
+
+
+def test_folder_that_is_not_there(tmp_path):
+    refused(f"folder:{tmp_path}", "train", "CLASS/*.png")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_empty_class_folder(folder, part):
+    for file in (folder / part / "owl").iterdir():
+        file.unlink()
+    refused(f"folder:{folder}", "owl", part, "holds no image")
+
+
+def test_one_class(folder):
+    for part in ("train", "test"):
+        (folder / part / "owl").rename(folder / f"{part}-owl")
+    refused(f"folder:{folder}", "1 class", "at least two")
+
+
+def test_test_class_unknown_to_train(folder):
+    (folder / "test/dodo").mkdir()
+    refused(f"folder:{folder}", "dodo", "train", "lacks")
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.9])
+def test_corrupt_png(folder, share):
+    file = folder / "train/cat/1.png"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    refused(f"folder:{folder}", str(file), "no readable image", "replace or remove")
+
+
+def test_png_with_flipped_bytes_is_read_or_refused(folder):
+    file = folder / "train/cat/1.png"
+    whole = file.read_bytes()
+    for position in range(0, len(whole), 1 if len(whole) < 60 else len(whole) // 60):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
+        try:
+            load(f"folder:{folder}")
+        except DataError as error:
+            assert str(file) in str(error)
+
+
+def test_a_dataset_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        dataset_of(random_images(2)).flip = False

@@ -1,0 +1,276 @@
+"""The training loop: its schedule and loss against torch and numpy, and trainings that are killed and go on."""
+
+import dataclasses
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from data import Batch, Split, load
+from models import ModelError
+from storage import Checkpoint
+from training import Context, StepError, Train, TrainingDiverged, fit, one_cycle
+from training.loop import evaluate, smoothed_cross_entropy
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """160 training images of the digits: enough to learn from, little enough to be quick."""
+    whole = load("digits")
+    return dataclasses.replace(whole, train=Split(whole.train.images[:160], whole.train.labels[:160]))
+
+
+def context_of(dataset, path, seed=0):
+    return Context(dataset, seed, torch.device("cpu"), Checkpoint(path))
+
+
+def small():
+    """Everything that a resumed training has to restore: weights, running statistics, momentum, dropout's draws."""
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Dropout(0.2), nn.Flatten(), nn.Linear(8 * 64, 10),
+    )  # fmt: skip
+
+
+def trained(dataset, path, model=None, **changes):
+    context = context_of(dataset, path)
+    settings = {"epochs": 4, "learning_rate": 0.05, "batch_size": 32, "weight_decay": 5e-4}
+    model = fit(model or small(), context, **(settings | {"loss": smoothed_cross_entropy(0.1)} | changes))
+    return model, context.log
+
+
+def same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Schedule and loss
+
+
+@pytest.mark.parametrize("total", [50, 1000])
+def test_one_cycle_is_torchs(total):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1, total_steps=total, pct_start=0.2, anneal_strategy="cos", cycle_momentum=False
+    )
+    peak = 0.2 * total - 1  # torch counts so that the peak and the end fall on a step
+    for step in range(total):
+        warm, cool = 0.2 * step / peak, 0.2 + 0.8 * (step - peak) / (total - 1 - peak)
+        assert one_cycle(warm if step < peak else cool) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(("progress", "share"), [(0, 0.04), (0.1, 0.52), (0.2, 1), (0.6, 0.500002), (1, 4e-6)])
+def test_one_cycle_by_hand(progress, share):
+    assert one_cycle(progress) == pytest.approx(share, rel=1e-9)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+def test_smoothed_cross_entropy_against_numpy(smoothing):
+    draws = np.random.default_rng(0)
+    logits, labels = draws.normal(size=(6, 10)), draws.integers(0, 10, 6)
+    target = (1 - smoothing) * np.eye(10)[labels] + smoothing / 10
+    log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    batch = Batch(torch.empty(6, 1, 8, 8), torch.from_numpy(labels), 0, 0)
+    got = smoothed_cross_entropy(smoothing)(torch.from_numpy(logits), batch)
+    assert got.item() == pytest.approx(-(target * log_softmax).sum(1).mean(), rel=1e-12)
+
+
+# The loop
+
+
+def test_the_learning_rate_of_every_step(digits, tmp_path, monkeypatch):
+    rates, step = [], torch.optim.SGD.step
+
+    def spy(self, *args):
+        rates.append([group["lr"] for group in self.param_groups])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    trained(digits, tmp_path / "state", epochs=2)
+    warm = [0.04 + 0.96 * (1 - math.cos(math.pi * i / 2)) / 2 for i in range(2)]
+    cool = [4e-6 + (1 - 4e-6) * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]
+    np.testing.assert_allclose(rates, [[0.05 * r] * 2 for r in warm + cool], rtol=1e-9)
+
+
+def test_weight_decay_on_matrices_and_not_on_vectors(digits, tmp_path):
+    model = small()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trained(
+        digits, tmp_path / "state", model, epochs=1, batch_size=160, learning_rate=0.5, weight_decay=0.1,
+        loss=lambda logits, batch: 0 * logits.sum(),
+    )  # fmt: skip
+    # A single step, without a gradient, at the schedule's start: Nesterov moves by (1 + momentum) times the decay.
+    kept = 1 - (0.5 / 25) * 1.9 * 0.1
+    for name, parameter in model.named_parameters():
+        expected = before[name] * kept if parameter.ndim > 1 else before[name]
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-7)
+        assert parameter.ndim > 1 or torch.equal(parameter, before[name])
+    assert {p.ndim for p in model.parameters()} == {1, 2, 4}
+
+
+def test_it_learns_and_logs(digits, tmp_path):
+    model, log = trained(digits, tmp_path / "state", epochs=8)
+    assert not model.training and [point["epoch"] for point in log["curves"]] == list(range(1, 9))
+    assert log["curves"][-1]["loss"] < log["curves"][0]["loss"]
+    assert log["train_seconds"] == pytest.approx(sum(point["seconds"] for point in log["curves"]))
+    assert log["images_per_second"] == pytest.approx(8 * 160 / log["train_seconds"])
+    images = digits.validation.images.double()
+    with torch.no_grad():
+        logits = model(((images / 255 - digits.mean[0]) / digits.std[0]).float())
+    by_hand = (logits.argmax(1) == digits.validation.labels).double().mean().item()
+    # bfloat16 arithmetic, where the processor has it, may turn a close call or two of the 144
+    assert log["curves"][-1]["validation_accuracy"] == pytest.approx(by_hand, abs=2.1 / 144)
+    assert by_hand > 0.6  # chance is 0.1
+
+
+def test_evaluate_counts_the_last_short_batch(digits):
+    always_three = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(always_three[1].weight)
+    always_three[1].bias.data = torch.eye(10)[3]
+    share = np.mean(digits.validation.labels.numpy() == 3)
+    assert evaluate(always_three, digits, digits.validation, batch_size=50) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_loss_that_is_no_number(digits, tmp_path, number):
+    with pytest.raises(TrainingDiverged, match=r"the loss became (nan|inf) in epoch 1: lower learning_rate"):
+        trained(digits, tmp_path / "state", loss=lambda logits, batch: logits.sum() * 0 + number)
+    assert not (tmp_path / "state").exists()  # else the next try would go on from weights that are lost
+
+
+def test_a_learning_rate_far_too_high(digits, tmp_path):
+    with pytest.raises(TrainingDiverged, match="lower learning_rate"):
+        trained(digits, tmp_path / "state", learning_rate=1e20)
+
+
+# Killed, and going on
+
+
+@pytest.mark.parametrize("steps", [3, 6, 20])
+def test_a_killed_training_ends_with_the_same_weights(digits, tmp_path, steps):
+    whole, log = trained(digits, tmp_path / "whole")
+    left = iter(range(steps - 1))
+
+    def killed():
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(digits, tmp_path / "state", after_step=killed)
+    torch.rand(3)
+    taken = []
+    resumed, again = trained(digits, tmp_path / "state", after_step=lambda: taken.append(1))
+    assert len(taken) == 20 - 5 * ((steps - 1) // 5)  # five a epoch; only the unfinished epoch is done over
+    assert same_weights(whole, resumed)
+    for a, b in zip(log["curves"], again["curves"], strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+def test_a_finished_training_is_not_repeated(digits, tmp_path):
+    whole, log = trained(digits, tmp_path / "state")
+    again, log_again = trained(digits, tmp_path / "state", after_step=lambda: pytest.fail("trains"))
+    assert same_weights(whole, again) and log_again["curves"] == log["curves"]
+
+
+KILLED = """
+import dataclasses, os, pathlib, signal, sys, torch
+from data import Split, load
+from storage import Checkpoint
+from training import Context, Train
+
+class Killed(Checkpoint):
+    def save(self, tensors, state):
+        super().save(tensors, state)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(int(sys.argv[2]))
+digits = load("digits")
+digits = dataclasses.replace(digits, train=Split(digits.train.images[:160], digits.train.labels[:160]))
+context = Context(digits, 3, torch.device("cpu"), Killed(pathlib.Path(sys.argv[1])))
+Train("resnet20", epochs=2, batch_size=80).apply(None, context)
+"""
+
+
+def test_train_goes_on_after_kill_9_and_ends_in_bfloat16(digits, tmp_path):
+    step = Train("resnet20", epochs=2, batch_size=80)
+    whole = step.apply(None, context_of(digits, tmp_path / "whole", seed=3))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "state"), str(torch.get_num_threads())],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PYTHONPATH": "."},
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL
+    context = context_of(digits, tmp_path / "state", seed=3)
+    _, state = context.checkpoint.load()
+    assert len(state["curves"]) == 1
+    resumed = step.apply(None, context)
+    assert same_weights(whole, resumed) and len(context.log["curves"]) == 2
+    assert resumed.spec == {"architecture": "resnet20", "shape": [1, 8, 8], "classes": 10}
+    matrices = [p for p in resumed.parameters() if p.ndim > 1]
+    assert len(matrices) == 22
+    for weight in matrices:  # bfloat16 is float32 without its lower 16 bits
+        assert not (weight.detach().contiguous().numpy().view(np.uint32) & 0xFFFF).any()
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "foreign"])
+def test_a_damaged_checkpoint_starts_over_with_a_warning(digits, tmp_path, damage):
+    path = tmp_path / "state"
+    whole, _ = trained(digits, path, epochs=2)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes({"flip": bytes(content), "truncate": bytes(content[:-99]), "foreign": b"hello"}[damage])
+    with pytest.warns(UserWarning, match="the training starts over"):
+        again, _ = trained(digits, path, epochs=2)
+    assert same_weights(whole, again)
+
+
+# Train
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0}, {"epochs": -1}, {"batch_size": 0}, {"learning_rate": 0}, {"learning_rate": -0.1},
+        {"learning_rate": math.nan}, {"weight_decay": -1e-9}, {"weight_decay": math.nan}, {"label_smoothing": -0.1},
+        {"label_smoothing": 1}, {"label_smoothing": math.nan},
+    ],
+)  # fmt: skip
+def test_hyperparameters_out_of_range(wrong):
+    with pytest.raises(StepError, match=next(iter(wrong))):
+        Train("resnet20", **wrong)
+
+
+def test_hyperparameters_at_the_edge():
+    Train("resnet18", epochs=1, batch_size=1, weight_decay=0, label_smoothing=0)
+
+
+def test_unknown_model():
+    with pytest.raises(ModelError, match="resnet34"):
+        Train("resnet34")
+
+
+def test_train_starts_a_chain():
+    step = Train("resnet20")
+    step.follows(None)
+    with pytest.raises(StepError, match="starts a recipe"):
+        step.follows(step)
+
+
+def test_seeds_make_different_models(digits, tmp_path):
+    def weights(seed, name):
+        step = Train("resnet20", epochs=1, batch_size=160)
+        return step.apply(None, context_of(digits, tmp_path / name, seed)).linear.weight
+
+    first = weights(0, "a")
+    assert torch.equal(first, weights(0, "b")) and not torch.equal(first, weights(1, "c"))
