@@ -113,9 +113,7 @@ def test_digits_against_scikit_learn():
     np.testing.assert_allclose(dataset.test.images[:, 0].numpy() / 255, truth.images[4::5] / 16, atol=0.5 / 255 + 1e-9)
     assert dataset.test.labels.tolist() == truth.target[4::5].tolist()
     together = torch.cat([dataset.train.labels, dataset.validation.labels])
-    np.testing.assert_array_equal(
-        np.bincount(together), np.bincount(np.delete(truth.target, np.s_[4::5]))
-    )
+    np.testing.assert_array_equal(np.bincount(together), np.bincount(np.delete(truth.target, np.s_[4::5])))
 
 
 def test_digits_are_never_flipped():

@@ -1,0 +1,17 @@
+"""The README's figures are those of the committed records."""
+
+import pytest
+
+from experiment import readme
+from experiment.records import ROOT
+
+
+def test_readme_shows_the_records_figures(monkeypatch):
+    monkeypatch.delenv("RESULTS_DIR", raising=False)
+    text = (ROOT / "README.md").read_text()
+    assert readme.written(text) == text, "run `python -m experiment.readme`"
+
+
+@pytest.mark.parametrize("room", ["data", "models", "storage", "measurement", "training", "experiment", "quantization"])
+def test_readme_names_every_room(room):
+    assert f"`{room}/`" in (ROOT / "README.md").read_text()
