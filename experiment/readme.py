@@ -29,11 +29,8 @@ def table() -> str:
             f"| {row.latency_ms:.2f} | {speedup:.2f} |"
         )
     first = records.iloc[0]
-    instructions = ", ".join(first["hardware.instructions"])
-    lines += [
-        "",
-        f"Latency: batch 1, all threads, median, on {first['hardware.cpu']} ({first['hardware.cores']} cores; {instructions}).",
-    ]
+    machine = f"{first['hardware.cpu']}, {first['hardware.cores']} cores, {', '.join(first['hardware.instructions'])}"
+    lines += ["", f"Our latencies: batch 1, all threads, median, on {machine}."]
     return "\n".join(lines) + "\n"
 
 
