@@ -43,14 +43,14 @@ def export_onnx(model: nn.Module, path: Path, metadata: dict | None = None) -> N
         node.metadata_props.clear()
     with atomic_write(path) as temporary:
         program.save(str(temporary))
-    _check(model, path)
+        _check(model, temporary, path)  # before it takes its place: a wrong file is never found there
 
 
-def _check(model: nn.Module, path: Path) -> None:
+def _check(model: nn.Module, written: Path, path: Path) -> None:
     images = torch.randn(16, *model.spec["shape"], generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(images).numpy()
-    difference = np.abs(run_onnx(open_onnx(path), images.numpy()) - expected).max() / np.abs(expected).max()
+    difference = np.abs(run_onnx(open_onnx(written), images.numpy()) - expected).max() / np.abs(expected).max()
     tolerance = QUANTIZED_TOLERANCE if model.spec.get("quantized") else FLOAT_TOLERANCE
     if not difference <= tolerance:
         raise StorageError(
