@@ -1,13 +1,16 @@
 """What the tests of the rooms share: folders of their own, a network small enough to train in a test, short timing."""
 
+import sys
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
-import experiment.run as making
-import measurement.latency as timing
+import experiment  # noqa: F401 (its rooms are found in sys.modules)
 from models import ARCHITECTURES, ResNet
+
+# The packages export functions of the same names, which hide the modules from `import ... as`.
+making, timing = sys.modules["experiment.run"], sys.modules["measurement.latency"]
 
 
 @pytest.fixture
