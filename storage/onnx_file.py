@@ -45,7 +45,7 @@ def export_onnx(model: nn.Module, path: Path, metadata: dict | None = None) -> N
     _separate_zero_points(program.model.graph)
     with atomic_write(path) as temporary:
         program.save(str(temporary))
-    _check(model, path)
+        _check(model, temporary, path)  # before it takes its place: a wrong file is never found there
 
 
 def _separate_zero_points(graph: onnx_ir.Graph) -> None:
@@ -64,11 +64,11 @@ def _separate_zero_points(graph: onnx_ir.Graph) -> None:
             node.replace_input_with(2, own)
 
 
-def _check(model: nn.Module, path: Path) -> None:
+def _check(model: nn.Module, written: Path, path: Path) -> None:
     images = torch.randn(16, *model.spec["shape"], generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(images).numpy()
-    difference = np.abs(run_onnx(open_onnx(path), images.numpy()) - expected).max() / np.abs(expected).max()
+    difference = np.abs(run_onnx(open_onnx(written), images.numpy()) - expected).max() / np.abs(expected).max()
     tolerance = QUANTIZED_TOLERANCE if model.spec.get("quantized") else FLOAT_TOLERANCE
     if not difference <= tolerance:
         raise StorageError(

@@ -1,0 +1,25 @@
+"""What the tests of the rooms share: folders of their own, a network small enough to train in a test, short timing."""
+
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+import experiment  # noqa: F401 (its rooms are found in sys.modules)
+from models import ARCHITECTURES, ResNet
+
+# The packages export functions of the same names, which hide the modules from `import ... as`.
+making, timing = sys.modules["experiment.run"], sys.modules["measurement.latency"]
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Results and artifacts of the digits in folders of this test alone, and the network `tiny` to train."""
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
+    monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path / "artifacts"))
+    monkeypatch.setitem(ARCHITECTURES, "tiny", lambda channels, classes: ResNet((4, 8), (1, 1), channels, classes))
+    monkeypatch.setattr(timing, "SECONDS", 0.02)
+    monkeypatch.setattr(timing, "_others_share", lambda: 0.0)
+    monkeypatch.setattr(making, "hardware", lru_cache(timing.hardware))
+    return tmp_path / "results" / "digits", tmp_path / "artifacts" / "digits"

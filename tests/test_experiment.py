@@ -1,0 +1,253 @@
+"""Recipes and records: identities that last, and a run that may be killed, damaged or repeated."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import storage.files
+from experiment import Recipe, load_records, run
+from models import ModelError
+from quantization import Quantize
+from storage import StorageError
+from training import StepError, Train
+
+making = sys.modules["experiment.run"]  # the package exports a function of that name
+BASE = Recipe("digits", (Train("resnet20", epochs=1, batch_size=64),))
+SETTINGS = ("batch1", "batch1_one_thread", "batch64", "batch64_one_thread")
+CHANGES = ("latency_ms", "train_seconds", "images_per_second", "time")  # what may differ between two makings
+
+
+def tiny(**fields) -> Recipe:
+    return Recipe("digits", (Train("tiny", **{"epochs": 1, "batch_size": 64} | fields),))
+
+
+def lasting(record: dict) -> dict:
+    """A record without its times."""
+    kept = {key: value for key, value in record.items() if key not in CHANGES}
+    kept["curves"] = [{k: v for k, v in point.items() if k != "seconds"} for point in record["curves"]]
+    return kept
+
+
+@pytest.fixture
+def trainings(folders, monkeypatch) -> list[Train]:
+    """The trainings that were begun."""
+    begun, apply = [], Train.apply
+    monkeypatch.setattr(Train, "apply", lambda step, *given: begun.append(step) or apply(step, *given))
+    return begun
+
+
+# --- Identity ---------------------------------------------------------------------------------------------------------
+
+
+def test_identity_is_the_hash_of_the_canonical_json():
+    step = {"step": "Train", "model": "resnet20", "epochs": 1, "batch_size": 64}
+    by_hand = json.dumps({"dataset": "digits", "seed": 0, "steps": [step]}, sort_keys=True, separators=(",", ":"))
+    assert BASE.id == hashlib.sha256(by_hand.encode()).hexdigest()[:12] == "f218b08dae25"
+
+
+def test_a_new_field_leaves_old_identities_alone():
+    def older():
+        @dataclass(frozen=True)
+        class Prune:
+            share: float
+            epochs: int = 3
+
+            def follows(self, previous):
+                pass
+
+        return Prune
+
+    def newer():
+        @dataclass(frozen=True)
+        class Prune:
+            share: float
+            epochs: int = 3
+            schedule: str = "cubic"
+
+            def follows(self, previous):
+                pass
+
+        return Prune
+
+    old, new = BASE.then(older()(0.5)), BASE.then(newer()(0.5))
+    assert old.id == new.id
+    assert BASE.then(newer()(0.5, schedule="linear")).id != old.id
+
+
+def test_every_number_counts():
+    others = [
+        BASE.with_seed(1),
+        dataclasses.replace(BASE, dataset="cifar10"),
+        Recipe("digits", (Train("resnet20", epochs=2, batch_size=64),)),
+        Recipe("digits", (Train("resnet18", epochs=1, batch_size=64),)),
+        Recipe("digits", (Train("resnet20", epochs=1, batch_size=64, learning_rate=0.1),)),
+        BASE.then(Quantize()),
+        BASE.then(Quantize(images=64)),
+    ]
+    assert len({recipe.id for recipe in (BASE, *others)}) == len(others) + 1
+
+
+# --- What cannot be written down --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong, error, names",
+    [
+        (lambda: Recipe("digits", ()), ValueError, "at least one step"),
+        (lambda: Recipe("digits", (Quantize(),)), StepError, "start the recipe with Train"),
+        (lambda: BASE.then(Quantize()).then(Quantize()), StepError, "cannot follow Quantize"),
+        (lambda: BASE.then(Train("resnet20")), StepError, "starts a recipe"),
+        (lambda: Quantize(mode="magic"), StepError, "magic"),
+        (lambda: Quantize(bits=3), StepError, "3"),
+        (lambda: Quantize(images=0), StepError, "0"),
+        (lambda: Train("resnet21"), ModelError, "resnet21.*resnet18, resnet20"),
+    ],
+    ids=["empty", "quantize-first", "quantize-twice", "train-second", "mode", "bits", "images", "model"],
+)
+def test_wrong_recipes_are_refused_when_written_down(wrong, error, names):
+    with pytest.raises(error, match=names) as caught:
+        wrong()
+    assert "\n" not in str(caught.value)
+
+
+# --- Records ----------------------------------------------------------------------------------------------------------
+
+
+def test_records_chains_and_repetition(folders, trainings, monkeypatch):
+    results, _ = folders
+    base = run(tiny())
+    integer = run(tiny().then(Quantize(images=64)))
+    assert len(trainings) == 1  # the chain went on from the weights at hand
+
+    for record in (base, integer):
+        assert set(record) == {
+            "id", "label", "model", "method", "dataset", "seed", "recipe", "base", "accuracy", "accuracy_low",
+            "accuracy_high", "validation_accuracy", "test_images", "parameters", "nonzero_parameters", "macs",
+            "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "operators", "latency_ms", "train_seconds",
+            "hardware", "versions", "weights_sha256", "onnx_sha256", "commit", "time",
+        } | ({"curves", "images_per_second", "precision"} if record is base else set())  # fmt: skip
+        assert set(record["latency_ms"]) == {"contention", *SETTINGS}
+        assert record["base"] == base["id"] and record["test_images"] == 359
+        assert record["accuracy_low"] <= record["accuracy"] <= record["accuracy_high"]
+        assert json.loads((results / f"{record['id']}.json").read_text()) == record
+    assert integer["method"] == "Train > Quantize" and integer["train_seconds"] >= base["train_seconds"]
+
+    def never(*_):
+        raise AssertionError("the record was there")
+
+    making._dataset.cache_clear()
+    with monkeypatch.context() as context:
+        context.setattr(making, "load", never)
+        assert run(tiny()) == base
+    assert len(trainings) == 1
+
+    # A damaged record is named, left out of the table, and made again from the same weights.
+    path = results / f"{base['id']}.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.warns(UserWarning, match=path.name):
+        assert list(load_records("digits")["id"]) == [integer["id"]]
+    with pytest.warns(UserWarning, match=path.name):
+        assert run(tiny())["weights_sha256"] == base["weights_sha256"]
+    assert len(load_records("digits")) == 2 and len(trainings) == 1
+
+
+def test_weights_damaged_and_restored(folders, trainings):
+    results, artifacts = folders
+    record = run(tiny())
+    weights = artifacts / f"{record['id']}.safetensors"
+    (results / "models").mkdir()
+    shutil.copy(weights, results / "models")
+    shutil.rmtree(artifacts)
+    again = run(tiny(), remeasure=True)  # from the committed weights
+    assert len(trainings) == 1 and lasting(again) == lasting(record)
+
+    shutil.copy(results / "models" / weights.name, weights)
+    shutil.rmtree(results / "models")
+    content = bytearray(weights.read_bytes())
+    content[-50] ^= 1
+    weights.write_bytes(content)
+    with pytest.warns(UserWarning, match=weights.name):
+        again = run(tiny(), remeasure=True)
+    assert len(trainings) == 2 and again["weights_sha256"] == record["weights_sha256"]
+
+
+@pytest.mark.parametrize("reason", ["Read-only file system", "No space left on device"])
+def test_folders_that_cannot_be_written(folders, monkeypatch, reason):
+    def refuse(*_):
+        raise OSError(28, reason)
+
+    monkeypatch.setattr(storage.files.os, "replace", refuse)
+    with pytest.raises(StorageError, match=reason) as caught:
+        run(tiny())
+    assert "\n" not in str(caught.value)
+    assert not [file for folder in folders for file in folder.glob("*") if file.suffix in (".json", ".tmp")]
+
+
+# --- Several processes, and death at any moment -----------------------------------------------------------------------
+
+SCRIPT = """
+import os, signal, sys
+from experiment import Recipe, run
+from models import ARCHITECTURES, ResNet
+from storage import Checkpoint
+from training import Train
+
+making, timing = sys.modules["experiment.run"], sys.modules["measurement.latency"]
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+moment, log = sys.argv[1:]
+ARCHITECTURES["tiny"] = lambda channels, classes: ResNet((4, 8), (1, 1), channels, classes)
+timing.SECONDS, timing._others_share = 0.02, lambda: 0.0
+apply, save, replace = Train.apply, Checkpoint.save, os.replace
+
+def logged(*given):
+    with open(log, "a") as file:
+        file.write("trained\\n")
+    return apply(*given)
+
+Train.apply = logged
+if moment == "epoch":
+    Checkpoint.save = lambda *given: (save(*given), die())
+if moment == "write":
+    os.replace = lambda a, b: die() if str(b).endswith(".safetensors") else replace(a, b)
+if moment == "measurement":
+    making.latency = die
+run(Recipe("digits", (Train("tiny", epochs=2, batch_size=64),)))
+"""
+
+
+def start(moment: str, log: Path) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(making.ROOT)}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, moment, str(log)], env=environment, cwd=making.ROOT)
+
+
+def test_killed_at_any_moment(folders, trainings, tmp_path, monkeypatch):
+    """After the first epoch, while the weights are written, and in the measurement: each goes on where it stopped."""
+    results, artifacts = folders
+    recipe, log = tiny(epochs=2), tmp_path / "log"
+    for moment, left in (("epoch", ".checkpoint"), ("write", ".checkpoint"), ("measurement", ".safetensors")):
+        assert start(moment, log).wait(120) == -signal.SIGKILL
+        assert (artifacts / f"{recipe.id}{left}").exists() and not list(results.glob("*.json"))
+    after = run(recipe)
+    assert trainings == [] and len(log.read_text().split()) == 3
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "other"))
+    monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path / "others"))
+    assert lasting(after) == lasting(run(recipe)) and len(trainings) == 1
+
+
+def test_two_processes_train_once(folders, tmp_path):
+    processes = [start("never", tmp_path / "log") for _ in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert (tmp_path / "log").read_text().split() == ["trained"]
+    assert len(list(folders[0].glob("*.json"))) == 1

@@ -1,0 +1,93 @@
+"""The one measurement, against formulas and counts by hand."""
+
+import math
+import sys
+import time
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch.utils.flop_counter import FlopCounterMode
+
+from data import load
+from measurement import accuracy, cost, latency, wilson_interval
+from models import ResNet, build
+from storage import export_onnx, open_onnx
+
+timing = sys.modules["measurement.latency"]  # the package exports a function of that name
+
+
+@pytest.mark.parametrize("correct, count", [(9321, 10000), (0, 359), (359, 359), (1, 2)])
+def test_wilson_interval_is_the_closed_formula(correct, count):
+    z, p = 1.959963984540054, correct / count
+    middle = (p + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(p * (1 - p) / count + z * z / (4 * count**2))
+    assert wilson_interval(p, count) == pytest.approx((middle - half, middle + half), abs=1e-9)
+
+
+def test_accuracy_against_numpy(tmp_path):
+    """A linear classifier in ONNX, and the same in numpy on pixels normalized by hand."""
+    dataset = load("digits")
+    weight = np.random.default_rng(3).standard_normal((64, 10)).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "linear.onnx")
+    pixels = dataset.test.images.numpy().astype(np.float64) / 255
+    logits = ((pixels - dataset.mean[0]) / dataset.std[0]).reshape(-1, 64) @ weight
+    expected = (logits.argmax(1) == dataset.test.labels.numpy()).mean()
+    assert accuracy(open_onnx(tmp_path / "linear.onnx"), dataset, dataset.test) == pytest.approx(expected, abs=1e-9)
+
+
+def test_cost_of_resnet18():
+    model = build("resnet18", shape=(3, 32, 32), classes=10)
+    # Side, input and output channels of each stage: four 3x3 convolutions, and a 1x1 where the shape changes.
+    macs = 32**2 * 9 * 3 * 64 + 4 * 32**2 * 9 * 64 * 64 + 512 * 10
+    for side, width in ((16, 128), (8, 256), (4, 512)):
+        macs += side**2 * (9 * width // 2 * width + 3 * 9 * width * width + width // 2 * width)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, 3, 32, 32))
+    counted = cost(model)
+    assert counted["macs"] == macs == counter.get_total_flops() // 2 == 555_422_720
+    assert counted["parameters"] == 11_173_962
+
+    with torch.no_grad():
+        model.conv.weight[:32] = 0  # half of the stem
+    after = cost(model)
+    assert after["macs"] == macs and after["nonzero_macs"] == macs - 32**2 * 9 * 3 * 32
+    assert after["nonzero_parameters"] == counted["nonzero_parameters"] - 9 * 3 * 32
+
+
+def test_latency_of_a_file_against_itself(folders, tmp_path):
+    model = ResNet((8, 16), (1, 1), 3, 10).eval()
+    model.spec = {"architecture": "small", "shape": [3, 16, 16], "classes": 10}
+    file = tmp_path / "small.onnx"
+    export_onnx(model, file)
+    result = latency(file, file, model)
+    assert set(result) == {"contention", "batch1", "batch1_one_thread", "batch64", "batch64_one_thread"}
+    for setting in set(result) - {"contention"}:
+        times = result[setting]
+        assert 0.4 < times["speedup"] < 2.5
+        assert 0 < times["median"] <= times["p95"] and times["runs"] >= 7
+        assert times["base_median"] > 0 and times["eager_median"] > 0
+
+
+def test_runs_are_timed_by_turns(monkeypatch):
+    calls = []
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    slow = lambda: (calls.append("b"), time.sleep(0.004))  # noqa: E731
+    times = timing._alternate(lambda: calls.append("a"), slow, lambda: calls.append("c"))
+    assert calls == ["a", "b", "c"] * (timing.WARMUP_RUNS + timing.RUNS[0])
+    assert times.shape == (3, timing.RUNS[0])
+    assert (times[1] >= 4).all() and np.median(times[0]) < 1 and np.median(times[2]) < 1
