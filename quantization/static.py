@@ -1,5 +1,6 @@
 """Calibration: the scale of every activation, from images."""
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -8,28 +9,41 @@ from data import Dataset, normalize
 from models.quantized import Quantizer
 
 BATCH = 64
+SAMPLE = 100_000  # values looked at of each tensor in each batch
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, dataset: Dataset, images: int, seed: int) -> None:
-    """Set every quantizer of `model` to the range (0 included) that it sees on `images` random training images."""
+def calibrate(model: nn.Module, dataset: Dataset, images: int, percentile: float, seed: int) -> None:
+    """Set every quantizer of `model` to the range that it sees on `images` random training images.
+
+    The range holds zero and `percentile` % of the values; what lies beyond is clipped, half of it at either end. 100
+    takes the extremes, with which a few outliers coarsen the step for all other values.
+    """
     quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
-    ranges = {quantizer: (0.0, 0.0) for quantizer in quantizers}
+    seen: dict[Quantizer, list[torch.Tensor]] = {quantizer: [] for quantizer in quantizers}
 
     def observe(quantizer: Quantizer, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        low, high = torch.aminmax(inputs[0])
-        ranges[quantizer] = (min(ranges[quantizer][0], low.item()), max(ranges[quantizer][1], high.item()))
+        values = inputs[0].flatten()
+        if percentile == 100:
+            seen[quantizer].append(torch.stack(values.aminmax()))
+        elif len(values) > SAMPLE:
+            seen[quantizer].append(values[torch.randint(len(values), (SAMPLE,), generator=draws)])
+        else:
+            seen[quantizer].append(values.clone())
 
     hooks = [quantizer.register_forward_hook(observe) for quantizer in quantizers]
     _enable(quantizers, False)
-    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))[:images]
+    draws = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(dataset.train), generator=draws)[:images]
     for chosen in tqdm(order.split(BATCH), desc="calibration", unit="batch", leave=False):
         model(normalize(dataset.train.images[chosen], dataset))
     _enable(quantizers, True)
     for hook in hooks:
         hook.remove()
-    for quantizer, (low, high) in ranges.items():
-        scale, zero_point = scale_and_zero_point(low, high)
+    for quantizer, samples in seen.items():
+        values = torch.cat(samples).numpy()
+        low, high = np.percentile(values, [(100 - percentile) / 2, (100 + percentile) / 2])
+        scale, zero_point = scale_and_zero_point(float(low), float(high))
         quantizer.scale.fill_(scale)
         quantizer.zero_point.fill_(zero_point)
 

@@ -16,7 +16,7 @@ from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, insert
 from quantization import Quantize, calibrate
 from quantization.static import scale_and_zero_point
 from storage import Checkpoint, export_onnx, open_onnx, run_onnx
-from training import Context, Train
+from training import Context, StepError, Train
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_calibrated_ranges_against_a_float_forward(context):
     torch.manual_seed(0)
     model = build("resnet20", shape=(1, 8, 8), classes=10).eval()
     integer = insert_quantizers(model)
-    calibrate(integer, context.dataset, images=len(context.dataset.train), seed=3)
+    calibrate(integer, context.dataset, images=len(context.dataset.train), percentile=100, seed=3)
     images = normalize(context.dataset.train.images, context.dataset)
     quantizers = {name: module for name, module in integer.named_modules() if isinstance(module, Quantizer)}
     first, second = list(quantizers.values())[:2]
@@ -127,3 +127,20 @@ def test_deployed_file(trained, context):
     assert (run_onnx(open_onnx(folder / "int8.onnx"), images.numpy()).argmax(1) == expected).mean() >= 0.99
     if model.spec["architecture"] == "resnet18":
         assert (folder / "int8.onnx").stat().st_size < 0.26 * (folder / "fp32.onnx").stat().st_size
+
+
+def test_percentile_cuts_both_ends_alike(context):
+    integer = insert_quantizers(build("resnet20", shape=(1, 8, 8), classes=10))
+    calibrate(integer, context.dataset, images=64, percentile=90, seed=0)
+    draws = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(context.dataset.train), generator=draws)[:64]
+    pixels = normalize(context.dataset.train.images[chosen], context.dataset).numpy()
+    low, high = np.percentile(pixels, [5, 95])
+    first = next(module for module in integer.modules() if isinstance(module, Quantizer))
+    assert float(first.scale) == pytest.approx((high - low) / 255, rel=1e-5)
+
+
+@pytest.mark.parametrize("percentile", [50, 0, 101, float("nan")])
+def test_percentile_out_of_range(percentile):
+    with pytest.raises(StepError, match="percentile"):
+        Quantize(percentile=percentile)
