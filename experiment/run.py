@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import nn
 from tqdm.auto import tqdm
 
-from data import Dataset, load
+from data import Dataset, load, normalize
 from experiment.recipe import Recipe
 from experiment.records import ROOT, artifacts_folder, read_record, results_folder, write_record
 from measurement import accuracy, cost, latency, operator_counts, wilson_interval
@@ -144,7 +144,7 @@ def _onnx(recipe: Recipe, model: nn.Module, dataset: Dataset) -> Path:
     with _locked(recipe, "onnx"):
         if not path.exists():
             metadata = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
-            export_onnx(model, path, metadata)
+            export_onnx(model, path, metadata, normalize(dataset.validation.images[:64], dataset))
     return path
 
 

@@ -25,7 +25,7 @@ def context(tmp_path_factory) -> Context:
     return Context(load("digits"), 0, torch.device("cpu"), Checkpoint(folder / "checkpoint"))
 
 
-@pytest.fixture(scope="module", params=[("resnet18", 2, 20, 8), ("resnet20", 6, 21, 9)], ids=lambda case: case[0])
+@pytest.fixture(scope="module", params=[("resnet18", 1, 20, 8), ("resnet20", 6, 21, 9)], ids=lambda case: case[0])
 def trained(request, context, tmp_path_factory):
     """A float network, its integer form, the expected numbers of convolutions and additions, and a folder."""
     name, epochs, convolutions, additions = request.param
@@ -105,7 +105,8 @@ def test_batch_norm_folds_to_the_float_model(trained, context):
 
 def test_deployed_file(trained, context):
     model, integer, (convolutions, additions), folder = trained
-    export_onnx(integer, folder / "int8.onnx")
+    images = normalize(context.dataset.test.images, context.dataset)
+    export_onnx(integer, folder / "int8.onnx", images=images)  # refuses a file whose logits differ
     export_onnx(model, folder / "fp32.onnx")
 
     stored = [numpy_helper.to_array(t) for t in onnx.load(folder / "int8.onnx").graph.initializer]
@@ -121,11 +122,11 @@ def test_deployed_file(trained, context):
         "additions": additions,
         "integer_additions": additions,
     }
-    images = normalize(context.dataset.test.images, context.dataset)
-    with torch.no_grad():
-        expected = integer(images).argmax(1).numpy()
-    assert (run_onnx(open_onnx(folder / "int8.onnx"), images.numpy()).argmax(1) == expected).mean() >= 0.99
-    if model.spec["architecture"] == "resnet18":
+    if model.spec["architecture"] == "resnet20":  # after an epoch, resnet18's logits are all but ties
+        with torch.no_grad():
+            expected = integer(images).argmax(1).numpy()
+        assert (run_onnx(open_onnx(folder / "int8.onnx"), images.numpy()).argmax(1) == expected).mean() >= 0.99
+    else:
         assert (folder / "int8.onnx").stat().st_size < 0.26 * (folder / "fp32.onnx").stat().st_size
 
 
