@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import uuid
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ def provenance() -> dict:
     """When this was measured, and on which commit (None outside a git checkout)."""
     asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     commit = asked.stdout.strip() if asked.returncode == 0 else None
-    return {"commit": commit, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    return {"commit": commit, "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def summarize(milliseconds: list[float]) -> dict:
