@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "results" / "kernels"
+FOLDER = Path(os.environ.get("RESULTS_DIR", ROOT / "results")) / "kernels"
 
 
 def record_path(record: dict, folder: Path = FOLDER) -> Path:
