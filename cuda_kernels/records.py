@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from experiment.records import results_root
+from storage import atomic_write
+
 ROOT = Path(__file__).parents[1]
-FOLDER = Path(os.environ.get("RESULTS_DIR", ROOT / "results")) / "kernels"
+FOLDER = results_root() / "kernels"
 
 
 def record_path(record: dict, folder: Path = FOLDER) -> Path:
@@ -29,10 +30,8 @@ def record_path(record: dict, folder: Path = FOLDER) -> Path:
 def write(record: dict, folder: Path = FOLDER) -> Path:
     """Write the record under a temporary name, then rename: a reader never sees half a file."""
     path = record_path(record, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     return path
 
 

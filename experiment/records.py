@@ -13,9 +13,14 @@ from storage import atomic_write
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def results_root() -> Path:
+    """Where all records are: results/, or $RESULTS_DIR."""
+    return Path(os.environ.get("RESULTS_DIR", ROOT / "results"))
+
+
 def results_folder(dataset: str) -> Path:
     """Where the records of a data set are: results/NAME, or under $RESULTS_DIR."""
-    return Path(os.environ.get("RESULTS_DIR", ROOT / "results")) / _slug(dataset)
+    return results_root() / _slug(dataset)
 
 
 def artifacts_folder(dataset: str) -> Path:

@@ -109,7 +109,10 @@ def _leaves_a_layer(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     """Whether the node's result is rounded: not before a ReLU, which the same rounding takes in, nor the logits."""
     if node.op == "output" or not node.users or any(user.op == "output" for user in node.users):
         return False
-    modules = dict(graph_module.named_modules())
-    reads_shape_only = node.op == "call_module" and isinstance(modules[node.target], nn.Flatten)
-    before_relu = all(u.op == "call_module" and isinstance(modules[u.target], nn.ReLU) for u in node.users)
+
+    def calls(caller: fx.Node, kind: type[nn.Module]) -> bool:
+        return caller.op == "call_module" and isinstance(graph_module.get_submodule(caller.target), kind)
+
+    reads_shape_only = calls(node, nn.Flatten)
+    before_relu = all(calls(user, nn.ReLU) for user in node.users)
     return node.op != "get_attr" and not reads_shape_only and not before_relu
