@@ -25,6 +25,11 @@ def normalize(images: torch.Tensor, dataset: Dataset) -> torch.Tensor:
     return images.float().sub_(255 * mean).div_(255 * std)
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What all that is random in an epoch is drawn from: another for every epoch of every seed."""
+    return 1_000_003 * seed + epoch
+
+
 def batches(dataset: Dataset, split: Split, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
     """One epoch of shuffled, augmented training batches.
 
@@ -32,7 +37,7 @@ def batches(dataset: Dataset, split: Split, batch_size: int, *, seed: int, epoch
     and augmentation follow from (seed, epoch) alone, on every device, so a teacher can label an epoch once for all
     of its students. The images left over after the last full batch wait for another epoch.
     """
-    draws = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    draws = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     count, (_, height, width) = len(split), split.images.shape[1:]
     order = torch.randperm(count, generator=draws)
     padding = height // 8

@@ -76,7 +76,9 @@ def _make(recipe: Recipe) -> tuple[nn.Module, dict]:
         if len(recipe.steps) > 1:
             model, earlier = _make(recipe.prefix(len(recipe.steps) - 1))
         checkpoint = Checkpoint(folder / f"{recipe.id}.checkpoint")
-        context = Context(_dataset(recipe.dataset), recipe.seed, _device(), checkpoint)
+        context = Context(
+            _dataset(recipe.dataset), recipe.seed, _device(), checkpoint, make=make, cache=folder / "cache"
+        )
         started = time.perf_counter()
         model = recipe.steps[-1].apply(model, context).cpu().eval()
         log = {"train_seconds": time.perf_counter() - started} | context.log
@@ -103,7 +105,7 @@ def _restore(recipe: Recipe) -> tuple[nn.Module, dict] | None:
 def _measure(recipe: Recipe) -> dict:
     model, log = _make(recipe)
     base_recipe = recipe.prefix(1)
-    base = make(base_recipe)
+    base = model if recipe == base_recipe else make(base_recipe)
     dataset = _dataset(recipe.dataset)
     file, base_file = _onnx(recipe, model, dataset), _onnx(base_recipe, base, dataset)
     session = open_onnx(file)

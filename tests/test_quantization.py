@@ -22,7 +22,7 @@ from training import Context, StepError, Train
 @pytest.fixture(scope="module")
 def context(tmp_path_factory) -> Context:
     folder = tmp_path_factory.mktemp("training")
-    return Context(load("digits"), 0, torch.device("cpu"), Checkpoint(folder / "checkpoint"))
+    return Context(load("digits"), 0, torch.device("cpu"), Checkpoint(folder / "checkpoint"), make=None, cache=folder)
 
 
 @pytest.fixture(scope="module", params=[("resnet18", 1, 20, 8), ("resnet20", 6, 21, 9)], ids=lambda case: case[0])

@@ -28,7 +28,7 @@ def digits():
 
 
 def context_of(dataset, path, seed=0):
-    return Context(dataset, seed, torch.device("cpu"), Checkpoint(path))
+    return Context(dataset, seed, torch.device("cpu"), Checkpoint(path), make=None, cache=path.parent)
 
 
 def small():
@@ -161,7 +161,7 @@ def test_a_killed_training_ends_with_the_same_weights(digits, tmp_path, steps):
     whole, log = trained(digits, tmp_path / "whole")
     left = iter(range(steps - 1))
 
-    def killed():
+    def killed(done):
         if next(left, None) is None:
             raise KeyboardInterrupt
 
@@ -169,8 +169,9 @@ def test_a_killed_training_ends_with_the_same_weights(digits, tmp_path, steps):
         trained(digits, tmp_path / "state", after_step=killed)
     torch.rand(3)
     taken = []
-    resumed, again = trained(digits, tmp_path / "state", after_step=lambda: taken.append(1))
-    assert len(taken) == 20 - 5 * ((steps - 1) // 5)  # five a epoch; only the unfinished epoch is done over
+    resumed, again = trained(digits, tmp_path / "state", after_step=taken.append)
+    assert len(taken) == 20 - 5 * ((steps - 1) // 5)  # five an epoch; only the unfinished epoch is done over
+    assert taken[-1] == 1  # the share that is done counts from the start, not from where it went on
     assert same_weights(whole, resumed)
     for a, b in zip(log["curves"], again["curves"], strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
@@ -178,7 +179,7 @@ def test_a_killed_training_ends_with_the_same_weights(digits, tmp_path, steps):
 
 def test_a_finished_training_is_not_repeated(digits, tmp_path):
     whole, log = trained(digits, tmp_path / "state")
-    again, log_again = trained(digits, tmp_path / "state", after_step=lambda: pytest.fail("trains"))
+    again, log_again = trained(digits, tmp_path / "state", after_step=lambda done: pytest.fail("trains"))
     assert same_weights(whole, again) and log_again["curves"] == log["curves"]
 
 
@@ -196,7 +197,7 @@ class Killed(Checkpoint):
 torch.set_num_threads(int(sys.argv[2]))
 digits = load("digits")
 digits = dataclasses.replace(digits, train=Split(digits.train.images[:160], digits.train.labels[:160]))
-context = Context(digits, 3, torch.device("cpu"), Killed(pathlib.Path(sys.argv[1])))
+context = Context(digits, 3, torch.device("cpu"), Killed(pathlib.Path(sys.argv[1])), None, pathlib.Path())
 Train("resnet20", epochs=2, batch_size=80).apply(None, context)
 """
 

@@ -1,7 +1,9 @@
 """What a step is, and what it is given."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ class StepError(Exception):
 class Context:
     """What a step may use besides the model: the data, the seed, the device, and a place to keep a training's state.
 
+    `make` gives the model of another recipe, a teacher for instance; `cache` is a folder for what can be made again.
     `log` is what the step tells the record of its making: curves, seconds, images per second.
     """
 
@@ -25,6 +28,8 @@ class Context:
     seed: int
     device: torch.device
     checkpoint: Checkpoint
+    make: Callable[[Any], nn.Module]
+    cache: Path
     log: dict = field(default_factory=dict)
 
 
@@ -36,3 +41,11 @@ class Step(Protocol):
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         """Turn a model into a model. `model` may be changed in place."""
+
+
+def check_training(*, epochs: int, learning_rate: float, batch_size: int, weight_decay: float) -> None:
+    """Raise StepError where a training's hyperparameters are out of range; every step that trains asks it."""
+    if epochs < 1 or batch_size < 1:
+        raise StepError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
+    if not learning_rate > 0 or not weight_decay >= 0:
+        raise StepError("learning_rate must be above 0 and weight_decay not below 0")

@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from data import Batch, Dataset, Split, batches, normalize
+from data import Batch, Dataset, Split, batches, epoch_seed, normalize
 from training.context import Context
 
 WARMUP = 0.2  # share of the training during which the learning rate rises
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]
+Hook = Callable[[float], None]
 
 
 class TrainingDiverged(Exception):
@@ -30,14 +31,16 @@ def fit(
     batch_size: int,
     weight_decay: float,
     loss: Loss,
-    after_step: Callable[[], None] | None = None,
+    before_epoch: Hook | None = None,
+    after_step: Hook | None = None,
     title: str = "training",
 ) -> nn.Module:
     """Train `model` in place on `context.dataset.train`, and return it in evaluation mode.
 
-    `loss` maps the logits `[B, classes]` (float32) and their batch to a scalar. `after_step` is called after every
-    update. The state is kept after every epoch: a training that was killed goes on from there and, on the CPU, ends
-    with the same weights bit for bit. Curves go to `context.log`.
+    `loss` maps the logits `[B, classes]` (float32) and their batch to a scalar. `before_epoch` and `after_step` are
+    called with the share of the training that is done by then: 0 before the first epoch, 1 after the last update. The
+    state is kept after every epoch: a training that was killed goes on from there and, on the CPU, ends with the same
+    weights bit for bit. Curves go to `context.log`.
 
     Raises:
         TrainingDiverged: the loss became NaN or infinite.
@@ -45,48 +48,60 @@ def fit(
     dataset, device = context.dataset, context.device
     model.to(device, memory_format=torch.channels_last)
     train, validation = dataset.train.to(device), dataset.validation.to(device)
-    # Biases and batch norm's two vectors are left out of weight decay, as is customary: they hold scales, not features.
+    optimizer = _optimizer(model, learning_rate, weight_decay)
+    curves = _resume(model, optimizer, context)
+    per_epoch = max(1, len(train) // batch_size)
+    total = epochs * per_epoch
+    with tqdm(total=total, initial=len(curves) * per_epoch, desc=title, unit="batch", leave=False) as bar:
+        for epoch in range(len(curves), epochs):
+            started = time.perf_counter()
+            torch.manual_seed(epoch_seed(context.seed, epoch))  # dropout and the like, the same after a resumption
+            model.train()
+            if before_epoch is not None:
+                before_epoch(epoch / epochs)
+            watch = _Watch(device)
+            for batch in batches(dataset, train, batch_size, seed=context.seed, epoch=epoch):
+                done = epoch * per_epoch + batch.index
+                rate = learning_rate * one_cycle(done / total)
+                watch.add(batch, *_update(model, optimizer, rate, batch, loss))
+                if after_step is not None:
+                    after_step((done + 1) / total)
+                if batch.index % 10 == 9 or batch.index == per_epoch - 1:
+                    bar.update(done + 1 - bar.n)
+                    bar.set_postfix(watch.summary(epoch, rate))
+            seconds = time.perf_counter() - started
+            own = {"validation_accuracy": evaluate(model, dataset, validation), "seconds": seconds}
+            curves.append(watch.summary(epoch, rate) | own)
+            _keep(model, optimizer, context, curves)
+    seconds = sum(point["seconds"] for point in curves)
+    context.log["curves"] = curves
+    context.log["train_seconds"] = seconds
+    context.log["images_per_second"] = total * min(batch_size, len(train)) / seconds
+    context.log["precision"] = "bfloat16 autocast" if _has_bfloat16(device) else "float32"
+    return model.eval()
+
+
+def _optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.SGD:
+    """Biases and batch norm's two vectors are left out of weight decay, as is customary: they hold scales."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
-    curves = _resume(model, optimizer, context)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
 
-    per_epoch = max(1, len(train) // batch_size)
-    total = epochs * per_epoch
-    with tqdm(total=total, initial=len(curves) * per_epoch, desc=title, unit="batch", leave=False) as progress:
-        for epoch in range(len(curves), epochs):
-            started = time.perf_counter()
-            torch.manual_seed(1_000_003 * context.seed + epoch)  # dropout and the like, the same after a resumption
-            model.train()
-            watch = _Watch(device)
-            for batch in batches(dataset, train, batch_size, seed=context.seed, epoch=epoch):
-                rate = learning_rate * one_cycle((epoch * per_epoch + batch.index) / total)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                with autocast(device):
-                    logits = model(batch.images.contiguous(memory_format=torch.channels_last)).float()
-                value = loss(logits, batch)
-                optimizer.zero_grad()
-                value.backward()
-                optimizer.step()
-                if after_step is not None:
-                    after_step()
-                watch.add(logits, batch.labels, value)
-                if batch.index % 10 == 9 or batch.index == per_epoch - 1:
-                    progress.update((batch.index % 10) + 1)
-                    progress.set_postfix(watch.summary(epoch, rate))
-            seconds = time.perf_counter() - started
-            curves.append(
-                watch.summary(epoch, rate)
-                | {"validation_accuracy": evaluate(model, dataset, validation), "seconds": seconds}
-            )
-            _keep(model, optimizer, context, curves)
-    context.log["curves"] = curves
-    context.log["train_seconds"] = sum(point["seconds"] for point in curves)
-    context.log["images_per_second"] = epochs * per_epoch * min(batch_size, len(train)) / context.log["train_seconds"]
-    context.log["precision"] = "bfloat16 autocast" if _has_bfloat16(device) else "float32"
-    return model.eval()
+
+def _update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, batch: Batch, loss: Loss
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of the optimizer; the logits and the loss before it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with autocast(batch.images.device):
+        logits = model(batch.images.contiguous(memory_format=torch.channels_last)).float()
+    value = loss(logits, batch)
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+    return logits, value
 
 
 def one_cycle(progress: float) -> float:
@@ -131,10 +146,10 @@ class _Watch:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.images = 0
 
-    def add(self, logits: torch.Tensor, labels: torch.Tensor, value: torch.Tensor) -> None:
-        correct = (logits.detach().argmax(1) == labels).sum()
-        self.sums += torch.stack([value.detach() * len(labels), correct]).double()
-        self.images += len(labels)
+    def add(self, batch: Batch, logits: torch.Tensor, value: torch.Tensor) -> None:
+        correct = (logits.detach().argmax(1) == batch.labels).sum()
+        self.sums += torch.stack([value.detach() * len(batch.labels), correct]).double()
+        self.images += len(batch.labels)
 
     def summary(self, epoch: int, rate: float) -> dict:
         loss, accuracy = (self.sums / self.images).tolist()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from models import ARCHITECTURES, ModelError, build
-from training.context import Context, Step, StepError
+from training.context import Context, Step, StepError, check_training
 from training.loop import fit, smoothed_cross_entropy
 
 
@@ -28,10 +28,12 @@ class Train:
     def __post_init__(self):
         if self.model not in ARCHITECTURES:
             raise ModelError(f"unknown model {self.model!r}: use one of {', '.join(sorted(ARCHITECTURES))}")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise StepError(f"epochs and batch_size must be at least 1, not {self.epochs} and {self.batch_size}")
-        if not self.learning_rate > 0 or not self.weight_decay >= 0:
-            raise StepError("learning_rate must be above 0 and weight_decay not below 0")
+        check_training(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+        )
         if not 0 <= self.label_smoothing < 1:
             raise StepError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
 
