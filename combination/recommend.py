@@ -1,0 +1,165 @@
+"""The best model for a budget: `recommend(load_records("cifar10"), size_kb=100, latency_ms=1)`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+# What a budget may bound, and the record's column and unit. Validation accuracy chooses: the test set only reports.
+BUDGETS = {
+    "accuracy": ("validation_accuracy", 1.0),
+    "size_kb": ("archive_bytes", 1e3),
+    "latency_ms": ("latency_ms.batch1.median", 1.0),
+    "macs": ("macs", 1.0),
+}
+COLUMNS = {name: column for name, (column, _) in BUDGETS.items()}
+SIGNS = np.array([-1.0, 1.0, 1.0, 1.0])  # more accuracy is better, less of the others
+
+
+class BudgetError(Exception):
+    """A budget that cannot be asked for, or no records to choose from."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The record chosen, and why.
+
+    `model` and `next_better` are rows of `candidates` (None where nothing is more accurate); `missed` names the
+    budgets that `model` does not keep: none of them where one record keeps all.
+    """
+
+    model: pd.Series
+    missed: tuple[str, ...]
+    next_better: pd.Series | None
+    reason: str
+
+    def table(self) -> pd.DataFrame:
+        """The choice and the next better one, a row each."""
+        rows = {"recommended": self.model} | ({} if self.next_better is None else {"next better": self.next_better})
+        return pd.DataFrame(
+            {
+                "": list(rows),
+                "recipe": [row["label"] for row in rows.values()],
+                "accuracy %": [round(100 * row["accuracy"], 2) for row in rows.values()],
+                "archive KB": [round(row["archive_bytes"] / 1e3, 1) for row in rows.values()],
+                "latency ms": [round(row["latency_ms.batch1.median"], 3) for row in rows.values()],
+                "MACs M": [round(row["macs"] / 1e6, 2) for row in rows.values()],
+                "record": [row["id"] for row in rows.values()],
+            }
+        )
+
+
+def recommend(
+    records: pd.DataFrame,
+    *,
+    accuracy: float | None = None,
+    size_kb: float | None = None,
+    latency_ms: float | None = None,
+    macs: float | None = None,
+    **unknown: float,
+) -> Recommendation:
+    """The Pareto-optimal model that keeps every budget given.
+
+    Args:
+        records: of one data set, as `load_records` gives them. Seeds of a recipe count as one model, their mean.
+        accuracy: at least this share (0..1) of the validation images right.
+        size_kb: at most this many kilobytes (1,000 bytes) of archive.
+        latency_ms: at most this median at batch 1 with all threads.
+        macs: at most this many multiply-accumulates an image.
+
+    Where no accuracy is asked for, the most accurate model that keeps the budgets is taken; where it is, the smallest
+    archive, or the fastest if the archive is bounded, or the fewest MACs if both are. Where no model keeps all
+    budgets, it is the one that exceeds the worst of them by the least factor (for accuracy: a factor of its errors).
+
+    Raises:
+        BudgetError: no budget, an unknown or impossible one, or no records.
+    """
+    if unknown:
+        raise BudgetError(f"unknown budget {', '.join(unknown)}: use {', '.join(BUDGETS)}")
+    given = {"accuracy": accuracy, "size_kb": size_kb, "latency_ms": latency_ms, "macs": macs}
+    budget = {name: float(value) for name, value in given.items() if value is not None}
+    _check(budget)
+    table = candidates(records)
+    excess = _excess(table, budget)
+    kept = excess.max(axis=1) <= 1
+    front = pareto_front(table)
+    if kept.any():
+        objective = _objective(budget)
+        column = COLUMNS[objective]
+        chosen = table[front & kept].sort_values(column, ascending=objective != "accuracy").iloc[0]
+        missed: tuple[str, ...] = ()
+        best = "most accurate" if objective == "accuracy" else f"least {column}"
+        reason = f"{best} of {kept.sum()} that keep {_say(budget)}."
+    else:
+        nearest = excess.max(axis=1).where(front, np.inf).idxmin()
+        chosen = table.loc[nearest]
+        missed = tuple(excess.columns[excess.loc[nearest] > 1])
+        reason = f"no model keeps {_say(budget)}; this one is nearest. " + _binding(excess)
+    better = table[front & (table["validation_accuracy"] > chosen["validation_accuracy"])]
+    next_better = None if better.empty else better.sort_values("validation_accuracy").iloc[0]
+    return Recommendation(chosen, missed, next_better, reason + _price(chosen, next_better))
+
+
+def candidates(records: pd.DataFrame) -> pd.DataFrame:
+    """A row a recipe that was measured whole: means over its seeds; `id` is the seed's that validated best."""
+    needed = list(COLUMNS.values())
+    whole = records.dropna(subset=needed) if set(needed) <= set(records.columns) else records.iloc[:0]
+    if whole.empty:
+        raise BudgetError("no measured records to choose from: run the notebooks (`make study`) first")
+    best = whole.sort_values("validation_accuracy", ascending=False).drop_duplicates("label").set_index("label")
+    means = whole.groupby("label")[[*needed, "accuracy"]].mean()
+    best[means.columns] = means.loc[best.index]
+    return best.reset_index()
+
+
+def pareto_front(table: pd.DataFrame) -> pd.Series:
+    """Which rows no other row beats: as good in accuracy, bytes, latency and MACs, and better in one of them."""
+    costs = table[list(COLUMNS.values())].to_numpy(float) * SIGNS
+    no_worse = (costs[:, None] <= costs[None]).all(axis=2)
+    better = (costs[:, None] < costs[None]).any(axis=2)
+    return pd.Series(~(no_worse & better).any(axis=0), index=table.index)
+
+
+def _check(budget: dict[str, float]) -> None:
+    if not budget:
+        raise BudgetError(f"no budget given: bound at least one of {', '.join(BUDGETS)}")
+    for name, value in budget.items():
+        if name == "accuracy" and not 0 <= value < 1:
+            raise BudgetError(f"accuracy is a share from 0 to below 1, not {value:g}: write 0.9 for 90 %")
+        if name != "accuracy" and not value > 0:
+            raise BudgetError(f"{name} must be above 0, not {value:g}: nothing could keep it")
+
+
+def _excess(table: pd.DataFrame, budget: dict[str, float]) -> pd.DataFrame:
+    """By what factor each row exceeds each budget; at most 1 where it keeps it."""
+    factors = {}
+    for name, value in budget.items():
+        column, unit = BUDGETS[name]
+        factors[name] = (1 - table[column]) / (1 - value) if name == "accuracy" else table[column] / unit / value
+    return pd.DataFrame(factors)
+
+
+def _objective(budget: dict[str, float]) -> str:
+    if "accuracy" not in budget:
+        return "accuracy"
+    return next((name for name in ("size_kb", "latency_ms", "macs") if name not in budget), "accuracy")
+
+
+def _binding(excess: pd.DataFrame) -> str:
+    """The budgets each of which, given up alone, would leave a model that keeps the rest."""
+    alone = [name for name in excess if (excess.drop(columns=name) <= 1).all(axis=1).any()]
+    if alone:
+        return f"What binds: {' or '.join(alone)}; without it the rest can be kept."
+    return "No single budget binds: several would have to give."
+
+
+def _price(chosen: pd.Series, better: pd.Series | None) -> str:
+    if better is None:
+        return " Nothing measured is more accurate."
+    points = 100 * (better["validation_accuracy"] - chosen["validation_accuracy"])
+    size, time = (better[column] / chosen[column] for column in (COLUMNS["size_kb"], COLUMNS["latency_ms"]))
+    return f" Next better: {better['label']}, +{points:.2f} points for {size:.2f}x the bytes and {time:.2f}x the time."
+
+
+def _say(budget: dict[str, float]) -> str:
+    return ", ".join(f"{name} {'>=' if name == 'accuracy' else '<='} {value:g}" for name, value in budget.items())

@@ -1,0 +1,116 @@
+"""The best model for a budget, against exhaustive search over random tables."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from combination import BudgetError, pareto_front, recommend
+
+COLUMNS = ["validation_accuracy", "archive_bytes", "latency_ms.batch1.median", "macs"]
+
+
+def random_records(seed, rows=40):
+    """Few distinct values, so that ties and dominated rows abound."""
+    draws = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "id": [f"{i:012x}" for i in range(rows)],
+            "label": [f"recipe {i}" for i in range(rows)],
+            "validation_accuracy": draws.integers(50, 99, rows) / 100,
+            "accuracy": draws.integers(50, 99, rows) / 100,
+            "archive_bytes": 1000 * draws.integers(1, 12, rows),
+            "latency_ms.batch1.median": draws.integers(1, 12, rows) / 4,
+            "macs": 10 * draws.integers(1, 12, rows),
+        }
+    )
+
+
+def beats(a, b):
+    """Whether row a is as good as b in everything and better in something."""
+    pairs = [(a[COLUMNS[0]], b[COLUMNS[0]]), *((-a[c], -b[c]) for c in COLUMNS[1:])]
+    return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pareto_front_against_brute_force(seed):
+    records = random_records(seed)
+    rows = records.to_dict("records")
+    expected = [not any(beats(other, row) for other in rows) for row in rows]
+    assert pareto_front(records).tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_recommend_against_exhaustive_search(seed):
+    records = random_records(seed)
+    rows = records.to_dict("records")
+    for accuracy, size, latency, macs in itertools.product([None, 0.7, 0.95], [None, 2, 8], [None, 0.5, 2], [None, 30]):
+        budget = {"accuracy": accuracy, "size_kb": size, "latency_ms": latency, "macs": macs}
+        budget = {name: value for name, value in budget.items() if value is not None}
+        if not budget:
+            continue
+
+        def excess(row, budget=budget):
+            factors = {
+                "accuracy": (1 - row["validation_accuracy"]) / (1 - budget.get("accuracy", 0)),
+                "size_kb": row["archive_bytes"] / 1000 / budget.get("size_kb", 1),
+                "latency_ms": row["latency_ms.batch1.median"] / budget.get("latency_ms", 1),
+                "macs": row["macs"] / budget.get("macs", 1),
+            }
+            return max(factors[name] for name in budget)
+
+        answer = recommend(records, **budget)
+        kept = [row for row in rows if excess(row) <= 1]
+        if not kept:
+            assert excess(answer.model) == pytest.approx(min(map(excess, rows)))
+            assert answer.missed
+            continue
+        assert excess(answer.model) <= 1 and not answer.missed
+        assert not any(beats(row, answer.model) for row in rows)
+        free = [c for name, c in zip(("size_kb", "latency_ms", "macs"), COLUMNS[1:], strict=True) if name not in budget]
+        if accuracy is None or not free:
+            assert answer.model["validation_accuracy"] == max(row["validation_accuracy"] for row in kept)
+        else:
+            assert answer.model[free[0]] == min(row[free[0]] for row in kept)
+
+
+def test_the_binding_budget_is_named():
+    records = random_records(0).iloc[:2].copy()
+    records[COLUMNS] = [[0.9, 10_000, 1.0, 100], [0.8, 1_000, 1.0, 100]]
+    answer = recommend(records, accuracy=0.85, size_kb=5, macs=200)
+    assert "binds: accuracy or size_kb" in answer.reason
+    assert answer.missed == ("accuracy",) and answer.model["label"] == "recipe 1"  # 1.33x the errors beats 2x the bytes
+    assert answer.next_better["label"] == "recipe 0" and "10.00x the bytes" in answer.reason
+    assert list(answer.table()["archive KB"]) == [1.0, 10.0]
+
+
+def test_seeds_of_a_recipe_count_as_their_mean():
+    records = random_records(0).iloc[:3].copy()
+    records["label"] = ["a", "a", "b"]
+    records[COLUMNS] = [[0.95, 1000, 1.0, 10], [0.75, 1000, 1.0, 10], [0.9, 1000, 1.0, 10]]
+    assert recommend(records, size_kb=2).model["label"] == "b"  # one lucky seed of a is no reason
+    records = records.iloc[:2]
+    assert recommend(records, size_kb=2).model["id"] == records["id"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({}, "no budget given"),
+        ({"size_mb": 1}, "unknown budget size_mb: use accuracy, size_kb, latency_ms, macs"),
+        ({"accuracy": 91}, "write 0.9 for 90 %"),
+        ({"accuracy": 1.0}, "below 1"),
+        ({"size_kb": 0}, "size_kb must be above 0"),
+        ({"latency_ms": -1}, "latency_ms must be above 0"),
+        ({"macs": float("nan")}, "macs must be above 0"),
+    ],
+)
+def test_bad_budgets(budget, message):
+    with pytest.raises(BudgetError, match=message):
+        recommend(random_records(0), **budget)
+
+
+def test_no_records_says_how_to_make_them():
+    with pytest.raises(BudgetError, match="make study"):
+        recommend(pd.DataFrame(columns=["id", "label"]), size_kb=1)
