@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from experiment.records import results_root
+from experiment.records import current_commit, results_root
 from storage import atomic_write
 
-ROOT = Path(__file__).parents[1]
 FOLDER = results_root() / "kernels"
 
 
@@ -47,10 +45,8 @@ def load(folder: Path = FOLDER) -> pd.DataFrame:
 
 
 def provenance() -> dict:
-    """When this was measured, and on which commit (None outside a git checkout)."""
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    commit = asked.stdout.strip() if asked.returncode == 0 else None
-    return {"commit": commit, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    """When this was measured, and on which commit."""
+    return {"commit": current_commit(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def summarize(milliseconds: list[float]) -> dict:

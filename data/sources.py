@@ -139,14 +139,19 @@ def read_folder(root: Path) -> ImageArrays:
     for part in ("train", "test"):
         if not (root / part).is_dir():
             raise DataError(f"{root / part} is no folder: put images there as {part}/CLASS/*.png")
-    classes = tuple(sorted(p.name for p in (root / "train").iterdir() if p.is_dir()))
+    classes = tuple(sorted(_class_names(root / "train")))
     if len(classes) < 2:
         raise DataError(f"{root / 'train'} holds {len(classes)} class folder(s): at least two are needed")
-    unknown = {p.name for p in (root / "test").iterdir() if p.is_dir()} - set(classes)
+    unknown = _class_names(root / "test") - set(classes)
     if unknown:
         raise DataError(f"{root / 'test'} has classes that {root / 'train'} lacks: {', '.join(sorted(unknown))}")
     train, test = (_read_classes(root / part, classes) for part in ("train", "test"))
     return ImageArrays(*train, *test, classes)
+
+
+def _class_names(folder: Path) -> set[str]:
+    """Its folders, without the hidden ones that file managers and editors leave."""
+    return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
 
 
 def _read_classes(folder: Path, classes: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:

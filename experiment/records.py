@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -59,6 +60,15 @@ def load_records(dataset: str) -> pd.DataFrame:
         return pd.DataFrame(columns=["id", "label", "seed", "accuracy", "onnx_bytes"])
     frame = pd.json_normalize(records, max_level=None)
     return frame.sort_values(["model", "onnx_bytes", "seed"], ascending=[True, False, True], ignore_index=True)
+
+
+def current_commit() -> str | None:
+    """The commit of the code at work, None outside a git checkout."""
+    try:
+        command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _slug(dataset: str) -> str:

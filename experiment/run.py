@@ -1,7 +1,6 @@
 """`run`: a recipe's record, read back or made."""
 
 import contextlib
-import subprocess
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from data import Dataset, load, normalize
 from experiment.recipe import Recipe
-from experiment.records import ROOT, artifacts_folder, read_record, results_folder, write_record
+from experiment.records import artifacts_folder, current_commit, read_record, results_folder, write_record
 from measurement import accuracy, cost, latency, operator_counts, wilson_interval
 from measurement.latency import hardware
 from storage import (
@@ -135,7 +134,7 @@ def _measure(recipe: Recipe) -> dict:
         "versions": {package: version(package) for package in PACKAGES},
         "weights_sha256": weights_checksum(model),
         "onnx_sha256": sha256(file),
-        "commit": _commit(),
+        "commit": current_commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -179,12 +178,3 @@ def _device() -> torch.device:
 
 def _device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else hardware()["cpu"]
-
-
-def _commit() -> str | None:
-    """The commit of the code at work, None outside a git checkout."""
-    try:
-        command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -1,5 +1,6 @@
 """Latency: the median of many runs, timed in turn with the FP32 base so that the ratio survives a noisy machine."""
 
+import math
 import os
 import platform
 import time
@@ -18,7 +19,8 @@ from storage import open_onnx, run_onnx
 BATCHES = (1, 64)
 WARMUP_RUNS = 3
 RUNS = (7, 200)  # at least, at most
-SECONDS = 3.0  # for each batch size and thread count, between the least and the most runs
+SECONDS = 3.0  # at most for each batch size and thread count, between the least and the most runs
+PRECISION = 0.01  # standard error of the ratio to the base at which timing may end sooner
 PAUSE = 0.01  # seconds for the threads of the one before to stop spinning: they would take this one's cores
 QUIET = 0.1  # share of the cores that other programs may use
 
@@ -91,7 +93,7 @@ def _alternate(*functions: Callable[[], object]) -> np.ndarray:
         function()
     rows: list[list[float]] = []
     deadline = time.perf_counter() + SECONDS
-    while len(rows) < RUNS[0] or (len(rows) < RUNS[1] and time.perf_counter() < deadline):
+    while len(rows) < RUNS[0] or (len(rows) < RUNS[1] and time.perf_counter() < deadline and not _settled(rows)):
         row = []
         for function in functions:
             time.sleep(PAUSE)
@@ -101,6 +103,14 @@ def _alternate(*functions: Callable[[], object]) -> np.ndarray:
             row.append(1000 * (time.perf_counter() - started))
         rows.append(row)
     return np.array(rows).T
+
+
+def _settled(rows: list[list[float]]) -> bool:
+    """Whether the median ratio of the first function's time to the second's is known well enough."""
+    if len(rows) < 20:
+        return False
+    own, base, *_ = np.log(rows).T
+    return math.sqrt(math.pi / 2) * np.std(base - own) / math.sqrt(len(rows)) < PRECISION  # a median's standard error
 
 
 def _others_share(seconds: float = 0.5) -> float:

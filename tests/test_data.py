@@ -401,6 +401,7 @@ def test_folder_crops_resizes_and_converts(folder):
 
 def test_folder_passes_over_other_files(folder):
     (folder / "train/cat/notes.txt").write_text("not an image")
+    (folder / "train/.ipynb_checkpoints").mkdir()
     assert len(load(f"folder:{folder}").train) == 5
 
 

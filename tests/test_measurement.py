@@ -92,3 +92,12 @@ def test_runs_are_timed_by_turns(monkeypatch):
     assert calls == ["a", "b", "c"] * timing.WARMUP_RUNS + ["a", "a", "b", "b", "c", "c"] * timing.RUNS[0]
     assert times.shape == (3, timing.RUNS[0])
     assert (times[1] >= 4).all() and np.median(times[0]) < 1 and np.median(times[2]) < 1
+
+
+def test_timing_ends_when_the_ratio_is_known():
+    draws = np.random.default_rng(0)
+    # Medians of 2,000 repetitions: their spread against the standard error that ends the timing.
+    noise = np.exp(draws.normal(0, 0.05, (2000, 60)))
+    assert np.std(np.median(np.log(noise), axis=1)) == pytest.approx(np.sqrt(np.pi / 2) * 0.05 / np.sqrt(60), rel=0.1)
+    rows = [[1.0, value, 1.0] for value in noise[0]]
+    assert timing._settled(rows) and not timing._settled(rows[:25]) and not timing._settled(rows[:19] * 1)
