@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from combination import BudgetError, pareto_front, recommend
+from combination import BudgetError, pareto_front, recommend, takeaways
 
 COLUMNS = ["validation_accuracy", "archive_bytes", "latency_ms.batch1.median", "macs"]
 
@@ -114,3 +114,41 @@ def test_bad_budgets(budget, message):
 def test_no_records_says_how_to_make_them():
     with pytest.raises(BudgetError, match="make study"):
         recommend(pd.DataFrame(columns=["id", "label"]), size_kb=1)
+
+
+def study_records():
+    """A base, a quantized, two pruned, a distilled and a combined record, with round figures."""
+    rows = [
+        ("base", "Train", "resnet18", 0.90, 0.90, 100, 100, 1000, 400),
+        ("int8", "Train > Quantize", "resnet18", 0.899, 0.90, 100, 100, 250, 400),
+        ("half", "Train > Prune", "resnet18", 0.895, 0.895, 100, 50, 550, 400),
+        ("most", "Train > Prune", "resnet18", 0.80, 0.81, 100, 2, 50, 400),
+        ("small", "Train > Distill", "resnet20", 0.885, 0.885, 10, 10, 100, 40),
+        ("tiny", "Train > Distill > Prune > Quantize", "resnet20", 0.882, 0.881, 10, 5, 4, 40),
+    ]
+    columns = ["id", "method", "model", "accuracy", "validation_accuracy"]
+    columns += ["parameters", "nonzero_parameters", "archive_bytes", "macs"]
+    table = pd.DataFrame(rows, columns=columns)
+    constants = {"base": "base", "base_onnx_bytes": 1000, "train_seconds": 10.0, "label": table["id"]}
+    for batch in ("batch1", "batch64"):
+        constants |= {f"latency_ms.{batch}.speedup": [1.0, 2.0, 1.01, 0.99, 4.0, 8.0]}
+    constants |= {"hardware.cpu": "a CPU", "operators.convolutions": 20, "operators.integer_convolutions": 20}
+    table = table.assign(**constants)
+    table["hardware.instructions"] = [["avx2"]] * len(table)
+    return table
+
+
+def test_takeaways_by_hand():
+    answers = takeaways(study_records())["here"]
+    assert len(answers) == 12  # as many as the study's
+    assert answers[1] == "Not measured yet: the study's students (notebook 4)."
+    assert answers[2] == "Within 1 point up to 50 % of the weights removed; at 98 % it loses 10.00."
+    assert "quantization +0.10 points lost at 4.0x" in answers[3] and "pruning +0.50 points lost at 1.8x" in answers[3]
+    assert answers[4] == "Within 2 points of the base, in real files: quantization 4x, pruning 2x, distillation 10x."
+    assert "0.99x with 98 % of them" in answers[10]
+    assert answers[11] == "Not measured yet: an ensemble (notebook 4)."
+    assert answers[12] == "250x within 2 points (tiny); 250x within 4 points (tiny)."
+
+
+def test_takeaways_of_a_base_alone_say_what_is_missing():
+    assert takeaways(study_records().iloc[:1])["here"].str.startswith("Not measured yet").all()
