@@ -1,0 +1,89 @@
+"""Every record in one chart: accuracy against bytes, latency or MACs, with the Pareto front."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from plots.style import PALETTE
+
+AXES = {
+    "archive_bytes": ("archive (KB, log scale)", 1e3),
+    "latency_ms.batch1.median": ("latency at batch 1 (ms, log scale)", 1.0),
+    "macs": ("multiply-accumulates an image (millions, log scale)", 1e6),
+}
+GROUPS = {
+    "": ("FP32", PALETTE[6], "o"),
+    "Q": ("quantized", PALETTE[1], "s"),
+    "P": ("pruned", PALETTE[2], "^"),
+    "D": ("distilled", PALETTE[0], "D"),
+    "E": ("ensemble", PALETTE[4], "P"),
+    "J": ("joint training", PALETTE[5], "v"),
+}
+CHAIN = ("chain of methods", PALETTE[3], "X")
+
+
+def pareto_chart(
+    records: pd.DataFrame,
+    column: str = "archive_bytes",
+    *,
+    reported: pd.DataFrame | None = None,
+    budget: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Test accuracy (%) with its 95 % interval against `column`, a mark a record, coloured by method.
+
+    Args:
+        records: with the columns `kinds` (letters of the methods, from `combination.takeaways.compared`).
+        column: one of `AXES`.
+        reported: hollow marks for figures of others: columns `accuracy` (%) and `x` (in the unit of the axis).
+        budget: lines to draw in: `x`, in the unit of the axis, and `accuracy`, 0..1.
+
+    The front joins the records that no other beats on validation accuracy and `column`: validation chooses.
+    """
+    ax = ax or plt.gca()
+    title, unit = AXES[column]
+    for kinds, group in records.groupby("kinds", sort=False):
+        name, color, marker = GROUPS.get(kinds, CHAIN)
+        y = 100 * group["accuracy"]
+        bars = [y - 100 * group["accuracy_low"], 100 * group["accuracy_high"] - y]
+        ax.errorbar(
+            group[column] / unit,
+            y,
+            yerr=bars,
+            fmt=marker,
+            color=color,
+            markersize=6,
+            capsize=2,
+            elinewidth=0.8,
+            label=name,
+        )
+    front = _front(records, column)
+    ax.plot(front[column] / unit, 100 * front["accuracy"], color="0.35", linewidth=1, zorder=1, label="Pareto front")
+    if reported is not None:
+        ax.plot(
+            reported["x"], reported["accuracy"], "o", markerfacecolor="none", color="0.45",
+            label="published study (as reported)",
+        )  # fmt: skip
+    for name, draw in (("x", ax.axvline), ("accuracy", ax.axhline)):
+        if budget and name in budget:
+            draw(budget[name] * (100 if name == "accuracy" else 1), color="0.2", linestyle=":", linewidth=1.2)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel(title)
+    ax.set_ylabel("test accuracy (%), 95 % interval")
+    handles, labels = ax.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))  # chains of several kinds share one name
+    ax.legend(unique.values(), unique.keys(), loc="lower right", fontsize=9)
+    return ax
+
+
+def _front(records: pd.DataFrame, column: str) -> pd.DataFrame:
+    """From the left: the records that validate better than all that cost no more."""
+    ordered = records.sort_values([column, "validation_accuracy"], ascending=[True, False])
+    best_before = ordered["validation_accuracy"].cummax().shift(fill_value=-1.0)
+    return ordered[ordered["validation_accuracy"] > best_before]
