@@ -5,6 +5,8 @@ after the ReLU that follows a convolution or an addition, so that convolution an
 sides. Jacob et al., CVPR 2018, describe the arithmetic.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
@@ -38,14 +40,29 @@ class Quantizer(nn.Module):
         return (q - zero_point) * self.scale
 
 
-class _IntegerWeight:
-    """An int8 weight with one scale per output channel, symmetric: -127..127, so that zero is exactly zero."""
+Rounding = Callable[[str, nn.Module], tuple[torch.Tensor, torch.Tensor]]
 
-    def take(self, layer: nn.Conv2d | nn.Linear) -> None:
-        largest = layer.weight.detach().flatten(1).abs().amax(1)
-        scale = torch.where(largest > 0, largest / 127, 1.0)
-        column = scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
-        integers = torch.round(layer.weight.detach() / column).clamp(-127, 127).to(torch.int8)
+
+def int8_rounding(name: str, layer: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layer's weight as int8 with one scale per output channel, symmetric: -127..127, so that zero is exactly zero.
+
+    Returns the integers in the weight's shape and the scales `[O]`; their product is the rounded weight.
+    """
+    largest = layer.weight.detach().flatten(1).abs().amax(1)
+    scale = torch.where(largest > 0, largest / 127, 1.0)
+    integers = torch.round(layer.weight.detach() / by_channel(scale, layer.weight)).clamp(-127, 127)
+    return integers.to(torch.int8), scale
+
+
+def by_channel(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`[O]` in a shape that multiplies `[O, ...]`."""
+    return scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+class _IntegerWeight:
+    """An int8 weight with one scale per output channel."""
+
+    def take(self, layer: nn.Conv2d | nn.Linear, integers: torch.Tensor, scale: torch.Tensor) -> None:
         self.weight = nn.Parameter(integers, requires_grad=False)
         self.register_buffer("weight_scale", scale)
         if layer.bias is not None:
@@ -57,16 +74,16 @@ class _IntegerWeight:
             return torch.onnx.ops.symbolic(
                 "DequantizeLinear", inputs, {"axis": 0}, dtype=torch.float32, shape=self.weight.shape, version=OPSET
             )
-        return self.weight * self.weight_scale.reshape(-1, *[1] * (self.weight.ndim - 1))
+        return self.weight * by_channel(self.weight_scale, self.weight)
 
 
 class QuantizedConv2d(_IntegerWeight, nn.Conv2d):
     """A convolution with an int8 weight `[O, I / groups, h, w]`, made from a float one."""
 
-    def __init__(self, layer: nn.Conv2d):
+    def __init__(self, layer: nn.Conv2d, integers: torch.Tensor, scale: torch.Tensor):
         geometry = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
         super().__init__(*geometry, layer.dilation, layer.groups, bias=layer.bias is not None)
-        self.take(layer)
+        self.take(layer, integers, scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, self.dequantized(), self.bias)
@@ -75,44 +92,54 @@ class QuantizedConv2d(_IntegerWeight, nn.Conv2d):
 class QuantizedLinear(_IntegerWeight, nn.Linear):
     """A linear layer with an int8 weight `[O, I]`, made from a float one."""
 
-    def __init__(self, layer: nn.Linear):
+    def __init__(self, layer: nn.Linear, integers: torch.Tensor, scale: torch.Tensor):
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        self.take(layer)
+        self.take(layer, integers, scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.dequantized(), self.bias)
 
 
-def insert_quantizers(model: nn.Module) -> fx.GraphModule:
-    """The integer form of a float model: batch norm folded, int8 weights, quantizers yet to be calibrated."""
+def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> fx.GraphModule:
+    """The integer form of a float model: batch norm folded, integer weights, quantizers yet to be calibrated.
+
+    `rounding` gives the integers and scales of the weight of a layer, by its name and with batch norm folded in.
+    """
     spec = model.spec | {"quantized": True}
     graph_module = fuse(model.eval().cpu())  # folds every batch norm into the convolution before it
+    forms = {nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
     for name, layer in list(graph_module.named_modules()):
-        form = {nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}.get(type(layer))
-        if form is not None:
-            graph_module.set_submodule(name, form(layer))
+        if type(layer) in forms:
+            graph_module.set_submodule(name, forms[type(layer)](layer, *rounding(name, layer)))
+    place_quantizers(graph_module, Quantizer)
+    graph_module.spec = spec
+    return graph_module.eval()
+
+
+def place_quantizers(graph_module: fx.GraphModule, make: Callable[[], nn.Module]) -> None:
+    """Put a module of `make` behind everything that the deployed model rounds, named after what it rounds."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         if _leaves_a_layer(node, graph_module):
-            name = f"quantizer_{node.name}"
-            graph_module.add_submodule(name, Quantizer())
+            # Where batch norm is not folded yet, what it normalizes gives the name that the folded form will have.
+            rounded = node.args[0] if _calls(graph_module, node, nn.BatchNorm2d, nn.BatchNorm1d) else node
+            name = f"quantizer_{rounded.name}"
+            graph_module.add_submodule(name, make())
             with graph.inserting_after(node):
                 quantized = graph.call_module(name)
             node.replace_all_uses_with(quantized)
             quantized.args = (node,)
     graph_module.recompile()
-    graph_module.spec = spec
-    return graph_module.eval()
 
 
 def _leaves_a_layer(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    """Whether the node's result is rounded: not before a ReLU, which the same rounding takes in, nor the logits."""
+    """Whether the node's result is rounded: not before a ReLU or batch norm, which it takes in, nor the logits."""
     if node.op == "output" or not node.users or any(user.op == "output" for user in node.users):
         return False
+    reads_shape_only = _calls(graph_module, node, nn.Flatten)
+    taken_in = all(_calls(graph_module, user, nn.ReLU, nn.BatchNorm2d, nn.BatchNorm1d) for user in node.users)
+    return node.op != "get_attr" and not reads_shape_only and not taken_in
 
-    def calls(caller: fx.Node, kind: type[nn.Module]) -> bool:
-        return caller.op == "call_module" and isinstance(graph_module.get_submodule(caller.target), kind)
 
-    reads_shape_only = calls(node, nn.Flatten)
-    before_relu = all(calls(user, nn.ReLU) for user in node.users)
-    return node.op != "get_attr" and not reads_shape_only and not before_relu
+def _calls(graph_module: fx.GraphModule, node: fx.Node, *kinds: type[nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(graph_module.get_submodule(node.target), kinds)

@@ -1,37 +1,69 @@
 """`Quantize`: a float model in, an integer model out."""
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from models.quantized import insert_quantizers
-from quantization.static import calibrate
-from training import Context, Step, StepError
+from quantization import qat
+from quantization.static import METHODS, calibrate
+from quantization.weights import Bits, best_scale, bits_by_layer, round_weight
+from training import Context, Step, StepError, check_training, fit
+from training.loop import smoothed_cross_entropy
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Static post-training quantization: `base.then(Quantize())`.
+    """Integer weights and activations: `base.then(Quantize())`, `base.then(Quantize(mode="qat", bits=4))`.
 
-    Weights become int8 with one symmetric scale per output channel, activations uint8 with one scale per tensor,
-    found on `images` training images so that it spans `percentile` % of the values seen. Batch norm is folded into the
-    convolutions first (Jacob et al., CVPR 2018).
+    Weights get one symmetric scale per output channel, activations 8 bits with one scale per tensor, found on
+    `images` training images. Batch norm is folded into the convolutions (Jacob et al., CVPR 2018).
+
+    mode: "static" rounds the trained weights; "qat" trains on with everything rounded (learned step sizes, Esser et
+        al., ICLR 2020), for `epochs`. Weights that are zero, as pruning leaves them, stay zero.
+    bits: of the weights, 2 to 8, or "ternary" (-1, 0, 1); `first_last_bits` those of the first and the last layer,
+        None for the same; `layer_bits` those of single layers, as pairs of name and bits.
+    calibration: "percentile" (the range holds `percentile` % of the values seen), "minmax", or "mse" (the range with
+        the least mean squared error).
     """
 
     mode: str = "static"
-    bits: int = 8
+    bits: Bits = 8
     images: int = 512
     percentile: float = 99.99
+    calibration: str = "percentile"
+    per_channel: bool = True
+    first_last_bits: int | None = 8
+    layer_bits: tuple[tuple[str, Bits], ...] = ()
+    epochs: int = 3
+    learning_rate: float = 0.01
+    batch_size: int = 128
+    weight_decay: float = 1e-4
+    teacher: Any = None
 
     def __post_init__(self):
-        if self.mode != "static":
-            raise StepError(f"unknown quantization mode {self.mode!r}: use 'static'")
-        if self.bits != 8:
-            raise StepError(f"static quantization is to 8 bits, not {self.bits}")
+        if self.mode not in ("static", "qat"):
+            raise StepError(f"unknown quantization mode {self.mode!r}: use 'static' or 'qat'")
+        first_last = self.bits if self.first_last_bits is None else self.first_last_bits
+        for bits in (self.bits, first_last, *(bits for _, bits in self.layer_bits)):
+            if bits != "ternary" and not (isinstance(bits, int) and 2 <= bits <= 8):
+                raise StepError(f"weights take 2 to 8 bits or 'ternary', not {bits!r}")
         if self.images < 1:
             raise StepError(f"calibration needs at least one image, not {self.images}")
+        if self.calibration not in METHODS:
+            raise StepError(f"unknown calibration {self.calibration!r}: use {', '.join(METHODS)}")
         if not 50 < self.percentile <= 100:
             raise StepError(f"percentile must be above 50 and at most 100, not {self.percentile}")
+        if self.mode == "qat" and not self.per_channel:
+            raise StepError("quantization-aware training learns a step per output channel: leave per_channel True")
+        check_training(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+        )
 
     def follows(self, previous: Step | None) -> None:
         if previous is None:
@@ -40,6 +72,37 @@ class Quantize:
             raise StepError("Quantize cannot follow Quantize: the model is made of integers already")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        integer = insert_quantizers(model)
-        calibrate(integer, context.dataset, self.images, self.percentile, context.seed)
-        return integer
+        bits = self._bits(model)
+
+        def rounding(name: str, layer: nn.Module):
+            scale = best_scale(layer.weight, bits[name], self.per_channel, largest=bits[name] == 8)
+            return round_weight(layer.weight, scale, bits[name]), scale
+
+        integer = insert_quantizers(model, rounding)
+        calibrate(integer, context.dataset, self.images, self.percentile, context.seed, self.calibration)
+        return integer if self.mode == "static" else self._train(model, integer, bits, context)
+
+    def _bits(self, model: nn.Module) -> dict[str, Bits]:
+        first_last = self.bits if self.first_last_bits is None else self.first_last_bits
+        bits = bits_by_layer(model, self.bits, first_last)
+        for name, own in self.layer_bits:
+            if name not in bits:
+                raise StepError(f"layer_bits names {name!r}, which is no layer: use some of {', '.join(bits)}")
+            bits[name] = own
+        return bits
+
+    def _train(self, model: nn.Module, calibrated: nn.Module, bits: dict[str, Bits], context: Context) -> nn.Module:
+        trained = qat.prepare(model, calibrated, bits)
+        fit(
+            trained,
+            context,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+            loss=smoothed_cross_entropy(0.0),
+            before_epoch=functools.partial(qat.before_epoch, trained),
+            after_step=lambda done: qat.after_step(trained),
+            title=f"{self.bits} bits on {context.dataset.name}, seed {context.seed}",
+        )
+        return qat.finish(trained, model)

@@ -10,15 +10,21 @@ from models.quantized import Quantizer
 
 BATCH = 64
 SAMPLE = 100_000  # values looked at of each tensor in each batch
+BINS = 2048  # of the histogram that "mse" searches
+METHODS = ("percentile", "minmax", "mse")
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, dataset: Dataset, images: int, percentile: float, seed: int) -> None:
+def calibrate(
+    model: nn.Module, dataset: Dataset, images: int, percentile: float, seed: int, method: str = "percentile"
+) -> None:
     """Set every quantizer of `model` to the range that it sees on `images` random training images.
 
-    The range holds zero and `percentile` % of the values; what lies beyond is clipped, half of it at either end. 100
-    takes the extremes, with which a few outliers coarsen the step for all other values.
+    The range holds zero and, by the method "percentile", so many % of the values; what lies beyond is clipped, half of
+    it at either end. "minmax" takes the extremes, with which a few outliers coarsen the step for all other values;
+    "mse" the part of them with the least mean squared error over a histogram.
     """
+    percentile = 100 if method == "minmax" else percentile
     quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
     seen: dict[Quantizer, list[torch.Tensor]] = {quantizer: [] for quantizer in quantizers}
 
@@ -42,10 +48,28 @@ def calibrate(model: nn.Module, dataset: Dataset, images: int, percentile: float
         hook.remove()
     for quantizer, samples in seen.items():
         values = torch.cat(samples).numpy()
-        low, high = np.percentile(values, [(100 - percentile) / 2, (100 + percentile) / 2])
+        if method == "mse":
+            low, high = least_error_range(values)
+        else:
+            low, high = np.percentile(values, [(100 - percentile) / 2, (100 + percentile) / 2])
         scale, zero_point = scale_and_zero_point(float(low), float(high))
         quantizer.scale.fill_(scale)
         quantizer.zero_point.fill_(zero_point)
+
+
+def least_error_range(values: np.ndarray) -> tuple[float, float]:
+    """The range, out of fractions of the extremes, whose 256 levels are nearest to the values in the mean square."""
+    counts, edges = np.histogram(values, BINS)
+    centres = (edges[:-1] + edges[1:]) / 2
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+
+    def error(share: float) -> float:
+        scale, zero_point = scale_and_zero_point(share * low, share * high)
+        rounded = (np.clip(np.rint(centres / scale) + zero_point, 0, 255) - zero_point) * scale
+        return float(counts @ (rounded - centres) ** 2)
+
+    share = min(np.linspace(0.2, 1.0, 81), key=error)
+    return share * low, share * high
 
 
 def scale_and_zero_point(low: float, high: float) -> tuple[float, int]:

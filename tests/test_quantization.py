@@ -12,7 +12,7 @@ from torch import nn
 from data import load, normalize
 from measurement import operator_counts
 from models import build
-from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, insert_quantizers
+from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, insert_quantizers, int8_rounding
 from quantization import Quantize, calibrate
 from quantization.static import scale_and_zero_point
 from storage import Checkpoint, export_onnx, open_onnx, run_onnx
@@ -51,7 +51,7 @@ def test_weights_per_channel_against_numpy(form, layer):
     weight = layer.weight.detach().numpy().reshape(len(layer.weight), -1)
     largest = np.abs(weight).max(1, keepdims=True)
     scale = np.where(largest > 0, largest / np.float32(127), np.float32(1))
-    integer = form(layer)
+    integer = form(layer, *int8_rounding("layer", layer))
     assert integer.weight.dtype == torch.int8
     assert (integer.weight.numpy().reshape(weight.shape) == np.rint(weight / scale)).all()
     np.testing.assert_allclose(integer.weight_scale.numpy(), scale[:, 0], rtol=1e-7)

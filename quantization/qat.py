@@ -1,0 +1,177 @@
+"""Quantization-aware training: fake quantizers where the deployed model has its own, and steps that are learned.
+
+Esser et al., "Learned step size quantization", ICLR 2020. Weights have a step per output channel; batch norm stays in
+the training, and is folded into those steps at the end, so that the integers that were trained are those deployed.
+"""
+
+import copy
+import math
+
+import torch
+from torch import fx, nn
+
+from models.quantized import Quantizer, by_channel, insert_quantizers, place_quantizers
+from quantization.weights import Bits, best_scale, levels, round_weight
+
+FREEZE = 0.6  # share of the training after which batch norm keeps its statistics
+SMALLEST_STEP = 1e-6
+
+
+class FakeQuantize(torch.autograd.Function):
+    """`scale * round(x / scale)` within `low..high`, with the gradients of the paper for x and scale.
+
+    The gradient of x passes where x is within the levels; that of a step is scaled by 1/sqrt(values * high).
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        rounded = (x / scale).round_().clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(x, rounded, scale)
+        ctx.levels = low, high
+        return rounded
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        x, rounded, scale = ctx.saved_tensors
+        low, high = ctx.levels
+        inside = (x >= low * scale) & (x <= high * scale)
+        passed = gradient * inside
+        # d rounded / d scale is round(x / scale) - x / scale within the levels and the level itself beyond them.
+        terms = (gradient * rounded).sub_(passed * x)
+        of_scale = terms.sum(dim=[d for d, n in enumerate(_like(scale, x).shape) if n == 1]).reshape(scale.shape)
+        per_step = x.numel() / scale.numel()
+        return passed, of_scale / (scale * math.sqrt(per_step * max(high, 1))), None, None
+
+
+def _like(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return scale if scale.ndim else scale.reshape([1] * x.ndim)
+
+
+class _FakeWeight:
+    """A float weight, seen rounded to few bits; what is zero when the training starts stays zero (a pruned weight)."""
+
+    def take(self, layer: nn.Conv2d | nn.Linear, bits: Bits) -> None:
+        self.bits = bits
+        self.weight = layer.weight
+        self.bias = layer.bias
+        self.register_buffer("mask", layer.weight.detach() != 0, persistent=False)
+        self.weight_scale = nn.Parameter(best_scale(layer.weight, bits))
+
+    def rounded(self) -> torch.Tensor:
+        step = by_channel(self.weight_scale, self.weight)
+        return FakeQuantize.apply(self.weight * self.mask, step, *levels(self.bits))
+
+
+class FakeQuantizedConv2d(_FakeWeight, nn.Conv2d):
+    """A convolution in quantization-aware training."""
+
+    def __init__(self, layer: nn.Conv2d, bits: Bits):
+        geometry = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+        super().__init__(*geometry, layer.dilation, layer.groups, bias=layer.bias is not None)
+        self.take(layer, bits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.rounded(), self.bias)
+
+
+class FakeQuantizedLinear(_FakeWeight, nn.Linear):
+    """A linear layer in quantization-aware training."""
+
+    def __init__(self, layer: nn.Linear, bits: Bits):
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        self.take(layer, bits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.rounded(), self.bias)
+
+
+class FakeQuantizer(nn.Module):
+    """An activation rounded to 256 levels with a learned step, its zero point that of the calibration."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.uint8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        zero = int(self.zero_point)
+        return FakeQuantize.apply(x.float(), self.scale, -zero, 255 - zero)
+
+
+def prepare(model: nn.Module, calibrated: nn.Module, bits: dict[str, Bits]) -> fx.GraphModule:
+    """A trainable form of a float `model`: fake quantizers where `calibrated`, its integer form, has quantizers.
+
+    `bits` gives those of each layer's weight by name. The steps start where the rounding error of the weights is
+    least, and where the calibration put those of the activations.
+    """
+    graph_module = fx.symbolic_trace(copy.deepcopy(model).cpu())
+    forms = {nn.Conv2d: FakeQuantizedConv2d, nn.Linear: FakeQuantizedLinear}
+    for name, layer in list(graph_module.named_modules()):
+        if type(layer) in forms:
+            graph_module.set_submodule(name, forms[type(layer)](layer, bits[name]))
+    place_quantizers(graph_module, FakeQuantizer)
+    for name, quantizer in calibrated.named_modules():
+        if isinstance(quantizer, Quantizer):
+            fake = graph_module.get_submodule(name)
+            fake.scale.data.copy_(quantizer.scale)
+            fake.zero_point.copy_(quantizer.zero_point)
+    graph_module.spec = model.spec
+    return graph_module
+
+
+def before_epoch(model: nn.Module, done: float) -> None:
+    """Late in the training batch norm keeps the statistics that it will be folded with."""
+    if done >= FREEZE:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+                module.eval()
+
+
+@torch.no_grad()
+def after_step(model: nn.Module) -> None:
+    """No step may reach zero."""
+    for module in model.modules():
+        if isinstance(module, _FakeWeight):
+            module.weight_scale.clamp_(min=SMALLEST_STEP)
+        elif isinstance(module, FakeQuantizer):
+            module.scale.clamp_(min=SMALLEST_STEP)
+
+
+@torch.no_grad()
+def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """The integer model of a trained one: the very integers, batch norm folded into their scales and the biases.
+
+    `model` is the float model that `trained` was prepared from; its weights are overwritten.
+    """
+    trained = trained.cpu()
+    values = {name: tensor for name, tensor in trained.state_dict().items() if name in model.state_dict()}
+    model.cpu().load_state_dict(values)
+    norms = _norms(trained)
+
+    def rounding(name: str, layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        fake = trained.get_submodule(name)
+        integers, scale = round_weight(fake.weight * fake.mask, fake.weight_scale, fake.bits), fake.weight_scale.data
+        if name in norms:
+            norm = norms[name]
+            factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            integers = integers * by_channel(torch.sign(factor), integers).to(torch.int8)
+            scale = torch.where(factor == 0, 1.0, scale * factor.abs())
+        return integers, scale.clone()
+
+    integer = insert_quantizers(model, rounding)
+    for name, quantizer in integer.named_modules():
+        if isinstance(quantizer, Quantizer):
+            fake = trained.get_submodule(name)
+            quantizer.scale.copy_(fake.scale)
+            quantizer.zero_point.copy_(fake.zero_point)
+    return integer
+
+
+def _norms(graph_module: fx.GraphModule) -> dict[str, nn.Module]:
+    """The batch norm behind each layer, by the layer's name."""
+    modules = dict(graph_module.named_modules())
+    return {
+        node.args[0].target: modules[node.target]
+        for node in graph_module.graph.nodes
+        if node.op == "call_module" and isinstance(modules[node.target], nn.BatchNorm2d | nn.BatchNorm1d)
+    }

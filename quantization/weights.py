@@ -1,0 +1,50 @@
+"""Weights to few bits: the levels of a width, and the scales that lose least."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from models.quantized import by_channel
+
+Bits = int | Literal["ternary"]
+FRACTIONS = torch.linspace(0.2, 1.0, 41)  # of the scale at which the largest weight is the last level
+
+
+def levels(bits: Bits) -> tuple[int, int]:
+    """The least and the greatest integer of a weight: -2..1 for 2 bits, -1..1 for "ternary", -127..127 for 8.
+
+    8 bits leave out -128, which nothing needs and some integer kernels do not bear.
+    """
+    if bits == "ternary":
+        return -1, 1
+    return -(2 ** (bits - 1)) + (bits == 8), 2 ** (bits - 1) - 1
+
+
+def best_scale(weight: torch.Tensor, bits: Bits, per_channel: bool = True, largest: bool = False) -> torch.Tensor:
+    """The scale `[O]` of each output channel of `[O, ...]` with the least mean squared rounding error.
+
+    Tried are fractions of the scale that just holds the largest weight, or that one alone where `largest`; one for
+    all channels where not `per_channel`. A channel of zeros gets the scale 1.
+    """
+    low, high = levels(bits)
+    rows = weight.detach().flatten(1) if per_channel else weight.detach().reshape(1, -1)
+    whole = (rows.amax(1) / high).maximum(rows.amin(1) / low)
+    best, least = whole.clone(), torch.full_like(whole, torch.inf)
+    for fraction in () if largest else FRACTIONS:
+        scale = whole * fraction
+        step = torch.where(scale > 0, scale, 1.0)[:, None]
+        error = ((rows / step).round().clamp(low, high).mul(step) - rows).square().mean(1)
+        best, least = torch.where(error < least, scale, best), error.minimum(least)
+    return torch.where(best > 0, best, 1.0).expand(len(weight)).clone()
+
+
+def round_weight(weight: torch.Tensor, scale: torch.Tensor, bits: Bits) -> torch.Tensor:
+    """int8 integers nearest to `weight / scale`, within the levels of so many bits."""
+    return torch.round(weight.detach() / by_channel(scale, weight)).clamp(*levels(bits)).to(torch.int8)
+
+
+def bits_by_layer(model: nn.Module, bits: Bits, first_last_bits: Bits) -> dict[str, Bits]:
+    """Bits of each convolution and linear layer by name; the first and the last have their own."""
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return {name: first_last_bits if name in (names[0], names[-1]) else bits for name in names}

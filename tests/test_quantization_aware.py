@@ -1,0 +1,223 @@
+"""Low bits and quantization-aware training: levels and gradients by hand, integers from training to the file."""
+
+import dataclasses
+import math
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from data import Split, load, normalize
+from measurement import operator_counts
+from models import build
+from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, insert_quantizers
+from quantization import Quantize, qat
+from quantization.static import least_error_range, scale_and_zero_point
+from quantization.weights import best_scale, bits_by_layer, levels, round_weight
+from storage import Checkpoint, export_onnx
+from training import Context, StepError
+
+
+@pytest.fixture
+def context(tmp_path) -> Context:
+    digits = load("digits")
+    digits = dataclasses.replace(digits, train=Split(digits.train.images[:256], digits.train.labels[:256]))
+    return Context(digits, 0, torch.device("cpu"), Checkpoint(tmp_path / "checkpoint"), make=None, cache=tmp_path)
+
+
+def network(name: str = "resnet20") -> nn.Module:
+    """A residual network with statistics and signs of batch norm that folding must not get wrong."""
+    torch.manual_seed(0)
+    model = build(name, shape=(1, 8, 8), classes=10)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.weight.data[::3] *= -1
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.running_mean, std=0.2)
+    return model.eval()
+
+
+# Levels and scales
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"), [(8, (-127, 127)), (4, (-8, 7)), (3, (-4, 3)), (2, (-2, 1)), ("ternary", (-1, 1))]
+)
+def test_levels_by_hand(bits, expected):
+    assert levels(bits) == expected
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, "ternary"])
+def test_best_scale_against_brute_force(bits):
+    weight = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
+    low, high = levels(bits)
+    found = best_scale(weight, bits).numpy()
+    for row, scale in zip(weight.numpy(), found, strict=True):
+        tried = np.linspace(0.01, 3, 3000)
+        errors = [np.square(np.clip(np.rint(row / s), low, high) * s - row).mean() for s in tried]
+        own = np.square(np.clip(np.rint(row / scale), low, high) * scale - row).mean()
+        assert own <= 1.05 * min(errors)
+    assert np.array_equal(
+        round_weight(weight, torch.from_numpy(found), bits).numpy(),
+        np.clip(np.rint(weight.numpy() / found[:, None]), low, high),
+    )
+
+
+def test_a_channel_of_zeros_and_one_scale_for_all():
+    weight = torch.stack([torch.zeros(9), torch.linspace(-1, 1, 9)])
+    assert best_scale(weight, 4)[0] == 1 and (round_weight(weight, best_scale(weight, 4), 4)[0] == 0).all()
+    assert len(set(best_scale(torch.randn(5, 9), 8, per_channel=False).tolist())) == 1
+
+
+def test_least_error_range_against_brute_force():
+    values = np.random.default_rng(0).normal(size=20_000).astype(np.float32) ** 3  # heavy tails
+
+    def error(low, high):
+        scale, zero_point = scale_and_zero_point(low, high)
+        rounded = (np.clip(np.rint(values / scale) + zero_point, 0, 255) - zero_point) * scale
+        return np.square(rounded - values).mean()
+
+    shares = np.linspace(0.05, 1, 200)
+    best = min(error(share * values.min(), share * values.max()) for share in shares)
+    found = error(*least_error_range(values))
+    assert found <= 1.02 * best and found < error(values.min(), values.max())
+
+
+# The learned step's gradients
+
+
+def test_gradients_against_the_papers_formula():
+    generator = torch.Generator().manual_seed(2)
+    x = (4 * torch.randn(500, generator=generator)).requires_grad_()
+    scale = torch.tensor(0.7, requires_grad=True)
+    upstream = torch.randn(500, generator=generator)
+    (qat.FakeQuantize.apply(x, scale, -4, 3) * upstream).sum().backward()
+    v = (x / scale).detach().numpy()
+    inside = (v >= -4) & (v <= 3)
+    of_scale = np.where(inside, np.rint(v) - v, np.clip(v, -4, 3))
+    np.testing.assert_allclose(x.grad.numpy(), upstream.numpy() * inside, rtol=1e-6)
+    expected = (of_scale * upstream.numpy()).sum() / math.sqrt(500 * 3)
+    assert scale.grad.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradient_of_the_step_against_finite_differences_beyond_the_levels():
+    """There the output is the last level times the step: smooth in it."""
+    x = torch.tensor([5.0, 9.0, -7.0], dtype=torch.float64)
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    qat.FakeQuantize.apply(x, scale, -4, 3).sum().backward()
+    above, below = (
+        qat.FakeQuantize.apply(x, torch.tensor(1 + d, dtype=torch.float64), -4, 3).sum() for d in (1e-4, -1e-4)
+    )
+    assert scale.grad.item() == pytest.approx(float(above - below) / 2e-4 / math.sqrt(3 * 3), rel=1e-6)
+
+
+def test_each_channel_learns_its_own_step():
+    x = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(3))
+    scale = torch.tensor([0.1, 0.5, 1.0]).reshape(3, 1, 1, 1).requires_grad_()
+    qat.FakeQuantize.apply(x, scale, -2, 1).square().sum().backward()
+    for channel in range(3):
+        own = scale[channel, 0, 0, 0].detach().clone().requires_grad_()
+        qat.FakeQuantize.apply(x[channel], own, -2, 1).square().sum().backward()
+        assert scale.grad[channel].item() == pytest.approx(own.grad.item(), rel=1e-5)
+
+
+# From training to the file
+
+
+@pytest.mark.parametrize("bits", [8, 2, "ternary"])
+def test_the_deployed_integers_are_those_of_the_training(folders, context, bits, tmp_path):
+    model = network("tiny")
+    model.blocks[0].conv1.weight.data[:, ::2] = 0  # a pruned layer
+    pruned = model.blocks[0].conv1.weight == 0
+    step = Quantize(mode="qat", bits=bits, epochs=1, batch_size=64, images=64)
+    seen = {}
+    original = qat.finish
+
+    def finish(trained, float_model):
+        seen.update({name: fake for name, fake in trained.named_modules() if isinstance(fake, qat._FakeWeight)})
+        images = normalize(context.dataset.test.images[:64], context.dataset)
+        with torch.no_grad():
+            seen["logits"] = trained.cpu().eval()(images)
+        return original(trained, float_model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qat, "finish", finish)
+        integer = step.apply(model, context)
+    expected = seen.pop("logits")
+    with torch.no_grad():
+        logits = integer(normalize(context.dataset.test.images[:64], context.dataset))
+    assert (logits - expected).norm() < 0.05 * expected.norm()  # folding only rounds
+
+    layers = {n: m for n, m in integer.named_modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)}
+    assert layers.keys() == seen.keys()
+    for name, layer in layers.items():
+        fake = seen[name]
+        low, high = levels(fake.bits)
+        steps = fake.weight_scale.detach().reshape(-1, *[1] * (fake.weight.ndim - 1))
+        trained = np.clip(np.rint((fake.weight.detach() / steps).numpy()), low, high)
+        assert np.array_equal(np.abs(layer.weight.numpy()), np.abs(trained * (fake.mask.numpy())))
+        assert fake.bits == (8 if name in ("conv", "linear") else bits)
+    assert (layers["blocks.0.conv1"].weight[pruned] == 0).all() and pruned.any()
+
+    file = tmp_path / "model.onnx"
+    images = normalize(context.dataset.test.images, context.dataset)
+    export_onnx(integer, file, images=images)  # refuses a file whose logits differ
+    stored = [numpy_helper.to_array(t) for t in onnx.load(file).graph.initializer]
+    stored = sorted(array.tobytes() for array in stored if array.dtype == np.int8 and array.ndim > 1)
+    assert stored == sorted(layer.weight.numpy().tobytes() for layer in layers.values())
+    counts = operator_counts(file)
+    assert counts["integer_convolutions"] == counts["convolutions"] == 6
+    assert counts["integer_additions"] == counts["additions"] == 2
+
+
+def test_an_untrained_form_rounds_as_the_integer_model_does(context):
+    """Before any update: 8-bit weights with their own steps, quantizers in the same places with the same steps."""
+    model = network()
+    calibrated = Quantize(images=64).apply(network(), context)
+    trained = qat.prepare(model, calibrated, bits_by_layer(model, 8, 8)).eval()
+    images = normalize(context.dataset.test.images[:64], context.dataset)
+    with torch.no_grad():
+        fake = trained(images)
+        folded = qat.finish(trained, model)(images)
+    assert (fake - folded).norm() < 0.05 * fake.norm()  # a rounding more or less
+    names = {name for name, m in insert_quantizers(network()).named_modules() if isinstance(m, Quantizer)}
+    assert names == {name for name, m in trained.named_modules() if isinstance(m, qat.FakeQuantizer)}
+
+
+def test_batch_norm_keeps_its_statistics_late():
+    model = network().train()
+    qat.before_epoch(model, 0.5)
+    assert model.bn.training
+    qat.before_epoch(model, qat.FREEZE)
+    assert not model.bn.training and model.blocks.training
+
+
+def test_static_low_bits(context):
+    """Layers of their own, by name; the first and last at 8."""
+    integer = Quantize(bits=3, layer_bits=(("blocks.0.conv1", 2),), images=64).apply(network(), context)
+    largest = {n: int(m.weight.abs().max()) for n, m in integer.named_modules() if isinstance(m, QuantizedConv2d)}
+    assert largest["conv"] == 127 and largest["blocks.0.conv1"] == 2 and largest["blocks.0.conv2"] in (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bits": 0}, "2 to 8"), ({"bits": 9}, "2 to 8"), ({"bits": 2.5}, "2 to 8"), ({"first_last_bits": 1}, "2 to 8"),
+        ({"layer_bits": (("conv", 16),)}, "2 to 8"), ({"mode": "magic"}, "'static' or 'qat'"),
+        ({"calibration": "guess"}, "percentile, minmax, mse"), ({"mode": "qat", "epochs": 0}, "epochs"),
+        ({"mode": "qat", "per_channel": False}, "per output channel"), ({"learning_rate": 0}, "learning_rate"),
+    ],
+)  # fmt: skip
+def test_bad_fields(fields, message):
+    with pytest.raises(StepError, match=message):
+        Quantize(**fields)
+
+
+def test_a_layer_that_does_not_exist(context):
+    with pytest.raises(StepError, match="'blocks.9.conv1', which is no layer"):
+        Quantize(layer_bits=(("blocks.9.conv1", 4),)).apply(network(), context)
