@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from models import rebuild
 from storage.coding import Coder, Reader, Writer
 from storage.files import StorageError, atomic_write
-from storage.modes import Shape, code_words
+from storage.modes import Shape, choose, code_words
 
 MAGIC, VERSION = b"\x8bNNA", 1
 LIMIT = 1 << 30  # bytes of a file, and of the tensors in one
@@ -73,7 +73,7 @@ def save_archive(model: nn.Module, path: Path) -> None:
     again, own = decode(content).state_dict(), model.state_dict()
     different = [name for name in own if not torch.equal(_words(own[name]), _words(again[name]))]
     if different:
-        raise ArchiveError(f"the archive of {path} gives another {different[0]}: not written; this is a fault to report")
+        raise ArchiveError(f"{path} would give another {different[0]}: not written; this is a fault to report")
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
@@ -152,6 +152,50 @@ def split(content: bytes) -> tuple[dict, int, bytes, bytes]:
     return spec, size, content[place : place + 4], content[place + 4 :]
 
 
+def archive_table(path: Path) -> list[dict]:
+    """Where an archive's bytes go: a row for its header, each large tensor, and the small tensors of each kind.
+
+    `density` is the share of values that are not zero; `entropy` the order-0 entropy in bits a value (of floats, of their
+    bytes, each place by itself), with nothing for telling the frequencies; `bits` what a value takes; `bytes` add up to
+    the file's length.
+    """
+    content = read(path)
+    state, writer = decode(content).state_dict(), Writer()
+    rows, head = [], len(content) - len(split(content)[3])
+    end = head
+    rows.append({"layer": "header", "mode": "", "type": "", "shape": "", "bytes": head})
+    for unit in units(state):
+        code_unit(writer, unit, state)
+        start, end = end, head + writer.bits // 8
+        rows.append(_row(unit, state, end - start))
+    rows[-1]["bytes"] += len(content) - end
+    return rows
+
+
+def _row(unit: Unit, state: dict[str, torch.Tensor], length: int) -> dict:
+    words = np.concatenate([_words(state[name]).numpy() for name in unit.names])
+    values = len(words)
+    parts = [words] if unit.kind.itemsize == 1 else list(words.view(np.uint8).reshape(values, -1).T)
+    kind = unit.names[0] if len(unit.names) == 1 else f"{len(unit.names)} x {unit.names[0].rpartition('.')[2]}"
+    return {
+        "layer": kind,
+        "mode": choose(words, unit.shape, unit.dtype == torch.float32).mode if values else "",
+        "type": str(unit.dtype).removeprefix("torch."),
+        "shape": " x ".join(map(str, state[unit.names[0]].shape)) if len(unit.names) == 1 else "",
+        "values": values,
+        "density": float(np.count_nonzero(words)) / values if values else None,
+        "entropy": sum(map(entropy, parts)) if values else None,
+        "bits": 8 * length / values if values else None,
+        "bytes": length,
+    }
+
+
+def entropy(values: np.ndarray) -> float:
+    """The order-0 entropy of integers, in bits a value (Shannon 1948)."""
+    share = np.unique(values, return_counts=True)[1] / len(values)
+    return float(-(share * np.log2(share)).sum())
+
+
 def units(table: dict[str, torch.Tensor]) -> list[Unit]:
     """How the tensors of a state dict are put together, in the order of their coding."""
     groups: dict[tuple, list[str]] = {}
@@ -186,7 +230,7 @@ def _decoded(reader: Reader, unit: Unit, table: dict[str, torch.Tensor]) -> dict
 
 
 def _checked(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors, on paper, of the network that is rebuilt from the model's spec: the model's own must be like them."""
+    """The tensors, on paper, of the network that is rebuilt from the model's spec. The model's must be like them."""
     table = _on_paper(model.spec).state_dict()
     for name, tensor in table.items():
         if tensor.layout != torch.strided or tensor.dtype.itemsize not in KINDS or tensor.is_quantized:

@@ -1,8 +1,8 @@
 """Symbols as an entropy-coded stream, with counts that learn as they go.
 
 What codes symbols does so in three ways, given a `Writer`, a `Reader`, or a `Meter` that only adds up what encoding
-would cost: both directions run the same lines, and so cannot differ. Weights are integers, so that every machine turns them into
-the same fixed-point probabilities. The coder is constriction's range coder (Bamler, arXiv:2201.01741).
+would cost: both directions run the same lines, and so cannot differ. Weights are integers, so that every machine turns
+them into the same fixed-point probabilities. The coder is constriction's range coder (Bamler, arXiv:2201.01741).
 """
 
 import math
@@ -129,4 +129,5 @@ def code_classes(
 
 
 def _categorical(weights: np.ndarray) -> stream.model.Categorical:
-    return stream.model.Categorical(weights.astype(np.float64), perfect=False)  # integers below 2**53: nothing is rounded
+    # Integers below 2**53 are exact as float64, and so are their sums, in any order.
+    return stream.model.Categorical(weights.astype(np.float64), perfect=False)

@@ -10,10 +10,10 @@
 | floats | exponents, zeros among them; then signs and mantissas of what is not zero |
 
 In the last three, words are coded one position of the kernel after the other, [O, I] words at a time, and may have
-classes with counts of their own, by what was coded before. The magnitude expected of a word comes from its output channel,
-its input channel and its own kernel; its sign from the words above and to the left in the kernel, whose opposite is coded
-where that is negative. So zeros cost little where a pruned layer has few weights left, and the smooth kernels of a trained
-network cost less than their weights one by one; and nothing of this has to be stored.
+classes with counts of their own, by what was coded before. The magnitude expected of a word comes from its output
+channel, its input channel and its own kernel; its sign from the words above and to the left in the kernel, whose
+opposite is coded where that is negative. So zeros cost little where a pruned layer has few weights left, and the smooth
+kernels of a trained network cost less than their weights one by one; and nothing of this has to be stored.
 
 Reader and Writer must find the same classes and priors on every machine: so only with integers, and with float64
 operations that IEEE 754 defines to the last bit (no exp, no log, no sum of fractions, whose order is the library's).
@@ -92,7 +92,7 @@ def choose(words: np.ndarray, shape: Shape, floats: bool) -> Settings:
     modes = ["floats"] if floats else []
     if not floats and 2 * max(abs(int(words.min())), abs(int(words.max()))) < RANGE:
         modes = ["integers", "sparse"]
-    classed = (0, 1) if 1 < _positions(part) and _positions(shape) <= POSITIONS else (0,)
+    classed = (0, 1) if _positions(part) > 1 and _positions(shape) <= POSITIONS else (0,)
     kappas = range(len(KAPPAS))
     tried = [Settings(*fields) for fields in [*product(modes, classed, kappas), *product(["bytes"], [0], kappas)]]
     return min([Settings("raw"), *tried], key=bits)
@@ -225,7 +225,7 @@ class _Expected:
     def __init__(
         self, coder: Coder, words: np.ndarray | None, layout: "_Layout", shape: tuple[int, int, int], width: int | None
     ):
-        """`shape`: O, I, positions; `width`: columns of a kernel (0: its positions are no neighbours), None: no classes."""
+        """`shape`: O, I, positions; `width`: columns of a kernel (0: positions are no neighbours; None: no classes)."""
         self.shape, self._width, self._layout = shape, width, layout
         quarters = None
         if words is not None:
@@ -239,7 +239,7 @@ class _Expected:
             self._bounds = [self._mean * power(4 * octave + 2) for octave in octaves][:-1]
             self._sums = np.zeros(shape[:2], np.int64)  # of magnitudes, by kernel
             self._size = 0  # sum of absolute values
-            self._seen: list[np.ndarray] = []
+            self._seen: dict[int, np.ndarray] = {}
 
     def context(self, position: int) -> _Context:
         if self._width is None:
@@ -273,7 +273,9 @@ class _Expected:
             values = self._layout.values(words)
             self._sums += self._layout.magnitudes(values).reshape(self._sums.shape)
             self._size += int(np.abs(values).sum())
-            self._seen.append(values)
+            if self._width:
+                self._seen[position] = values.astype(np.int32)
+                self._seen.pop(position - self._width - 1, None)  # no word to come is its neighbour
 
 
 class _Layout:
