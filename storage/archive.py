@@ -155,9 +155,9 @@ def split(content: bytes) -> tuple[dict, int, bytes, bytes]:
 def archive_table(path: Path) -> list[dict]:
     """Where an archive's bytes go: a row for its header, each large tensor, and the small tensors of each kind.
 
-    `density` is the share of values that are not zero; `entropy` the order-0 entropy in bits a value (of floats, of their
-    bytes, each place by itself), with nothing for telling the frequencies; `bits` what a value takes; `bytes` add up to
-    the file's length.
+    `density` is the share of values that are not zero; `entropy` the order-0 entropy in bits a value (of floats, of
+    their bytes, each place by itself), with nothing for telling frequencies; `bits` what a value takes; `bytes` add up
+    to the length of the file.
     """
     content = read(path)
     state, writer = decode(content).state_dict(), Writer()
