@@ -21,8 +21,9 @@ def table() -> str:
     lines.append("|---|---|---|---|---|---|---|---|")
     for row in summary(records).to_dict("records"):
         lines.append(
-            f"| {row['recipe']} | {row['accuracy %']:.2f} ({row['interval']}) | {row['seeds']} | {row['size MB']:.3f} "
-            f"| {row['archive KB']:.1f} | {row['x smaller as archive']:.1f} | {row['latency ms']:.2f} | {row['x faster']:.2f} |"
+            f"| {row['recipe']} | {row['accuracy %']:.2f} ({row['interval']}) | {row['seeds']} "
+            f"| {row['size MB']:.3f} | {row['archive KB']:.1f} | {row['x smaller as archive']:.1f} "
+            f"| {row['latency ms']:.2f} | {row['x faster']:.2f} |"
         )
     study = published_study().query("technique == 'quantization'")
     for row in study.itertuples():
