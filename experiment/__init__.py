@@ -1,8 +1,18 @@
 """Recipes and their records: `run(Recipe("digits", (Train("resnet20"),)))`."""
 
 from experiment.recipe import Recipe
-from experiment.records import load_records
+from experiment.records import archive_path, load_records
 from experiment.run import make, run, run_all
 from experiment.study import base_recipe, published_study, summary
 
-__all__ = ["Recipe", "base_recipe", "load_records", "make", "published_study", "run", "run_all", "summary"]
+__all__ = [
+    "Recipe",
+    "archive_path",
+    "base_recipe",
+    "load_records",
+    "make",
+    "published_study",
+    "run",
+    "run_all",
+    "summary",
+]

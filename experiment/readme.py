@@ -14,11 +14,15 @@ def table() -> str:
     records = load_records(DATASET)
     if records.empty:
         return "No records yet.\n"
-    lines = ["| CIFAR-10 | accuracy % (95 % interval) | seeds | file MB | latency ms | x faster than its FP32 base |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [
+        "| CIFAR-10 | accuracy % (95 % interval) | seeds | file MB | archive KB | x smaller than its base's file "
+        "| latency ms | x faster than its FP32 base |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|")
     for row in summary(records).to_dict("records"):
         lines.append(
-            f"| {row['recipe']} | {row['accuracy %']:.2f} ({row['interval']}) | {row['seeds']} | {row['size MB']:.3f} "
+            f"| {row['recipe']} | {row['accuracy %']:.2f} ({row['interval']}) | {row['seeds']} "
+            f"| {row['size MB']:.3f} | {row['archive KB']:.1f} | {row['x smaller as archive']:.1f} "
             f"| {row['latency ms']:.2f} | {row['x faster']:.2f} |"
         )
     study = published_study().query("technique == 'quantization'")
@@ -26,7 +30,7 @@ def table() -> str:
         speedup = study["latency_ms"].iloc[0] / row.latency_ms
         lines.append(
             f"| *published study: {row.label}* | {row.accuracy:.2f} | 1 | {row.size_mb:.1f} "
-            f"| {row.latency_ms:.2f} | {speedup:.2f} |"
+            f"| | | {row.latency_ms:.2f} | {speedup:.2f} |"
         )
     first = records.iloc[0]
     machine = f"{first['hardware.cpu']}, {first['hardware.cores']} cores, {', '.join(first['hardware.instructions'])}"

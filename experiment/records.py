@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +28,14 @@ def results_folder(dataset: str) -> Path:
 def artifacts_folder(dataset: str) -> Path:
     """Where weights and ONNX files are kept: artifacts/NAME, or under $ARTIFACTS_DIR."""
     return Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")) / _slug(dataset)
+
+
+def archive_path(record: Mapping) -> Path:
+    """The archive of a record's model: beside the record where it is small, else among the artifacts."""
+    beside = results_folder(record["dataset"]) / "models" / f"{record['id']}.nna"
+    if beside.exists():
+        return beside
+    return artifacts_folder(record["dataset"]) / f"{record['id']}-{record['weights_sha256'][:12]}.nna"
 
 
 def read_record(path: Path) -> dict | None:

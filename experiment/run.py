@@ -1,6 +1,7 @@
 """`run`: a recipe's record, read back or made."""
 
 import contextlib
+import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,9 +22,12 @@ from measurement.latency import hardware
 from storage import (
     Checkpoint,
     StorageError,
+    atomic_write,
     export_onnx,
+    load_archive,
     load_weights,
     open_onnx,
+    save_archive,
     save_weights,
     sha256,
     weights_checksum,
@@ -31,6 +35,16 @@ from storage import (
 from training import Context
 
 PACKAGES = ("torch", "onnxruntime", "numpy")
+COMMITTED = 1_000_000  # bytes of an archive that is kept beside its record, at most
+# The fields of a record that `_measure` makes; the others are the model's log.
+MEASURED = frozenset(
+    (
+        "id", "label", "model", "method", "dataset", "seed", "recipe", "base", "accuracy", "accuracy_low",
+        "accuracy_high", "validation_accuracy", "test_images", "parameters", "nonzero_parameters", "macs",
+        "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "archive_bytes", "archive_sha256", "operators", "latency_ms",
+        "hardware", "versions", "weights_sha256", "onnx_sha256", "commit", "time",
+    )
+)  # fmt: skip
 
 
 def run(recipe: Recipe, *, remeasure: bool = False) -> dict:
@@ -44,12 +58,15 @@ def run(recipe: Recipe, *, remeasure: bool = False) -> dict:
         DataError, ModelError, StepError, StorageError, TrainingDiverged: with what to do about it.
     """
     path = results_folder(recipe.dataset) / f"{recipe.id}.json"
-    if not remeasure and (record := read_record(path)) is not None:
+    if not remeasure and (record := read_record(path)) is not None and "archive_bytes" in record:
         return record
     with _locked(recipe, "record"):
         record = read_record(path)  # perhaps another process wrote it while this one waited
         if record is None or remeasure:
             record = _measure(recipe)
+            write_record(path, record)
+        elif "archive_bytes" not in record and (restored := _restore(recipe)) is not None:
+            record |= _archive(recipe, restored[0])  # a record from before there were archives
             write_record(path, record)
     return record
 
@@ -88,17 +105,49 @@ def _make(recipe: Recipe) -> tuple[nn.Module, dict]:
 
 
 def _restore(recipe: Recipe) -> tuple[nn.Module, dict] | None:
-    """A model from its weight file: the one kept at hand, else the committed one."""
-    name = f"{recipe.id}.safetensors"
+    """A model from its weight file, else from the archive beside its record; that has its log."""
     record = read_record(results_folder(recipe.dataset) / f"{recipe.id}.json") or {}
-    for path in (artifacts_folder(recipe.dataset) / name, results_folder(recipe.dataset) / "models" / name):
-        if not path.exists():
-            continue
-        try:
-            return load_weights(path, record.get("weights_sha256"))
-        except StorageError as error:
-            warnings.warn(str(error), stacklevel=2)
+    checksum = record.get("weights_sha256")
+    weights = artifacts_folder(recipe.dataset) / f"{recipe.id}.safetensors"
+    archive = _committed_archive(recipe)
+    try:
+        if weights.exists():
+            return load_weights(weights, checksum)
+    except StorageError as error:
+        warnings.warn(str(error), stacklevel=2)
+    if not archive.exists() or checksum is None:
+        return None
+    try:
+        model = load_archive(archive)
+        if weights_checksum(model) == checksum:
+            return model, {key: value for key, value in record.items() if key not in MEASURED}
+        warnings.warn(f"{archive} holds other weights than its record says: delete it", stacklevel=2)
+    except StorageError as error:
+        warnings.warn(f"{archive}: {error}", stacklevel=2)
     return None
+
+
+def _committed_archive(recipe: Recipe) -> Path:
+    return results_folder(recipe.dataset) / "models" / f"{recipe.id}.nna"
+
+
+def _archive(recipe: Recipe, model: nn.Module) -> dict:
+    """Length and checksum of the archive from which the same model comes back; small ones are kept beside records.
+
+    Raises:
+        StorageError: the archive's model computes other logits.
+    """
+    path = artifacts_folder(recipe.dataset) / f"{recipe.id}-{weights_checksum(model)[:12]}.nna"
+    save_archive(model, path)
+    images = torch.randn(8, *model.spec["shape"], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        own = model.to(memory_format=torch.contiguous_format)(images)  # the order of a sum may depend on the layout
+        if not torch.equal(own, load_archive(path)(images)):
+            raise StorageError(f"{path} computes other logits than its model: this is a fault to report")
+    if path.stat().st_size < COMMITTED:
+        with atomic_write(_committed_archive(recipe)) as temporary:
+            shutil.copyfile(path, temporary)
+    return {"archive_bytes": path.stat().st_size, "archive_sha256": sha256(path)}
 
 
 def _measure(recipe: Recipe) -> dict:
@@ -127,6 +176,7 @@ def _measure(recipe: Recipe) -> dict:
         **cost(model),
         "onnx_bytes": file.stat().st_size,
         "base_onnx_bytes": base_file.stat().st_size,
+        **_archive(recipe, model),
         "operators": operator_counts(file),
         "latency_ms": latency(file, base_file, base),
         **log,

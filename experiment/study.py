@@ -41,6 +41,8 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
                 "MACs M": round(first["macs"] / 1e6, 1),
                 "size MB": round(first["onnx_bytes"] / 1e6, 3),
                 "x smaller": round(first["base_onnx_bytes"] / first["onnx_bytes"], 2),
+                "archive KB": round(first["archive_bytes"] / 1e3, 1),
+                "x smaller as archive": round(first["base_onnx_bytes"] / first["archive_bytes"], 1),
                 "latency ms": round(group["latency_ms.batch1.median"].median(), 3),
                 "x faster": round(group["latency_ms.batch1.speedup"].median(), 2),
                 "x faster than eager": round(group["latency_ms.batch1.speedup_over_eager"].median(), 1),

@@ -10,7 +10,7 @@ from plots.style import METHOD_COLORS
 
 
 def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
-    """Test accuracy (%) with its 95 % interval against the ONNX file's size (MB, log axis), a mark a record.
+    """Test accuracy (%) with its 95 % interval against the archive's size (MB, log axis), a mark a record.
 
     `reported`, drawn as hollow marks, has the columns `label`, `accuracy` (%) and `size_mb`.
     """
@@ -20,7 +20,7 @@ def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None =
         for index, (model, points) in enumerate(group.groupby("model")):
             y = 100 * points["accuracy"]
             bars = [y - 100 * points["accuracy_low"], 100 * points["accuracy_high"] - y]
-            size = points["onnx_bytes"] / 1e6
+            size = points["archive_bytes"] / 1e6
             name = _method_name(method) if index == 0 else None
             ax.errorbar(size, y, yerr=bars, fmt=marker, color=color, capsize=3, markersize=7, label=name)
             ax.annotate(model, (size.iloc[0], y.max()), xytext=(8, 5), textcoords="offset points", fontsize=9)
@@ -34,7 +34,7 @@ def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None =
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.12, y=0.12)
-    ax.set_xlabel("file size (MB, log scale)")
+    ax.set_xlabel("archive, from which the model is restored (MB, log scale)")
     ax.set_ylabel("test accuracy (%), 95 % interval")
     ax.legend(loc="best")
     return ax

@@ -1,17 +1,23 @@
-"""A model in a file: weights as safetensors, the deployed model as ONNX. Each is read back and checked."""
+"""A model in a file: weights as safetensors, the deployed model as ONNX, the smallest file as an archive. Each is read
+back and checked."""
 
+from storage.archive import ArchiveError, archive_table, load_archive, save_archive
 from storage.files import StorageError, atomic_write, sha256
 from storage.onnx_file import export_onnx, open_onnx, run_onnx
 from storage.weights import Checkpoint, load_weights, save_weights, weights_checksum
 
 __all__ = [
+    "ArchiveError",
     "Checkpoint",
     "StorageError",
+    "archive_table",
     "atomic_write",
     "export_onnx",
+    "load_archive",
     "load_weights",
     "open_onnx",
     "run_onnx",
+    "save_archive",
     "save_weights",
     "sha256",
     "weights_checksum",

@@ -17,7 +17,7 @@ import storage.files
 from experiment import Recipe, load_records, run
 from models import ModelError
 from quantization import Quantize
-from storage import StorageError
+from storage import StorageError, sha256
 from training import StepError, Train
 
 making = sys.modules["experiment.run"]  # the package exports a function of that name
@@ -132,8 +132,8 @@ def test_records_chains_and_repetition(folders, trainings, monkeypatch):
         assert set(record) == {
             "id", "label", "model", "method", "dataset", "seed", "recipe", "base", "accuracy", "accuracy_low",
             "accuracy_high", "validation_accuracy", "test_images", "parameters", "nonzero_parameters", "macs",
-            "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "operators", "latency_ms", "train_seconds",
-            "hardware", "versions", "weights_sha256", "onnx_sha256", "commit", "time",
+            "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "archive_bytes", "archive_sha256", "operators",
+            "latency_ms", "train_seconds", "hardware", "versions", "weights_sha256", "onnx_sha256", "commit", "time",
         } | ({"curves", "images_per_second", "precision"} if record is base else set())  # fmt: skip
         assert set(record["latency_ms"]) == {"contention", *SETTINGS}
         assert record["base"] == base["id"] and record["test_images"] == 359
@@ -163,21 +163,48 @@ def test_records_chains_and_repetition(folders, trainings, monkeypatch):
 def test_weights_damaged_and_restored(folders, trainings):
     results, artifacts = folders
     record = run(tiny())
-    weights = artifacts / f"{record['id']}.safetensors"
-    (results / "models").mkdir()
-    shutil.copy(weights, results / "models")
-    shutil.rmtree(artifacts)
-    again = run(tiny(), remeasure=True)  # from the committed weights
-    assert len(trainings) == 1 and lasting(again) == lasting(record)
-
-    shutil.copy(results / "models" / weights.name, weights)
-    shutil.rmtree(results / "models")
+    weights, archive = (artifacts / f"{record['id']}.safetensors", results / "models" / f"{record['id']}.nna")
     content = bytearray(weights.read_bytes())
+    shutil.rmtree(artifacts)
+    again = run(tiny(), remeasure=True)  # from the archive beside the record
+    assert len(trainings) == 1 and lasting(again) == lasting(record)
+    assert archive.stat().st_size == record["archive_bytes"] and sha256(archive) == record["archive_sha256"]
+
+    archive.unlink()
     content[-50] ^= 1
     weights.write_bytes(content)
     with pytest.warns(UserWarning, match=weights.name):
         again = run(tiny(), remeasure=True)
     assert len(trainings) == 2 and again["weights_sha256"] == record["weights_sha256"]
+
+
+def test_archives_that_do_not_belong_to_the_record(folders, trainings):
+    results, artifacts = folders
+    record, other = run(tiny()), run(tiny(epochs=2))
+    archives = {r["id"]: results / "models" / f"{r['id']}.nna" for r in (record, other)}
+    shutil.rmtree(artifacts)
+    shutil.copy(archives[other["id"]], archives[record["id"]])
+    with pytest.warns(UserWarning, match="other weights than its record says"):
+        assert run(tiny(), remeasure=True)["weights_sha256"] == record["weights_sha256"]
+    assert len(trainings) == 3
+    shutil.rmtree(artifacts)
+    archives[record["id"]].write_bytes(archives[record["id"]].read_bytes()[:-9])
+    with pytest.warns(UserWarning, match="damaged"):
+        run(tiny(), remeasure=True)
+    assert len(trainings) == 4
+
+
+def test_an_old_record_gets_its_archive_without_being_measured_again(folders, monkeypatch):
+    results, artifacts = folders
+    record = run(tiny())
+    old = {key: value for key, value in record.items() if not key.startswith("archive")}
+    (results / f"{record['id']}.json").write_text(json.dumps(old))
+    monkeypatch.setattr(making, "_measure", None)
+    assert run(tiny()) == record
+    (results / f"{record['id']}.json").write_text(json.dumps(old))
+    shutil.rmtree(artifacts)
+    shutil.rmtree(results / "models")
+    assert run(tiny()) == old  # no weights are at hand
 
 
 @pytest.mark.parametrize("reason", ["Read-only file system", "No space left on device"])

@@ -1,0 +1,322 @@
+"""The archive: the smallest file from which exactly the same model comes back.
+
+    bytes       what
+    4           magic
+    1           format version
+    8           BLAKE2b of everything after it, and of the five bytes before
+    varint      length of all tensors in memory, in bytes
+    varint      length of the packed spec
+    ...         the spec: canonical JSON, deflated with a dictionary that every reader has
+    4           BLAKE2b of the tensor table: names, types and shapes
+    ...         one range-coded stream of all tensors (see `storage.modes`)
+
+The network that the spec describes gives the tensor table, so that it need not be stored; its checksum tells when the
+code has come to build another network. Small tensors of the same kind (the biases, the scales) are coded as one.
+Nothing in the file is code, and no size in it is believed before it is compared with a limit and with the network's.
+"""
+
+import hashlib
+import json
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from models import rebuild
+from storage.coding import Coder, Reader, Writer
+from storage.files import StorageError, atomic_write
+from storage.modes import Shape, choose, code_words
+
+MAGIC, VERSION = b"\x8bNNA", 1
+LIMIT = 1 << 30  # bytes of a file, and of the tensors in one
+SPEC_LIMIT = 1 << 16
+SMALL = 64  # tensors of fewer values are coded together with others of their kind
+DICTIONARY = (
+    b'"widths":[,"depths":[,"students":[{"members":[{"bits":"activation_bits":"weight_bits":false,"ensemble":'
+    b'"sparsity":"channels":{"blocks.0.conv1":,"blocks.1.conv2":{"architecture":"resnet18","classes":10,'
+    b'"quantized":true,"shape":[1,8,8]}{"architecture":"resnet20","classes":10,"quantized":true,"shape":[3,32,32]}'
+)
+KINDS = {1: np.dtype("i1"), 2: np.dtype("i2"), 4: np.dtype("i4"), 8: np.dtype("i8")}
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class ArchiveError(StorageError):
+    """An archive that is damaged, too new, or of no network that this code can build."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tensors that are coded together: one large one, or the small ones of a kind."""
+
+    names: tuple[str, ...]
+    dtype: torch.dtype
+    shape: Shape
+
+    @property
+    def kind(self) -> np.dtype:
+        return KINDS[self.dtype.itemsize]
+
+
+def save_archive(model: nn.Module, path: Path) -> None:
+    """Write the archive of a model, once what it decodes to is the same bit for bit.
+
+    Raises:
+        ArchiveError: the model's spec does not describe it.
+        StorageError: the file cannot be written.
+    """
+    content = encode(model)
+    again, own = decode(content).state_dict(), model.state_dict()
+    different = [name for name in own if not torch.equal(_words(own[name]), _words(again[name]))]
+    if different:
+        raise ArchiveError(f"{path} would give another {different[0]}: not written; this is a fault to report")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def load_archive(path: Path) -> nn.Module:
+    """The model that an archive holds, in evaluation mode on the CPU.
+
+    Raises:
+        ArchiveError: the file is missing, damaged, too large, too new, or of a network that is built otherwise now.
+    """
+    return decode(read(path))
+
+
+def read(path: Path) -> bytes:
+    """An archive's bytes, unless there are too many of them."""
+    try:
+        if path.stat().st_size > LIMIT:
+            raise ArchiveError(f"{path} is no archive of a network: it is longer than {LIMIT >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArchiveError(f"cannot read {path} ({error.strerror or error})") from None
+
+
+def encode(model: nn.Module) -> bytes:
+    """The archive of a model as bytes; the same bytes for the same model."""
+    spec, table = model.spec, _checked(model)
+    writer = Writer()
+    for unit in units(table):
+        code_unit(writer, unit, model.state_dict())
+    return _sealed(_head(spec, table) + writer.content())
+
+
+def decode(content: bytes) -> nn.Module:
+    """The model in an archive's bytes, in evaluation mode on the CPU.
+
+    Raises:
+        ArchiveError: as `load_archive`.
+    """
+    spec, size, digest, stream = split(content)
+    try:
+        model = _on_paper(spec)
+        table = model.state_dict()
+        if _size(table) != size:
+            raise ArchiveError("the archive's length of tensors is not that of its network")
+        if _table_digest(table) != digest:
+            raise ArchiveError("the archive is of a network that this version of the code builds otherwise")
+        reader, tensors = Reader(stream), {}
+        for unit in units(table):
+            tensors |= _decoded(reader, unit, table)
+        return _filled(model, spec, tensors)
+    except ArchiveError:
+        raise
+    except Exception as error:  # whatever a spec or a stream that nobody wrote may set off
+        raise ArchiveError(f"the archive does not decode ({type(error).__name__}: {error})") from None
+
+
+def split(content: bytes) -> tuple[dict, int, bytes, bytes]:
+    """Spec, length of the tensors, checksum of the table, and coded stream of an archive whose checksum is right."""
+    if len(content) > LIMIT or content[:4] != MAGIC or len(content) < 13:
+        raise ArchiveError("this is no archive of a network")
+    if content[4] > VERSION:
+        raise ArchiveError(
+            f"the archive has format version {content[4]}, this code reads up to {VERSION}: update the code"
+        )
+    if _sealed(content[:5] + content[13:])[5:13] != content[5:13]:
+        raise ArchiveError("the archive is damaged (its checksum differs): fetch or make it again")
+    try:
+        size, place = _varint(content, 13)
+        length, place = _varint(content, place)
+        if size > LIMIT or length > min(SPEC_LIMIT, len(content) - place - 4):
+            raise ArchiveError("the archive declares more than an archive may hold")
+        spec = _unpacked(content[place : place + length])
+    except (IndexError, ValueError, RecursionError, zlib.error) as error:
+        raise ArchiveError(f"the archive's header cannot be read ({error})") from None
+    place += length
+    return spec, size, content[place : place + 4], content[place + 4 :]
+
+
+def archive_table(path: Path) -> list[dict]:
+    """Where an archive's bytes go: a row for its header, each large tensor, and the small tensors of each kind.
+
+    `density` is the share of values that are not zero; `entropy` the order-0 entropy in bits a value (of floats, of
+    their bytes, each place by itself), with nothing for telling frequencies; `bits` what a value takes; `bytes` add up
+    to the length of the file.
+    """
+    content = read(path)
+    state, writer = decode(content).state_dict(), Writer()
+    rows, head = [], len(content) - len(split(content)[3])
+    end = head
+    rows.append({"layer": "header", "mode": "", "type": "", "shape": "", "bytes": head})
+    for unit in units(state):
+        code_unit(writer, unit, state)
+        start, end = end, head + writer.bits // 8
+        rows.append(_row(unit, state, end - start))
+    rows[-1]["bytes"] += len(content) - end
+    return rows
+
+
+def _row(unit: Unit, state: dict[str, torch.Tensor], length: int) -> dict:
+    words = np.concatenate([_words(state[name]).numpy() for name in unit.names])
+    values = len(words)
+    parts = [words] if unit.kind.itemsize == 1 else list(words.view(np.uint8).reshape(values, -1).T)
+    kind = unit.names[0] if len(unit.names) == 1 else f"{len(unit.names)} x {unit.names[0].rpartition('.')[2]}"
+    return {
+        "layer": kind,
+        "mode": choose(words, unit.shape, unit.dtype == torch.float32).mode if values else "",
+        "type": str(unit.dtype).removeprefix("torch."),
+        "shape": " x ".join(map(str, state[unit.names[0]].shape)) if len(unit.names) == 1 else "",
+        "values": values,
+        "density": float(np.count_nonzero(words)) / values if values else None,
+        "entropy": sum(map(entropy, parts)) if values else None,
+        "bits": 8 * length / values if values else None,
+        "bytes": length,
+    }
+
+
+def entropy(values: np.ndarray) -> float:
+    """The order-0 entropy of integers, in bits a value (Shannon 1948)."""
+    share = np.unique(values, return_counts=True)[1] / len(values)
+    return float(-(share * np.log2(share)).sum())
+
+
+def units(table: dict[str, torch.Tensor]) -> list[Unit]:
+    """How the tensors of a state dict are put together, in the order of their coding."""
+    groups: dict[tuple, list[str]] = {}
+    for name, tensor in table.items():
+        small = tensor.ndim < 2 or tensor.numel() < SMALL
+        key = (name.rpartition(".")[2], tensor.dtype) if small else (name,)
+        groups.setdefault(key, []).append(name)
+    result = []
+    for names in groups.values():
+        first = table[names[0]]
+        shape = (1, sum(table[name].numel() for name in names), 1, 1)
+        if first.ndim >= 2 and first.numel() >= SMALL:
+            *kernel, columns = 1, *first.shape[2:]
+            shape = (*first.shape[:2], math.prod(kernel), columns)
+        result.append(Unit(tuple(names), first.dtype, shape))
+    return result
+
+
+def code_unit(coder: Coder, unit: Unit, state: dict[str, torch.Tensor]) -> None:
+    """Encode, or meter, the tensors of a unit."""
+    words = np.concatenate([_words(state[name]).numpy() for name in unit.names])
+    code_words(coder, words, unit.shape, unit.kind, unit.dtype == torch.float32)
+
+
+def _decoded(reader: Reader, unit: Unit, table: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    words = torch.from_numpy(code_words(reader, None, unit.shape, unit.kind, unit.dtype == torch.float32))
+    own = words.split([table[name].numel() for name in unit.names])
+    return {
+        name: part.clone().view(unit.dtype).reshape(table[name].shape)
+        for name, part in zip(unit.names, own, strict=True)
+    }
+
+
+def _checked(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors, on paper, of the network that is rebuilt from the model's spec. The model's must be like them."""
+    table = _on_paper(model.spec).state_dict()
+    for name, tensor in table.items():
+        if tensor.layout != torch.strided or tensor.dtype.itemsize not in KINDS or tensor.is_quantized:
+            raise ArchiveError(f"{name} is a {tensor.dtype} tensor of a kind that archives do not hold")
+    own = model.state_dict()
+    if own.keys() != table.keys() or _table_digest({name: own[name] for name in table}) != _table_digest(table):
+        raise ArchiveError("the model has other tensors than the network that its spec describes: correct model.spec")
+    if _size(table) > LIMIT:
+        raise ArchiveError(f"the model is larger than the {LIMIT >> 20} MiB that an archive may hold")
+    return table
+
+
+class _OnPaper(TorchFunctionMode):
+    """Builds networks without memory: tensors stay on the meta device, and no fresh weights are drawn."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.Tensor.cpu or function.__name__ in ("normal_", "uniform_", "trunc_normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def _on_paper(spec: dict) -> nn.Module:
+    with torch.device("meta"), _OnPaper():
+        return rebuild(spec)
+
+
+def _filled(model: nn.Module, spec: dict, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    model.load_state_dict(tensors, assign=True)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        model = rebuild(spec)  # it has tensors of its own making beside those in its state dict
+        model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bits as integers, `[numel]`."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(WORDS[tensor.dtype.itemsize])
+
+
+def _size(table: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in table.values())
+
+
+def _table_digest(table: dict[str, torch.Tensor]) -> bytes:
+    text = json.dumps([[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in table.items()])
+    return hashlib.blake2b(text.encode(), digest_size=4).digest()
+
+
+def _head(spec: dict, table: dict[str, torch.Tensor]) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=DICTIONARY)
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()
+    packed = packer.compress(text) + packer.flush()
+    if max(len(text), len(packed)) > SPEC_LIMIT:
+        raise ArchiveError(f"the model's spec is longer than {SPEC_LIMIT} bytes: shorten it")
+    lengths = _packed_varint(_size(table)) + _packed_varint(len(packed))
+    return MAGIC + bytes([VERSION]) + lengths + packed + _table_digest(table)
+
+
+def _unpacked(packed: bytes) -> dict:
+    unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
+    text = unpacker.decompress(packed, SPEC_LIMIT)
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError("its spec is too long, or not whole")
+    return json.loads(text)
+
+
+def _sealed(content: bytes) -> bytes:
+    """The archive with its checksum put in after magic and version."""
+    return content[:5] + hashlib.blake2b(content, digest_size=8).digest() + content[5:]
+
+
+def _packed_varint(value: int) -> bytes:
+    digits = []
+    while value >= 128:
+        digits.append(value % 128 + 128)
+        value //= 128
+    return bytes([*digits, value])
+
+
+def _varint(content: bytes, place: int) -> tuple[int, int]:
+    """The number at a place, seven bits a byte from the lowest on, and the place after it."""
+    value = 0
+    for digit in range(6):
+        byte = content[place + digit]
+        value += byte % 128 << 7 * digit
+        if byte < 128:
+            return value, place + digit + 1
+    raise ValueError("a length beyond all limits")

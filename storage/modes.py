@@ -1,0 +1,427 @@
+"""How a tensor becomes symbols: in one of a few modes, whichever is shortest.
+
+| mode | what is coded |
+|---|---|
+| constant | one word |
+| raw | every bit as it is |
+| bytes | byte by byte, with counts for each place in a word |
+| integers | the integers themselves |
+| sparse | which are not zero; then the values of those |
+| floats | exponents, zeros among them; then signs and mantissas of what is not zero |
+
+In the last three, words are coded one position of the kernel after the other, [O, I] words at a time, and may have
+classes with counts of their own, by what was coded before. The magnitude expected of a word comes from its output
+channel, its input channel and its own kernel; its sign from the words above and to the left in the kernel, whose
+opposite is coded where that is negative. So zeros cost little where a pruned layer has few weights left, and the smooth
+kernels of a trained network cost less than their weights one by one; and nothing of this has to be stored.
+
+Reader and Writer must find the same classes and priors on every machine: so only with integers, and with float64
+operations that IEEE 754 defines to the last bit (no exp, no log, no sum of fractions, whose order is the library's).
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from storage.coding import SEEN, Coder, Counts, Meter, code_classes, number
+
+MODES = ("constant", "raw", "bytes", "integers", "sparse", "floats")
+RANGE = 1024  # integers that get a count each, at most, from the smallest to the largest
+KAPPAS = (32, 256)  # what a prior weighs, in symbols
+CLASSES = 11  # octaves of expected magnitude, the layer's mean in the middle
+LEVELS = (0.3, 1.0, 2.0)  # how far the neighbours are from zero, in expected magnitudes: the bounds between classes
+CHANNEL, KERNEL = 8, 2  # what the layer's mean weighs against a channel's words; the channels' against a kernel's
+LARGEST = 1 << 20  # magnitudes are integers up to this
+POSITIONS = 1024  # of a kernel, at most, for words to have classes
+SAMPLE = 1 << 15  # words that settings are tried on
+_ROOTS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
+
+
+def power(quarters: int) -> float:
+    """2 ** (quarters / 4), the same bits everywhere."""
+    return math.ldexp(_ROOTS[quarters % 4], quarters // 4)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A mode, whether words have classes, and an index into KAPPAS."""
+
+    mode: str
+    classed: int = 0
+    kappa: int = 0
+
+
+Shape = tuple[int, int, int, int]  # output channels, input channels, rows and columns of a kernel
+
+
+def code_words(
+    coder: Coder, words: np.ndarray | None, shape: Shape, kind: np.dtype, floats: bool = False
+) -> np.ndarray:
+    """Code a tensor's words and return them.
+
+    Args:
+        coder: a Writer or Meter, with `words`; or a Reader, with None.
+        words: the tensor's bits as integers of type `kind`, in a row.
+        shape: output channels, input channels, rows and columns of a kernel.
+        floats: whether the words are float32.
+
+    Raises:
+        ValueError, AssertionError: a Reader's bytes were not written by a Writer for this shape.
+    """
+    if math.prod(shape) == 0:
+        return np.empty(0, kind)
+    settings = None if words is None else choose(words, shape, floats)
+    return _code(coder, words, shape, kind, settings)
+
+
+def choose(words: np.ndarray, shape: Shape, floats: bool) -> Settings:
+    """The settings that take the fewest bits, by trial; of a large tensor, on its first rows."""
+    if (words == words[0]).all():
+        return Settings("constant")
+    row = math.prod(shape[1:])
+    rows = max(1, min(shape[0], SAMPLE // row))
+    sample, part = words[: rows * row], (rows, *shape[1:])
+
+    def bits(settings: Settings) -> float:
+        meter = Meter()
+        _code(meter, sample, part, words.dtype, settings)
+        return meter.bits
+
+    modes = ["floats"] if floats else []
+    if not floats and 2 * max(abs(int(words.min())), abs(int(words.max()))) < RANGE:
+        modes = ["integers", "sparse"]
+    classed = (0, 1) if _positions(part) > 1 and _positions(shape) <= POSITIONS else (0,)
+    kappas = range(len(KAPPAS))
+    tried = [Settings(*fields) for fields in [*product(modes, classed, kappas), *product(["bytes"], [0], kappas)]]
+    return min([Settings("raw"), *tried], key=bits)
+
+
+def _code(
+    coder: Coder, words: np.ndarray | None, shape: Shape, kind: np.dtype, settings: Settings | None
+) -> np.ndarray:
+    mode = MODES[number(coder, len(MODES), settings and MODES.index(settings.mode))]
+    count = math.prod(shape)
+    if mode == "constant":
+        value = number(coder, 1 << 8 * kind.itemsize, None if words is None else int(_unsigned(words[:1])[0]))
+        return np.full(count, value, f"u{kind.itemsize}").view(kind)
+    if mode == "raw":
+        given = None if words is None else words.view(np.uint8)
+        return coder.uniform(256, count * kind.itemsize, given).astype(np.uint8).view(kind)
+    kappa = KAPPAS[number(coder, len(KAPPAS), settings and settings.kappa)]
+    classed = number(coder, 2, settings and settings.classed)
+    layout = {"bytes": _Bytes, "integers": _Integers, "sparse": _Sparse, "floats": _Floats}[mode](coder, words, kind)
+    if not classed:
+        shape = (1, count, 1, 1)
+    elif _positions(shape) > POSITIONS:
+        raise ValueError("classes for a kernel of too many positions")
+    elif shape[2] * shape[3] == 1:  # one position only: learn of an input channel from output after output instead
+        words = None if words is None else _turned(words, shape[1])
+        expected = _Expected(coder, words, layout, (shape[1], 1, shape[0]), 0)
+        return _turned(_code_positions(coder, words, layout, expected, kappa), shape[0])
+    expected = _Expected(coder, words, layout, (*shape[:2], shape[2] * shape[3]), shape[3] if classed else None)
+    return _code_positions(coder, words, layout, expected, kappa)
+
+
+def _positions(shape: Shape) -> int:
+    """How many times words are coded of all kernels: a call of the coder costs as much as many words."""
+    return shape[2] * shape[3] if shape[2] * shape[3] > 1 else shape[0]
+
+
+def _turned(words: np.ndarray, columns: int) -> np.ndarray:
+    return np.ascontiguousarray(words.reshape(-1, columns).T).reshape(-1)
+
+
+def _code_positions(
+    coder: Coder, words: np.ndarray | None, layout: "_Layout", expected: "_Expected", kappa: int
+) -> np.ndarray:
+    counts = [plane.counts(expected.means, kappa) for plane in layout.planes]
+    rows, columns, positions = expected.shape
+    result = np.empty((positions, rows * columns), layout.kind)
+    given = None if words is None else np.ascontiguousarray(words.reshape(-1, positions).T)
+    for position, row in enumerate(result):
+        context = expected.context(position)
+        known = None if given is None else layout.split(given[position], context.opposite)
+        symbols = _code_planes(coder, layout, counts, context, known, len(row))
+        row[:] = layout.join(symbols, context.opposite)
+        expected.see(position, row)
+    return _turned(result.reshape(-1), rows * columns)
+
+
+def _code_planes(
+    coder: Coder,
+    layout: "_Layout",
+    counts: list[list[Counts]],
+    context: "_Context",
+    known: list[np.ndarray] | None,
+    length: int,
+) -> list[np.ndarray]:
+    """The symbols of `length` words, plane by plane; of zeros only the first plane's, where the layout says so."""
+    symbols: list[np.ndarray] = []
+    left = slice(None)
+    for index, (plane, own) in enumerate(zip(layout.planes, counts, strict=True)):
+        if index == 1 and layout.skips_zeros:
+            left = np.flatnonzero(symbols[0])
+        classes = plane.classes(context)
+        inside = None if classes is None else classes[left]
+        values = None if known is None else known[index][left]
+        coded = np.zeros(length, np.int32)
+        coded[left] = code_classes(coder, own, inside, len(coded[left]), values)
+        symbols.append(coded)
+    return symbols
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What is expected of words, `[O * I]` each: classes of magnitude and of the neighbours, and an opposite sign."""
+
+    magnitude: np.ndarray | None = None
+    level: np.ndarray | None = None
+    opposite: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """Symbols 0..size-1, their classes, and their prior: flat, or falling off from zero over what they stand for."""
+
+    size: int
+    by_magnitude: bool = False
+    by_level: bool = False
+    values: np.ndarray | None = None
+    kappa: int | None = None  # in place of the one chosen
+
+    def classes(self, context: _Context) -> np.ndarray | None:
+        if context.magnitude is None or not (self.by_magnitude or self.by_level):
+            return None
+        if not self.by_level:
+            return context.magnitude
+        return context.magnitude * np.uint8(len(LEVELS) + 1) + context.level if self.by_magnitude else context.level
+
+    def counts(self, means: list[float], kappa: int) -> list[Counts]:
+        """A model for each class; `means`: the magnitudes expected in the classes of magnitude."""
+        kappa = self.kappa or kappa
+        means = means if self.by_magnitude else [means[len(means) // 2]]
+        means = [mean for mean in means for _ in range(len(LEVELS) + 1 if self.by_level else 1)]
+        if self.values is None:
+            return [Counts(np.full(self.size, kappa * SEEN // self.size + 1)) for _ in means]
+        return [Counts(_prior(self.values, mean, kappa)) for mean in means]
+
+
+def _prior(values: np.ndarray, mean: float, kappa: int) -> np.ndarray:
+    """Weights of integers, worth `kappa` symbols in all: Laplace's, with the `mean` magnitude, and a longer tail."""
+    mean = min(max(mean, 0.01), 1e4)
+    distance = np.abs(values)
+    ratio = (math.sqrt(1 + mean * mean) - 1) / mean
+    falling = np.cumprod(np.concatenate([[1.0], np.full(int(distance.max()), ratio)]))
+    weights = (falling[distance] * 2.0**30).astype(np.int64)
+    weights += int(weights.sum()) // (128 * len(values)) + 1
+    return weights * (kappa * SEEN) // int(weights.sum()) + 1
+
+
+class _Expected:
+    """What both sides expect of words before they are coded, kernels' positions in turn."""
+
+    def __init__(
+        self, coder: Coder, words: np.ndarray | None, layout: "_Layout", shape: tuple[int, int, int], width: int | None
+    ):
+        """`shape`: O, I, positions; `width`: columns of a kernel (0: positions are no neighbours; None: no classes)."""
+        self.shape, self._width, self._layout = shape, width, layout
+        quarters = None
+        if words is not None:
+            mean = max(float(layout.magnitudes(layout.values(words)).mean()), 1e-9)
+            quarters = min(max(round(4 * math.log2(mean)), -128), 127) + 128
+        self._mean = power(number(coder, 256, quarters) - 128)
+        self.means = [self._mean]
+        if width is not None:
+            octaves = range(-(CLASSES // 2), CLASSES // 2 + 1)
+            self.means = [self._mean * power(4 * octave) for octave in octaves]
+            self._bounds = [self._mean * power(4 * octave + 2) for octave in octaves][:-1]
+            self._sums = np.zeros(shape[:2], np.int64)  # of magnitudes, by kernel
+            self._size = 0  # sum of absolute values
+            self._seen: dict[int, np.ndarray] = {}
+
+    def context(self, position: int) -> _Context:
+        if self._width is None:
+            return _Context()
+        outputs, inputs, _ = self.shape
+        rows = (CHANNEL * self._mean + self._sums.sum(1)) / (CHANNEL + position * inputs)
+        columns = (CHANNEL * self._mean + self._sums.sum(0)) / (CHANNEL + position * outputs)
+        expected = rows[:, None] * columns / self._mean
+        expected = ((KERNEL * expected + self._sums) / (KERNEL + position)).reshape(-1)
+        magnitude = np.searchsorted(self._bounds, expected).astype(np.uint8)
+        neighbours = self._neighbours(position)
+        if neighbours is None:
+            return _Context(magnitude, np.zeros(len(expected), np.uint8))
+        usual = expected if self._layout.sizes else self._size / (position * len(expected))
+        level = np.abs(neighbours) > np.multiply.outer(np.array(LEVELS) * 2, usual).reshape(len(LEVELS), -1)
+        return _Context(magnitude, level.sum(0, dtype=np.uint8), neighbours < 0)
+
+    def _neighbours(self, position: int) -> np.ndarray | None:
+        """Twice what is predicted of a smooth kernel: left and above, less half of what lies between them."""
+        if not self._width or position == 0:
+            return None
+        row, column = divmod(position, self._width)
+        left = self._seen[position - 1] if column else 0
+        above = self._seen[position - self._width] if row else 0
+        between = self._seen[position - self._width - 1] if row and column else 0
+        return 2 * (left + above) - between
+
+    def see(self, position: int, words: np.ndarray) -> None:
+        """Take in the words of a position."""
+        if self._width is not None and position + 1 < self.shape[2]:
+            values = self._layout.values(words)
+            self._sums += self._layout.magnitudes(values).reshape(self._sums.shape)
+            self._size += int(np.abs(values).sum())
+            if self._width:
+                self._seen[position] = values.astype(np.int32)
+                self._seen.pop(position - self._width - 1, None)  # no word to come is its neighbour
+
+
+class _Layout:
+    """Which symbols a word is split into. Their limits stand in the stream.
+
+    `opposite`: `[N]`, where the word of the opposite sign is coded; or None.
+    """
+
+    kind: np.dtype
+    planes: list[_Plane]
+    skips_zeros = False  # whether symbol 0 of the first plane says all
+    sizes = True  # whether magnitudes are absolute values
+
+    def split(self, words: np.ndarray, opposite: np.ndarray | None) -> list[np.ndarray]:
+        raise NotImplementedError
+
+    def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
+        raise NotImplementedError
+
+    def values(self, words: np.ndarray) -> np.ndarray:
+        """Integers, -LARGEST..LARGEST, in proportion to what the words stand for."""
+        return words.astype(np.int64)
+
+    def magnitudes(self, values: np.ndarray) -> np.ndarray:
+        """What is to be expected of words of these values."""
+        return np.abs(values)
+
+
+class _Bytes(_Layout):
+    def __init__(self, coder: Coder, words: np.ndarray | None, kind: np.dtype):
+        self.kind = kind
+        own = [None if words is None else _byte(words, place) for place in range(kind.itemsize)]
+        self._limits = [_limits(coder, 256, values) for values in own]
+        self.planes = [_Plane(size) for _, size in self._limits]
+
+    def values(self, words: np.ndarray) -> np.ndarray:
+        return np.zeros(len(words), np.int64)
+
+    def split(self, words: np.ndarray, opposite: np.ndarray | None) -> list[np.ndarray]:
+        return [_byte(words, place) - low for place, (low, _) in enumerate(self._limits)]
+
+    def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
+        unsigned = np.zeros(len(symbols[0]), f"u{self.kind.itemsize}")
+        for place, (own, (low, _)) in enumerate(zip(symbols, self._limits, strict=True)):
+            unsigned |= (own + low).astype(unsigned.dtype) << unsigned.dtype.type(8 * place)
+        return unsigned.view(self.kind)
+
+
+class _Integers(_Layout):
+    """Integers from 0 to `largest`, or from its negative where there are negative ones."""
+
+    def __init__(self, coder: Coder, words: np.ndarray | None, kind: np.dtype):
+        self.kind, negative, largest = kind, None, None
+        if words is not None:
+            negative, largest = int(words.min() < 0), max(abs(int(words.min())), abs(int(words.max())))
+        lowest = -1 if number(coder, 2, negative) else 0
+        largest = number(coder, RANGE // 2, largest)
+        self._all = np.arange(lowest * largest, largest + 1)
+        self.planes = [_Plane(len(self._all), True, True, self._all)]
+
+    def split(self, words: np.ndarray, opposite: np.ndarray | None) -> list[np.ndarray]:
+        return [_signed(words.astype(np.int64), opposite) - self._all[0]]
+
+    def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
+        return _signed(self._all[symbols[0]], opposite).astype(self.kind)
+
+
+class _Sparse(_Integers):
+    skips_zeros, sizes = True, False
+
+    def __init__(self, coder: Coder, words: np.ndarray | None, kind: np.dtype):
+        super().__init__(coder, words, kind)
+        self._all = self._all[self._all != 0]
+        if not len(self._all):
+            raise ValueError("a sparse tensor of zeros only")
+        self.planes = [_Plane(2, by_magnitude=True, values=np.arange(2)), _Plane(len(self._all), by_level=True)]
+
+    def magnitudes(self, values: np.ndarray) -> np.ndarray:
+        return (values != 0).astype(np.int64)
+
+    def split(self, words: np.ndarray, opposite: np.ndarray | None) -> list[np.ndarray]:
+        values = _signed(words.astype(np.int64), opposite)
+        return [values != 0, values - self._all[0] - ((values > 0) & (self._all[0] < 0))]
+
+    def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
+        values = _signed(self._all[symbols[1]], opposite)
+        return np.where(symbols[0], values, 0).astype(self.kind)
+
+
+class _Floats(_Layout):
+    """Exponent, 0 for those below all others; sign; seven bits of mantissa; its lower bytes."""
+
+    def __init__(self, coder: Coder, words: np.ndarray | None, kind: np.dtype):
+        self.kind = kind
+        fields = [None] * 5 if words is None else _fields(words)
+        zeros = None if words is None else int(not words[fields[0] == 0].any())
+        self.skips_zeros = bool(number(coder, 2, zeros))
+        exponents = None if words is None else np.append(fields[0][fields[0] > 0], fields[0].max())
+        self._low, exponents = _limits(coder, 256, exponents)
+        self._scale = 2.0 ** (20 + 126 - (self._low + exponents - 1))
+        self._limits = [_limits(coder, size, own) for size, own in zip((128, 256, 256), fields[2:], strict=True)]
+        # All bits of a mantissa but the first few are noise, of which there is nothing to learn.
+        mantissa = [_Plane(size, kappa=1 << 14) for _, size in self._limits]
+        self.planes = [_Plane(exponents + 1, True, True), _Plane(2, by_level=True), *mantissa]
+
+    def values(self, words: np.ndarray) -> np.ndarray:
+        values = words.view(np.float32).astype(np.float64) * self._scale
+        return np.where(np.abs(values) < LARGEST, values, 0).astype(np.int64)
+
+    def split(self, words: np.ndarray, opposite: np.ndarray | None) -> list[np.ndarray]:
+        exponent, sign, *mantissa = _fields(words)
+        first = np.where(exponent == 0, 0, exponent - self._low + 1)
+        sign = sign if opposite is None else sign ^ opposite
+        return [first, sign, *(own - low for own, (low, _) in zip(mantissa, self._limits, strict=True))]
+
+    def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
+        first, sign, *mantissa = symbols
+        sign = sign if opposite is None else sign ^ opposite
+        exponent = np.where(first == 0, 0, first + self._low - 1).astype(np.int64)
+        upper, middle, lower = (own + low for own, (low, _) in zip(mantissa, self._limits, strict=True))
+        words = sign.astype(np.int64) << 31 | exponent << 23 | upper << 16 | middle << 8 | lower
+        if self.skips_zeros:
+            words = np.where(first == 0, 0, words)
+        return words.astype(np.uint32).view(self.kind)
+
+
+def _fields(words: np.ndarray) -> list[np.ndarray]:
+    """Exponent, sign, and three parts of the mantissa of float32."""
+    bits = words.view(np.uint32).astype(np.int64)
+    return [bits >> 23 & 255, bits >> 31, bits >> 16 & 127, bits >> 8 & 255, bits & 255]
+
+
+def _signed(values: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
+    return values if opposite is None else np.where(opposite, -values, values)
+
+
+def _limits(coder: Coder, size: int, values: np.ndarray | None) -> tuple[int, int]:
+    """The smallest value, and how many there are from it to the largest."""
+    low = number(coder, size, None if values is None else int(values.min()))
+    return low, 1 + number(coder, size - low, None if values is None else int(values.max()) - low)
+
+
+def _unsigned(words: np.ndarray) -> np.ndarray:
+    return words.view(f"u{words.dtype.itemsize}")
+
+
+def _byte(words: np.ndarray, place: int) -> np.ndarray:
+    unsigned = _unsigned(words)
+    return (unsigned >> unsigned.dtype.type(8 * place) & unsigned.dtype.type(255)).astype(np.int64)

@@ -1,0 +1,386 @@
+"""Archives: the same bits come back, in fewer bytes than entropy and other programs ask for."""
+
+import hashlib
+import json
+import lzma
+import math
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from experiment.records import ROOT
+from models import ARCHITECTURES, ResNet, build
+from models.quantized import insert_quantizers
+from storage import ArchiveError, archive_table, export_onnx, load_archive, save_archive, weights_checksum
+from storage.archive import DICTIONARY, decode, encode, entropy
+from storage.coding import Counts, Meter, Reader, Writer, number
+from storage.modes import MODES, POSITIONS, Settings, _code, choose, code_words
+
+
+def trained(quantized: bool = False) -> nn.Module:
+    """A network with statistics like a trained one's: smooth kernels, channels of different size."""
+    torch.manual_seed(0)
+    model = build("resnet20", shape=(3, 32, 32), classes=10)
+    model.train()(torch.randn(8, 3, 32, 32))
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            smooth = nn.functional.avg_pool2d(layer.weight.data, 2, 1, padding=1)[..., :3, :3]
+            layer.weight.data = (smooth * (1 + torch.rand(len(smooth), 1, 1, 1))).bfloat16().float()
+    model.eval()
+    return insert_quantizers(model) if quantized else model
+
+
+def integer(model: nn.Module, bits: int, sparsity: float) -> nn.Module:
+    """The int8 weights of an integer network at `bits` bits, and with the smallest share of them zero."""
+    for module in model.modules():
+        if getattr(module, "weight", None) is not None and module.weight.dtype == torch.int8:
+            weight = module.weight.data.float()
+            weight = torch.round(weight * (2 ** (bits - 1) - 1) / 127)
+            threshold = weight.abs().flatten().kthvalue(max(1, int(sparsity * weight.numel())))[0]
+            kept = (weight.abs() > threshold) if sparsity else torch.ones_like(weight)
+            module.weight.data = (weight * kept).to(torch.int8)
+    return model
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    own, other = a.state_dict(), b.state_dict()
+    return own.keys() == other.keys() and all(
+        own[n].dtype == other[n].dtype
+        and own[n].shape == other[n].shape
+        and own[n].contiguous().numpy().tobytes() == other[n].numpy().tobytes()
+        for n in own
+    )
+
+
+def raw(model: nn.Module) -> bytes:
+    return b"".join(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+
+
+def round_trip(words: np.ndarray, shape: tuple, floats: bool = False, chosen: Settings | None = None) -> int:
+    """Bytes of the words' code, after checking that the words come back."""
+    writer = Writer()
+    if chosen is None:
+        code_words(writer, words, shape, words.dtype, floats)
+    else:
+        _code(writer, words, shape, words.dtype, chosen)
+    reader = Reader(writer.content())
+    again = code_words(reader, None, shape, words.dtype, floats)
+    assert again.dtype == words.dtype and again.tobytes() == words.tobytes()
+    return len(writer.content())
+
+
+# --- Coding -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 3, 256, 65536, 65537, 1 << 32, 1 << 64])
+def test_numbers(size):
+    values = [0, 1, size // 2, size - 1]
+    writer = Writer()
+    for value in values:
+        number(writer, size, value)
+    reader = Reader(writer.content())
+    assert [number(reader, size, None) for _ in values] == values
+
+
+def test_a_fixed_model_costs_its_cross_entropy():
+    rng = np.random.default_rng(0)
+    symbols = rng.choice(4, 20_000, p=[0.7, 0.2, 0.09, 0.01]).astype(np.int32)
+    weights = np.array([70, 20, 9, 1])
+    expected = -np.log2(weights / 100)[symbols].sum()
+    writer, meter = Writer(), Meter()
+    writer.symbols(weights, len(symbols), symbols)
+    meter.symbols(weights, len(symbols), symbols)
+    assert meter.bits == pytest.approx(expected, rel=1e-9)
+    assert expected - 1 <= 8 * len(writer.content()) <= expected + 96
+
+
+def test_counts_learn():
+    rng = np.random.default_rng(0)
+    symbols = rng.choice(16, 50_000, p=(share := np.arange(1, 17) ** 2.0 / 1496))
+    meter = Meter()
+    Counts(np.full(16, 1 << 16)).code(meter, len(symbols), symbols)
+    shannon = -(share * np.log2(share)).sum() * len(symbols)
+    assert meter.bits < 1.01 * shannon  # learning the fifteen free frequencies takes about 8 bits each
+
+
+def test_entropy_of_known_frequencies():
+    assert entropy(np.array([0, 0, 1, 2])) == 1.5 and entropy(np.zeros(7)) == 0
+    assert entropy(np.arange(256)) == 8
+
+
+# --- Every mode, type and awkward shape -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3, 3), (16, 12, 1, 1), (40, 1, 1, 7), (1, 50, 1, 1), (2, 3, 2, 5)])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("classed", [0, 1])
+@pytest.mark.parametrize("kappa", [0, 1])
+def test_every_mode_comes_back(shape, mode, classed, kappa):
+    rng = np.random.default_rng(1)
+    words = np.rint(rng.normal(0, 2, math.prod(shape))).astype(np.int8)
+    if mode == "floats":
+        words = rng.normal(0, 2, math.prod(shape)).astype(np.float32).view(np.int32)
+    if mode == "constant":
+        words[:] = -3
+    round_trip(words, shape, mode == "floats", Settings(mode, classed, kappa))
+
+
+@pytest.mark.parametrize("density", [0, 1e-4, 0.03, 0.5, 1])
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int64, np.float32])
+def test_every_density(density, kind):
+    rng = np.random.default_rng(2)
+    values = rng.normal(0, 30, 64 * 32 * 9) * (rng.random(64 * 32 * 9) < density)
+    words = values.astype(np.float32).view(np.int32) if kind == np.float32 else np.rint(values).astype(kind)
+    length = round_trip(words, (64, 32, 3, 3), kind == np.float32)
+    if density == 0:
+        assert length <= 8
+    if density == 1e-4:
+        assert length < 70
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.int64])
+def test_extreme_integers(kind):
+    limits = np.iinfo(kind)
+    for values in ([limits.min, limits.max], [limits.max, 0, 0, 1], [limits.min] * 5, [limits.min, limits.min + 1]):
+        words = np.array(values, kind)
+        round_trip(words, (1, len(words), 1, 1))
+        round_trip(words, (len(words), 1, 1, 1))
+
+
+SPECIAL = [0.0, -0.0, 1e-45, -1e-45, math.inf, -math.inf, math.nan, 3.4e38, -1e-38, 1.0]
+
+
+@pytest.mark.parametrize("values", [SPECIAL, [0.0, -0.0], [0.0, 1e-45], [math.nan, -math.nan], [-0.0], [math.inf, 0.0]])
+def test_special_floats(values):
+    words = np.array(values, np.float32).view(np.int32)
+    words[np.isnan(np.array(values))] ^= 12345  # a payload
+    for shape in ((1, len(words), 1, 1), (len(words), 1, 1, 1)):
+        round_trip(words, shape, True)
+        for mode in ("raw", "bytes", "floats"):
+            round_trip(words, shape, True, Settings(mode, 1))
+    many = np.resize(words, 4 * 5 * 9)
+    round_trip(many, (4, 5, 3, 3), True, Settings("floats", 1))
+
+
+def test_empty_tensors_take_nothing():
+    writer = Writer()
+    for shape in ((0, 3, 3, 3), (1, 0, 1, 1)):
+        assert code_words(writer, np.empty(0, np.int8), shape, np.dtype(np.int8)).size == 0
+    assert writer.content() == b""
+
+
+def test_kernels_of_very_many_positions_have_no_classes():
+    words = np.random.default_rng(0).integers(-3, 4, 2 * POSITIONS * 3).astype(np.int8)
+    assert choose(words, (2, 1, 3, POSITIONS), False).classed == 0
+    with pytest.raises(ValueError, match="too many positions"):
+        _code(Writer(), words, (2, 1, 3, POSITIONS), words.dtype, Settings("integers", 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_words_come_back(data):
+    shape = data.draw(st.tuples(*[st.integers(1, 5)] * 4))
+    kind = data.draw(st.sampled_from(["i1", "i2", "i4", "i8", "f4"]))
+    size = np.dtype(kind).itemsize
+    few = data.draw(st.lists(st.binary(min_size=size, max_size=size), min_size=1, max_size=6))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    words = np.frombuffer(b"".join(few[i] for i in rng.integers(0, len(few), math.prod(shape))), f"i{size}").copy()
+    round_trip(words, shape, kind == "f4")
+    modes = ["raw", "bytes", *(["floats"] if kind == "f4" else [])]
+    round_trip(words, shape, kind == "f4", Settings(data.draw(st.sampled_from(modes)), data.draw(st.integers(0, 1))))
+
+
+class Odd(nn.Module):
+    """Every type that a state dict may hold, and awkward shapes."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        for kind in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+            self.register_buffer(f"own_{kind}".replace(".", "_"), torch.zeros(5, 7, 3, dtype=kind))
+        for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64):
+            self.register_buffer(f"own_{kind}".replace(".", "_"), torch.zeros(6, 11, dtype=kind))
+        for name, shape in (("scalar", ()), ("empty", (0, 4)), ("one", (1,)), ("long", (70, 2, 2, 3, 2))):
+            self.register_buffer(name, torch.zeros(shape))
+        self.fresh = generator
+
+
+def test_every_type_in_a_model(tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "odd", lambda channels, classes: Odd())
+    model = build("odd", shape=(1, 1, 1), classes=1)
+    rng = np.random.default_rng(0)
+    for tensor in model.state_dict().values():
+        if tensor.dtype == torch.bool:
+            tensor.copy_(torch.from_numpy(rng.random(tuple(tensor.shape)) < 0.3))
+        elif tensor.numel():
+            count = tensor.numel() * tensor.element_size()
+            tensor.view(-1).view(torch.uint8).copy_(torch.from_numpy(rng.integers(0, 256, count, dtype=np.uint8)))
+    again = decode(encode(model))
+    for name, tensor in model.state_dict().items():
+        other = again.state_dict()[name]
+        assert tensor.dtype == other.dtype and tensor.shape == other.shape
+        assert torch.equal(tensor.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)), name
+    save_archive(model, tmp_path / "odd.nna")
+
+
+# --- Models -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["float", "int8", "4 bits", "2 bits", "pruned 0.9", "4 bits pruned 0.77"])
+def kinds(request):
+    """A network of each kind that the study deploys, and its archive."""
+    if request.param == "float":
+        model = trained()
+    elif request.param == "pruned 0.9":
+        model = integer(trained(True), 8, 0.9)
+    else:
+        bits = int(request.param.removeprefix("int")[0])
+        model = integer(trained(True), bits, 0.77 if "pruned" in request.param else 0)
+    return request.param, model, encode(model)
+
+
+def test_the_same_logits_bit_for_bit_and_the_same_checksum(kinds):
+    _, model, content = kinds
+    again = decode(content)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(images), again(images))
+    assert same(model, again) and not again.training and again.spec == model.spec
+    assert weights_checksum(model) == weights_checksum(again) and encode(again) == content
+
+
+def test_near_the_entropy_and_below_other_programs(kinds):
+    kind, model, content = kinds
+    shannon = 0.0
+    for tensor in model.state_dict().values():
+        values = tensor.contiguous().numpy().reshape(-1)
+        places = [values] if values.dtype.itemsize == 1 else values.view(np.uint8).reshape(len(values), -1).T
+        for place in places:
+            share = np.unique(place, return_counts=True)[1] / len(place)
+            shannon -= (share * np.log2(share)).sum() * len(place) / 8
+    assert len(content) <= 1.02 * shannon + 2048
+    least = min(len(lzma.compress(raw(model), preset=9)), len(zstandard.compress(raw(model), 19)))
+    assert len(content) <= (1 if kind == "int8" else 0.95) * least, (kind, len(content) / least)
+
+
+def test_the_table_tells_where_the_bytes_go(tmp_path):
+    model, path = integer(trained(True), 4, 0.77), tmp_path / "model.nna"
+    save_archive(model, path)
+    table = archive_table(path)
+    assert sum(row["bytes"] for row in table) == path.stat().st_size
+    assert sum(row.get("values", 0) for row in table) == sum(t.numel() for t in model.state_dict().values())
+    row = next(row for row in table if row["layer"] == "blocks.8.conv2.weight")
+    weight = model.state_dict()["blocks.8.conv2.weight"].numpy()
+    assert row["density"] == np.count_nonzero(weight) / weight.size and row["shape"] == "64 x 64 x 3 x 3"
+    share = np.unique(weight, return_counts=True)[1] / weight.size
+    assert row["entropy"] == pytest.approx(-(share * np.log2(share)).sum())
+
+
+def test_the_onnx_files_weights_are_the_same(tmp_path):
+    model = trained(True)
+    again = decode(encode(model))
+    for name, own in (("a", model), ("b", again)):
+        export_onnx(own, tmp_path / name)
+    a, b = (onnx.load(tmp_path / name).graph.initializer for name in ("a", "b"))
+    assert [(i.name, i.raw_data) for i in a] == [(i.name, i.raw_data) for i in b]
+
+
+def test_channels_last_weights_are_stored_as_they_are_meant():
+    model = trained()
+    assert encode(trained().to(memory_format=torch.channels_last)) == encode(model)
+
+
+def test_the_global_random_state_is_left_alone():
+    content = encode(trained(True))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    decode(content)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_model_with_tensors_outside_its_state_dict(monkeypatch):
+    class Fixed(ResNet):
+        def __init__(self):
+            super().__init__((4,), (1,), 1, 2)
+            self.register_buffer("mean", torch.full((1,), 0.5), persistent=False)
+
+        def forward(self, x):
+            return super().forward(x - self.mean)
+
+    monkeypatch.setitem(ARCHITECTURES, "fixed", lambda channels, classes: Fixed())
+    model = build("fixed", shape=(1, 8, 8), classes=2).eval()
+    images = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(decode(encode(model))(images), model(images))
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_spec_that_describes_another_model(tmp_path):
+    model = trained()
+    model.spec = model.spec | {"classes": 11}
+    with pytest.raises(ArchiveError, match="correct model.spec"):
+        save_archive(model, tmp_path / "model.nna")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_is_built_otherwise_now(monkeypatch):
+    content = encode(trained())
+    other = ResNet((16, 32, 64), (3, 3, 3), 3, 10)
+    other.linear = nn.Linear(5, 128)  # as many values
+    monkeypatch.setitem(ARCHITECTURES, "resnet20", lambda channels, classes: other)
+    with pytest.raises(ArchiveError):
+        decode(content)
+
+
+def test_missing_and_too_long_files(tmp_path, monkeypatch):
+    with pytest.raises(ArchiveError, match="No such file"):
+        load_archive(tmp_path / "none.nna")
+    with pytest.raises(ArchiveError, match="cannot read"):
+        load_archive(tmp_path)
+    (tmp_path / "long.nna").write_bytes(b"")
+    with open(tmp_path / "long.nna", "r+b") as file:
+        file.truncate(2 << 30)  # no byte of it is on the disk
+    with pytest.raises(ArchiveError, match="longer than 1024 MiB"):
+        load_archive(tmp_path / "long.nna")
+
+
+def test_the_dictionary_is_part_of_the_format():
+    assert hashlib.sha256(DICTIONARY).hexdigest()[:16] == "6241995fb1a53f8e", "it needs a new format version"
+
+
+def command(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "storage", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_commands(tmp_path):
+    path, output = tmp_path / "model.nna", tmp_path / "model.onnx"
+    save_archive(trained(True), path)
+    shown = command("info", path)
+    assert shown.returncode == 0 and "blocks.8.conv2.weight" in shown.stdout
+    assert f"{path.stat().st_size:,} bytes" in shown.stdout
+    assert command("unpack", path, "-o", output).returncode == 0 and onnx.load(output).graph.node
+    path.write_bytes(path.read_bytes()[:-1])
+    refused = command("info", path)
+    assert refused.returncode == 1 and "damaged" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_committed_archives_are_those_of_their_records():
+    folder = ROOT / "results" / "cifar10"
+    archives = sorted((folder / "models").glob("*.nna"))
+    assert archives
+    for path in archives:
+        record = json.loads((folder / f"{path.stem}.json").read_text())
+        assert path.stat().st_size == record["archive_bytes"]
+        assert weights_checksum(load_archive(path)) == record["weights_sha256"]
