@@ -1,7 +1,7 @@
 """Recipes and their records: `run(Recipe("digits", (Train("resnet20"),)))`."""
 
 from experiment.recipe import Recipe
-from experiment.records import archive_path, load_records
+from experiment.records import archive_path, kept_table, load_records
 from experiment.run import make, run, run_all
 from experiment.study import base_recipe, published_study, summary
 
@@ -9,6 +9,7 @@ __all__ = [
     "Recipe",
     "archive_path",
     "base_recipe",
+    "kept_table",
     "load_records",
     "make",
     "published_study",

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -78,6 +78,24 @@ def current_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def kept_table(name: str, dataset: str, make: Callable[[], list[dict]]) -> pd.DataFrame:
+    """A table of measurements that belong to no recipe, read back from results/DATASET/tables or made and kept there.
+
+    `name` says all that the rows depend on. `make` gives the rows, of values that JSON can say.
+    """
+    path = results_folder(dataset) / "tables" / f"{_slug(name)}.json"
+    try:
+        return pd.DataFrame(json.loads(path.read_text()))
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        warnings.warn(f"{path} is no readable table ({error}): made again", stacklevel=2)
+    rows = make()
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    return pd.DataFrame(rows)
 
 
 def _slug(dataset: str) -> str:

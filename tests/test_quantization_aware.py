@@ -1,6 +1,7 @@
 """Low bits and quantization-aware training: levels and gradients by hand, integers from training to the file."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ from measurement import operator_counts
 from models import build
 from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, insert_quantizers
 from quantization import Quantize, qat
+from quantization.mixed import allocate, sensitivity
 from quantization.static import least_error_range, scale_and_zero_point
 from quantization.weights import best_scale, bits_by_layer, levels, round_weight
 from storage import Checkpoint, export_onnx
@@ -221,3 +223,40 @@ def test_bad_fields(fields, message):
 def test_a_layer_that_does_not_exist(context):
     with pytest.raises(StepError, match="'blocks.9.conv1', which is no layer"):
         Quantize(layer_bits=(("blocks.9.conv1", 4),)).apply(network(), context)
+
+
+# Mixed precision
+
+
+@pytest.mark.parametrize("budget", [40, 55, 70, 1000])
+def test_allocation_against_exhaustive_search(budget):
+    draws = np.random.default_rng(budget)
+    weights = {"a": 40, "b": 100, "c": 10, "d": 60}
+    widths = (2, 3, 4, 8)
+    harm = {(name, bits): float(draws.uniform(0, 1) / bits) for name in weights for bits in widths}
+    if budget < sum(weights.values()) * 2 / 8:
+        with pytest.raises(StepError, match="smallest takes 52"):
+            allocate(weights, harm, budget)
+        return
+    best = math.inf
+    for choice in itertools.product(widths, repeat=4):
+        if sum(b * n for b, n in zip(choice, weights.values(), strict=True)) / 8 <= budget:
+            best = min(best, sum(harm[pair] for pair in zip(weights, choice, strict=True)))
+    found = allocate(weights, harm, budget)
+    assert sum(found[n] * weights[n] for n in weights) / 8 <= budget
+    assert sum(harm[pair] for pair in found.items()) == pytest.approx(best)
+
+
+def test_sensitivity_leaves_the_model_alone_and_matches_a_direct_forward(context):
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rows = sensitivity(model, context.dataset, (2, 8), images=50)
+    assert len(rows) == 2 * 22 and all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    row = next(r for r in rows if r["layer"] == "linear" and r["bits"] == 2)
+    scale = best_scale(model.linear.weight, 2)
+    with torch.no_grad():
+        model.linear.weight.copy_(round_weight(model.linear.weight, scale, 2) * scale[:, None])
+        logits = model(normalize(context.dataset.validation.images[:50], context.dataset))
+    labels = context.dataset.validation.labels[:50]
+    assert row["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert row["weights"] == 640
