@@ -3,7 +3,7 @@
 from experiment.recipe import Recipe
 from experiment.records import archive_path, kept_table, load_records
 from experiment.run import make, run, run_all
-from experiment.study import base_recipe, published_study, summary
+from experiment.study import base_recipe, published_study, run_table, summary
 
 __all__ = [
     "Recipe",
@@ -15,5 +15,6 @@ __all__ = [
     "published_study",
     "run",
     "run_all",
+    "run_table",
     "summary",
 ]

@@ -1,9 +1,12 @@
 """What the notebooks share: the base recipes, the table of records, and the published study's figures."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from experiment.recipe import Recipe
 from experiment.records import ROOT
+from experiment.run import run_all
 from training import Train
 
 # Epochs that a laptop bears; every notebook starts from these, so that what one has trained the next reads back.
@@ -19,6 +22,13 @@ def base_recipe(dataset: str, model: str, seed: int = 0) -> Recipe:
     """The FP32 network that a study of `dataset` compresses."""
     fields = TRAINING.get((dataset, model)) or TRAINING[dataset.partition(":")[0]]
     return Recipe(dataset, (Train(model, **fields),), seed)
+
+
+def run_table(cases: Iterable[tuple[dict, Recipe]]) -> pd.DataFrame:
+    """A row a case: some words about it, and then its record."""
+    cases = list(cases)
+    records = pd.json_normalize(run_all(recipe for _, recipe in cases))
+    return pd.concat([pd.DataFrame([words for words, _ in cases]), records], axis=1)
 
 
 def summary(records: pd.DataFrame) -> pd.DataFrame:

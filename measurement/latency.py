@@ -72,6 +72,7 @@ def _time_by_turns(file: Path, base_file: Path, base: nn.Module, images: np.ndar
                 lambda: run_onnx(session, images),
                 lambda: run_onnx(base_session, images),
                 lambda: base(tensor),
+                pause=PAUSE if threads > 1 else 0.0,
             )
     finally:
         torch.set_num_threads(before)
@@ -87,8 +88,8 @@ def _time_by_turns(file: Path, base_file: Path, base: nn.Module, images: np.ndar
     }
 
 
-def _alternate(*functions: Callable[[], object]) -> np.ndarray:
-    """Milliseconds `[function, run]`, the functions called one after the other in every run."""
+def _alternate(*functions: Callable[[], object], pause: float = 0.0) -> np.ndarray:
+    """Milliseconds `[function, run]`, the functions called one after the other in every run, after a pause in s."""
     for function in functions * WARMUP_RUNS:
         function()
     rows: list[list[float]] = []
@@ -96,7 +97,7 @@ def _alternate(*functions: Callable[[], object]) -> np.ndarray:
     while len(rows) < RUNS[0] or (len(rows) < RUNS[1] and time.perf_counter() < deadline and not _settled(rows)):
         row = []
         for function in functions:
-            time.sleep(PAUSE)
+            time.sleep(pause)
             function()  # back into the caches after the others' turn
             started = time.perf_counter()
             function()

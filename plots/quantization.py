@@ -1,0 +1,74 @@
+"""Charts of quantization: accuracy by calibration, by bits, and what each layer bears."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from plots.style import MARKERS, PALETTE
+
+
+def accuracy_by_calibration(table: pd.DataFrame, base_accuracy: float, ax: Axes | None = None) -> Axes:
+    """Validation accuracy (%) of static INT8 against calibration images, a line a method; the FP32 base dashed.
+
+    `table`: columns `calibration`, `images`, `weights` and `validation_accuracy`.
+    """
+    ax = ax or plt.gca()
+    for index, ((method, weights), group) in enumerate(table.groupby(["calibration", "weights"], sort=False)):
+        group = group.sort_values("images")
+        name = method if weights == "per channel" else f"{method}, weights {weights}"
+        style = {"color": PALETTE[index], "marker": MARKERS[index]}
+        ax.plot(group["images"], 100 * group["validation_accuracy"], label=name, **style)
+    ax.axhline(100 * base_accuracy, color="0.3", linestyle="--", linewidth=1, label="FP32")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(sorted(table["images"].unique()), [str(n) for n in sorted(table["images"].unique())])
+    ax.set_xlabel("calibration images (log scale)")
+    ax.set_ylabel("validation accuracy (%)")
+    ax.legend(fontsize=9)
+    return ax
+
+
+def accuracy_by_bits(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Test accuracy (%) against the bits of the weights, a line rounded only and one trained; the mean over seeds.
+
+    `table`: columns `bits` (32 for float, 2 to 8, "ternary"), `how` ("float", "static", "trained"), `accuracy` and
+    its interval. The bar is the 95 % interval of one seed.
+    """
+    ax = ax or plt.gca()
+    order = [b for b in (8, 4, 3, 2, "ternary") if b in set(table["bits"])]
+    for index, how in enumerate(("static", "trained")):
+        group = table[table["how"] == how].groupby("bits")[["accuracy", "accuracy_low", "accuracy_high"]].mean()
+        present = [b for b in order if b in group.index]
+        rows = 100 * group.loc[present]
+        bars = [rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]]
+        x = np.array([order.index(b) for b in present]) + 0.06 * (index - 0.5)
+        name = {"static": "rounded only", "trained": "quantization-aware training"}[how]
+        ax.errorbar(x, rows["accuracy"], yerr=bars, color=PALETTE[index], marker=MARKERS[index], capsize=3, label=name)
+    base = 100 * table.loc[table["how"] == "float", "accuracy"].mean()
+    ax.axhline(base, color="0.3", linestyle="--", linewidth=1, label="FP32")
+    ax.set_xticks(range(len(order)), [str(b) for b in order])
+    ax.set_xlabel("bits of the inner layers' weights (activations 8 bits)")
+    ax.set_ylabel("test accuracy (%), 95 % interval")
+    ax.legend(fontsize=9, loc="lower left")
+    return ax
+
+
+def layer_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Cross-entropy added by one layer's weights at so many bits, the rest float: a row a layer, a column a width.
+
+    `table`: columns `layer`, `bits` and `added_loss`.
+    """
+    ax = ax or plt.subplots(figsize=(5.5, 0.6 + 0.27 * table["layer"].nunique()))[1]
+    grid = table.pivot(index="layer", columns="bits", values="added_loss").loc[table["layer"].drop_duplicates()]
+    grid = grid[sorted(grid.columns, reverse=True)]
+    image = ax.imshow(grid.clip(lower=1e-4), aspect="auto", cmap="cividis", norm="log")
+    for row, column in np.ndindex(grid.shape):
+        value = grid.iloc[row, column]
+        shade = "black" if image.norm(max(value, 1e-4)) > 0.6 else "white"
+        ax.text(column, row, f"{value:+.3f}", ha="center", va="center", fontsize=7, color=shade)
+    ax.set_xticks(range(len(grid.columns)), grid.columns)
+    ax.set_yticks(range(len(grid)), grid.index, fontsize=8)
+    ax.set_xlabel("bits of this layer alone")
+    ax.grid(visible=False)
+    ax.figure.colorbar(image, ax=ax, label="added cross-entropy (log scale)")
+    return ax

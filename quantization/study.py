@@ -1,0 +1,90 @@
+"""What notebook 2 compares: lists of cases, each some words about it and its recipe."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from data import load
+from experiment import Recipe, kept_table, make
+from quantization.mixed import allocate, sensitivity
+from quantization.quantize import Quantize
+from quantization.weights import Bits
+
+Case = tuple[dict, Recipe]
+# Fewer bits take longer to settle. A laptop bears these epochs.
+EPOCHS: dict[str, dict[Bits, int]] = {
+    "cifar10": {8: 2, 4: 3, 3: 4, 2: 6, "ternary": 6},
+    "digits": {8: 2, 4: 3, 3: 4, 2: 6, "ternary": 6},
+}
+BATCH = {"digits": 32}
+CANDIDATES = (2, 3, 4)  # bits that mixed precision chooses from
+
+
+def trained(base: Recipe, bits: Bits, **fields) -> Recipe:
+    """Quantization-aware training of a base, for as long as the study gives so many bits."""
+    kind = base.dataset.partition(":")[0]
+    epochs = EPOCHS.get(kind, EPOCHS["digits"])[bits]
+    rate = 0.01 if bits in (8, 4) else 0.02
+    step = Quantize("qat", bits, epochs=epochs, learning_rate=rate, batch_size=BATCH.get(kind, 128), **fields)
+    return base.then(step)
+
+
+def calibrations(base: Recipe) -> list[Case]:
+    """Static INT8 by each calibration, per channel and per tensor, on few images and on many."""
+    cases = []
+    for method in ("minmax", "percentile", "mse"):
+        for images in (32, 512):
+            step = Quantize(calibration=method, images=images)
+            cases.append(({"calibration": method, "images": images, "weights": "per channel"}, base.then(step)))
+    step = Quantize(per_channel=False)
+    return [*cases, ({"calibration": "percentile", "images": 512, "weights": "per tensor"}, base.then(step))]
+
+
+def widths(bases: Iterable[Recipe], bits: Iterable[Bits]) -> list[Case]:
+    """Each base as it is, and at each width of its weights, rounded only and trained."""
+    cases: list[Case] = []
+    for base in bases:
+        cases.append(({"bits": 32, "how": "float"}, base))
+        for width in bits:
+            cases.append(({"bits": width, "how": "static"}, base.then(Quantize(bits=width))))
+            cases.append(({"bits": width, "how": "trained"}, trained(base, width)))
+    return cases
+
+
+def layer_sensitivity(base: Recipe) -> pd.DataFrame:
+    """`sensitivity` of the base's layers, kept as a table."""
+    name = f"sensitivity-{base.id}"
+    bits = (*CANDIDATES, 8)
+    return kept_table(name, base.dataset, lambda: sensitivity(make(base), load(base.dataset), bits))
+
+
+def mixed(base: Recipe, average: int = 3) -> Recipe:
+    """Bits per layer that harm least at that average over the inner layers, trained as long as that width is."""
+    table = layer_sensitivity(base)
+    layers = table["layer"].drop_duplicates().tolist()
+    table = table[table["layer"].isin(layers[1:-1]) & table["bits"].isin(CANDIDATES)]
+    weights = table.drop_duplicates("layer").set_index("layer")["weights"].to_dict()
+    harm = table.set_index(["layer", "bits"])["added_loss"].to_dict()
+    chosen = allocate(weights, harm, average * sum(weights.values()) / 8)
+    return trained(base, average, layer_bits=tuple(sorted(chosen.items())))
+
+
+def sentence(group: pd.DataFrame) -> str:
+    """What static INT8 costs and buys a model: `group` holds the records of its FP32 and static INT8 versions."""
+    by_seed = group.pivot(index="seed", columns="method", values="accuracy")
+    change = 100 * (by_seed["Train > Quantize"] - by_seed["Train"]).mean()
+    integer = group[group["method"] == "Train > Quantize"]
+    first = integer.iloc[0]
+    speedup, over_eager = (
+        {batch: integer[f"latency_ms.{batch}.{ratio}"].median() for batch in ("batch1", "batch64")}
+        for ratio in ("speedup", "speedup_over_eager")
+    )
+    return (
+        f"- **{first['model']}**: static INT8 changes accuracy by {change:+.2f} points (mean of {len(by_seed)} "
+        f"seed(s)); the file is {100 * first['onnx_bytes'] / first['base_onnx_bytes']:.1f} % of the FP32 one; "
+        f"{first['operators.integer_convolutions']} of {first['operators.convolutions']} convolutions and "
+        f"{first['operators.integer_additions']} of {first['operators.additions']} additions run on integers; "
+        f"at batch 1 it is {speedup['batch1']:.2f}x as fast as FP32 in ONNX Runtime and "
+        f"{over_eager['batch1']:.1f}x as fast as eager PyTorch, at batch 64 "
+        f"{speedup['batch64']:.2f}x and {over_eager['batch64']:.1f}x."
+    )
