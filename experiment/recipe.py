@@ -32,8 +32,15 @@ class Recipe:
         return dataclasses.replace(self, steps=(*self.steps, step))
 
     def with_seed(self, seed: int) -> "Recipe":
-        """The same chain from another seed."""
-        return dataclasses.replace(self, seed=seed)
+        """The same chain from another seed; teachers and members too."""
+        steps = tuple(_reseeded(step, seed) for step in self.steps)
+        return dataclasses.replace(self, steps=steps, seed=seed)
+
+    @property
+    def base(self) -> "Recipe":
+        """What the model is compared with: the network that the chain, or its ensemble's first member, starts from."""
+        members = getattr(self.steps[0], "members", ())
+        return members[0].base if members else self.prefix(1)
 
     def prefix(self, length: int) -> "Recipe":
         """The recipe of the first `length` steps alone."""
@@ -54,16 +61,38 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """For people: `resnet20 > Quantize`."""
-        first, *rest = self.steps
-        parts = [getattr(first, "model", type(first).__name__)]
-        for step in rest:
-            fields = _describe(step)
-            fields.pop("step")
-            parts.append(
-                type(step).__name__ + (f"({', '.join(f'{k}={v}' for k, v in fields.items())})" if fields else "")
-            )
-        return " > ".join(parts)
+        """For people: `resnet20 > Quantize`, `resnet18 > Distill(resnet20, epochs=60)`."""
+        return " > ".join(_label(step, first=step is self.steps[0]) for step in self.steps)
+
+
+def _label(step: Step, first: bool) -> str:
+    if first and hasattr(step, "model"):
+        return step.model
+    words = []
+    for field in dataclasses.fields(step):
+        value = getattr(step, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, tuple) and value and isinstance(value[0], Recipe):
+            words.append(" + ".join(recipe.label for recipe in value))
+        elif field.name == "layer_bits":  # a pair a layer: too long for people
+            words.append("bits by layer")
+        else:
+            named = field.default is not dataclasses.MISSING
+            value = value.label if isinstance(value, Recipe) else value
+            words.append(f"{field.name}={value}" if named else str(value))
+    return type(step).__name__ + (f"({', '.join(words)})" if words else "")
+
+
+def _reseeded(value: Any, seed: int) -> Any:
+    if isinstance(value, Recipe):
+        return value.with_seed(seed)
+    if isinstance(value, tuple):
+        return tuple(_reseeded(item, seed) for item in value)
+    if dataclasses.is_dataclass(value):
+        changed = {field.name: _reseeded(getattr(value, field.name), seed) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changed)
+    return value
 
 
 def _describe(value: Any) -> Any:

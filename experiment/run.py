@@ -152,7 +152,7 @@ def _archive(recipe: Recipe, model: nn.Module) -> dict:
 
 def _measure(recipe: Recipe) -> dict:
     model, log = _make(recipe)
-    base_recipe = recipe.prefix(1)
+    base_recipe = recipe.base
     base = model if recipe == base_recipe else make(base_recipe)
     dataset = _dataset(recipe.dataset)
     file, base_file = _onnx(recipe, model, dataset), _onnx(base_recipe, base, dataset)

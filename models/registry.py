@@ -1,40 +1,72 @@
 """Networks by name, and networks from their description, as a weight file carries it."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
+from models.ensemble import Ensemble
 from models.quantized import insert_quantizers
-from models.resnet import resnet18, resnet20
+from models.resnet import Shape, resnet8, resnet14, resnet18, resnet20
+from models.students import PLAIN, PlainStudent, ds_cnn, tiny_mixer
 
-# Each takes the number of input channels and of classes. The networks end in a global average, so that any image
-# side that their strides leave a pixel of will do.
-ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {"resnet18": resnet18, "resnet20": resnet20}
+# Each takes an image's shape, the number of classes, and a width that its numbers of channels are multiplied with.
+ARCHITECTURES: dict[str, Callable[[Shape, int, float], nn.Module]] = {
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "resnet14": resnet14,
+    "resnet8": resnet8,
+    "ds_cnn": ds_cnn,
+    "tiny_mixer": tiny_mixer,
+    **{name: partial(PlainStudent, name) for name in PLAIN},
+}
 
 
 class ModelError(Exception):
     """A network that cannot be built."""
 
 
-def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """Build a network with fresh weights from torch's global random state.
 
     Args:
         name: one of `ARCHITECTURES`.
         shape: channels, height and width of an image.
         classes: number of classes; the network maps `[B, C, H, W]` to logits `[B, classes]`.
+        width: factor of the number of channels.
 
     Raises:
-        ModelError: the name is unknown.
+        ModelError: the name is unknown, or the width not above 0.
     """
+    check_model(name, width)
+    model = ARCHITECTURES[name](shape, classes, width)
+    model.spec = {"architecture": name, "shape": list(shape), "classes": classes}
+    if width != 1:
+        model.spec["width"] = width
+    return model
+
+
+def check_model(name: str, width: float) -> None:
+    """Raise ModelError where there is no such network."""
     if name not in ARCHITECTURES:
         raise ModelError(f"unknown model {name!r}: use one of {', '.join(sorted(ARCHITECTURES))}")
-    model = ARCHITECTURES[name](shape[0], classes)
-    model.spec = {"architecture": name, "shape": list(shape), "classes": classes}
+    if not width > 0:
+        raise ModelError(f"a network's width must be above 0, not {width}")
+
+
+def combine(members: list[nn.Module]) -> nn.Module:
+    """The ensemble of networks of the same images and classes, all weighted alike."""
+    model = Ensemble(members)
+    first = members[0].spec
+    specs = [member.spec for member in members]
+    model.spec = {"architecture": "ensemble", "shape": first["shape"], "classes": first["classes"], "members": specs}
     return model
 
 
 def rebuild(spec: dict) -> nn.Module:
     """Build the network that a `model.spec` describes, quantizers included; its weights are to be loaded into it."""
-    model = build(spec["architecture"], shape=tuple(spec["shape"]), classes=spec["classes"])
+    if "members" in spec:
+        return combine([rebuild(member) for member in spec["members"]])
+    shape, width = tuple(spec["shape"]), spec.get("width", 1.0)
+    model = build(spec["architecture"], shape=shape, classes=spec["classes"], width=width)
     return insert_quantizers(model) if spec.get("quantized") else model

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+Shape = tuple[int, int, int]
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
@@ -51,11 +53,26 @@ class ResNet(nn.Module):
         return self.linear(self.flatten(self.pool(out)))
 
 
-def resnet18(channels: int, classes: int) -> ResNet:
+def resnet18(shape: Shape, classes: int, width: float) -> ResNet:
     """ResNet-18 with the 3x3 stem customary on CIFAR: 11,173,962 parameters for 3 channels and 10 classes."""
-    return ResNet((64, 128, 256, 512), (2, 2, 2, 2), channels, classes)
+    return ResNet(scaled((64, 128, 256, 512), width), (2, 2, 2, 2), shape[0], classes)
 
 
-def resnet20(channels: int, classes: int) -> ResNet:
+def resnet20(shape: Shape, classes: int, width: float) -> ResNet:
     """ResNet-20 of the paper's CIFAR section, with convolutional shortcuts: 272,474 parameters."""
-    return ResNet((16, 32, 64), (3, 3, 3), channels, classes)
+    return ResNet(scaled((16, 32, 64), width), (3, 3, 3), shape[0], classes)
+
+
+def resnet14(shape: Shape, classes: int, width: float) -> ResNet:
+    """Two blocks a stage: 175,258 parameters."""
+    return ResNet(scaled((16, 32, 64), width), (2, 2, 2), shape[0], classes)
+
+
+def resnet8(shape: Shape, classes: int, width: float) -> ResNet:
+    """One block a stage, as in MLPerf Tiny: 78,042 parameters."""
+    return ResNet(scaled((16, 32, 64), width), (1, 1, 1), shape[0], classes)
+
+
+def scaled(channels: tuple[int, ...], width: float) -> tuple[int, ...]:
+    """Numbers of channels times a width, at least one each."""
+    return tuple(max(1, round(width * count)) for count in channels)

@@ -10,8 +10,7 @@ from models.quantized import insert_quantizers
 from quantization import qat
 from quantization.static import METHODS, calibrate
 from quantization.weights import Bits, best_scale, bits_by_layer, round_weight
-from training import Context, Step, StepError, check_training, fit
-from training.loop import smoothed_cross_entropy
+from training import Context, Step, StepError, check_training, fit, smoothed_cross_entropy
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     """Results and artifacts of the digits in folders of this test alone, and the network `tiny` to train."""
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
     monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path / "artifacts"))
-    monkeypatch.setitem(ARCHITECTURES, "tiny", lambda channels, classes: ResNet((8, 16), (1, 1), channels, classes))
+    monkeypatch.setitem(ARCHITECTURES, "tiny", lambda shape, classes, width: ResNet((8, 16), (1, 1), shape[0], classes))
     monkeypatch.setattr(timing, "SECONDS", 0.02)
     monkeypatch.setattr(timing, "_others_share", lambda: 0.0)
     monkeypatch.setattr(making, "hardware", lru_cache(timing.hardware))

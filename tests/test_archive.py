@@ -214,7 +214,7 @@ class Odd(nn.Module):
 
 
 def test_every_type_in_a_model(tmp_path, monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "odd", lambda channels, classes: Odd())
+    monkeypatch.setitem(ARCHITECTURES, "odd", lambda shape, classes, width: Odd())
     model = build("odd", shape=(1, 1, 1), classes=1)
     rng = np.random.default_rng(0)
     for tensor in model.state_dict().values():
@@ -315,7 +315,7 @@ def test_a_model_with_tensors_outside_its_state_dict(monkeypatch):
         def forward(self, x):
             return super().forward(x - self.mean)
 
-    monkeypatch.setitem(ARCHITECTURES, "fixed", lambda channels, classes: Fixed())
+    monkeypatch.setitem(ARCHITECTURES, "fixed", lambda shape, classes, width: Fixed())
     model = build("fixed", shape=(1, 8, 8), classes=2).eval()
     images = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
@@ -337,7 +337,7 @@ def test_a_network_that_is_built_otherwise_now(monkeypatch):
     content = encode(trained())
     other = ResNet((16, 32, 64), (3, 3, 3), 3, 10)
     other.linear = nn.Linear(5, 128)  # as many values
-    monkeypatch.setitem(ARCHITECTURES, "resnet20", lambda channels, classes: other)
+    monkeypatch.setitem(ARCHITECTURES, "resnet20", lambda shape, classes, width: other)
     with pytest.raises(ArchiveError):
         decode(content)
 

@@ -19,7 +19,7 @@ SEED = 20261123
 
 @pytest.fixture(scope="module")
 def content():
-    ARCHITECTURES["mutant"] = lambda channels, classes: ResNet((4,), (1,), channels, classes)
+    ARCHITECTURES["mutant"] = lambda shape, classes, width: ResNet((4,), (1,), shape[0], classes)
     torch.manual_seed(0)
     model = build("mutant", shape=(1, 8, 8), classes=3)
     model.train()(torch.randn(8, 1, 8, 8))

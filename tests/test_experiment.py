@@ -234,7 +234,7 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 moment, log = sys.argv[1:]
-ARCHITECTURES["tiny"] = lambda channels, classes: ResNet((8, 16), (1, 1), channels, classes)
+ARCHITECTURES["tiny"] = lambda shape, classes, width: ResNet((8, 16), (1, 1), shape[0], classes)
 timing.SECONDS, timing._others_share = 0.02, lambda: 0.0
 apply, save, replace = Train.apply, Checkpoint.save, os.replace
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import ModelError, build, rebuild
+from models import ARCHITECTURES, ModelError, build, combine, rebuild
 
 
 def parameters_by_hand(widths, depths, channels, classes):
@@ -23,6 +23,8 @@ def parameters_by_hand(widths, depths, channels, classes):
     [
         ("resnet18", 11_173_962, (64, 128, 256, 512), (2, 2, 2, 2)),
         ("resnet20", 272_474, (16, 32, 64), (3, 3, 3)),
+        ("resnet14", 175_258, (16, 32, 64), (2, 2, 2)),
+        ("resnet8", 78_042, (16, 32, 64), (1, 1, 1)),
     ],
 )
 def test_parameters(name, parameters, widths, depths):
@@ -33,7 +35,62 @@ def test_parameters(name, parameters, widths, depths):
         assert sum(p.numel() for p in model.parameters()) == expected
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20"])
+def size(name, **fields):
+    return sum(p.numel() for p in build(name, shape=(3, 32, 32), classes=10, **fields).parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "tolerance"),
+    [
+        ("student_baseline", 654_858, 0), ("student_1", 399_626, 0), ("student_2", 376_330, 0),
+        ("student_3", 279_000, 0.01), ("student_4", 253_000, 0.01), ("student_5", 187_000, 0.01),
+        ("student_6", 191_000, 0.01), ("student_3conv", 357_514, 0),
+    ],
+)  # fmt: skip
+def test_students_have_the_published_sizes(name, published, tolerance):
+    assert size(name) == pytest.approx(published, rel=tolerance, abs=0)
+
+
+def test_the_other_small_networks_are_small():
+    pairs = [
+        (32, 64),
+        (64, 128),
+        (128, 128),
+        (128, 256),
+        (256, 256),
+    ]
+    # depthwise and pointwise, and two a channel for each norm
+    separable = sum(9 * i + 2 * i + i * o + 2 * o for i, o in pairs)
+    assert size("ds_cnn") == 27 * 32 + 64 + separable + 2570
+    block = {c: 49 * c + 2 * c + 2 * c * c + 4 * c + 2 * c * c + 2 * c for c in (36, 64)}
+    between = 64 * 9 * 16 + 128
+    assert size("tiny_mixer") == 27 * 36 + 72 + 3 * block[36] + between + 3 * block[64] + 650 < 100_000
+
+
+def test_width():
+    assert size("resnet20", width=0.5) == parameters_by_hand((8, 16, 32), (3, 3, 3), 3, 10)
+    model = build("resnet8", shape=(1, 8, 8), classes=10, width=0.25)
+    rebuild(model.spec).load_state_dict(model.state_dict())
+    assert "width" not in build("resnet8", shape=(1, 8, 8), classes=10).spec  # so that old checksums stay
+    for width in (0, -1, float("nan")):
+        with pytest.raises(ModelError, match="above 0"):
+            build("resnet8", shape=(1, 8, 8), classes=10, width=width)
+
+
+def test_an_ensemble_is_the_mean_of_probabilities():
+    torch.manual_seed(0)
+    members = [build(name, shape=(1, 8, 8), classes=10).eval() for name in ("resnet8", "student_6")]
+    model = combine(members).eval()
+    x = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        mean = sum(member(x).softmax(1) for member in members) / 2
+        torch.testing.assert_close(model(x).softmax(1), mean)
+        twin = rebuild(model.spec)
+        twin.load_state_dict(model.state_dict())
+        assert torch.equal(twin.eval()(x), model(x))
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 @pytest.mark.parametrize(("shape", "classes"), [((1, 8, 8), 10), ((3, 32, 32), 10), ((3, 32, 32), 4)])
 def test_output_shape(name, shape, classes):
     logits = build(name, shape=shape, classes=classes)(torch.randn(2, *shape))
@@ -75,5 +132,5 @@ def test_rebuild_from_the_spec():
 
 
 def test_unknown_name():
-    with pytest.raises(ModelError, match=r"unknown model 'resnet50'.*resnet18, resnet20"):
+    with pytest.raises(ModelError, match=r"unknown model 'resnet50'.*resnet18, .*resnet20"):
         build("resnet50", shape=(3, 32, 32), classes=10)

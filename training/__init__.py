@@ -1,8 +1,8 @@
 """The one training loop, and `Train`, the step that every recipe starts with."""
 
 from training.context import Context, Step, StepError, check_training
-from training.loop import Loss, TrainingDiverged, autocast, evaluate, fit, one_cycle
-from training.train import Train
+from training.loop import Loss, TrainingDiverged, autocast, evaluate, fit, one_cycle, smoothed_cross_entropy
+from training.train import Train, fresh, round_weights
 
 __all__ = [
     "Context",
@@ -15,5 +15,8 @@ __all__ = [
     "check_training",
     "evaluate",
     "fit",
+    "fresh",
     "one_cycle",
+    "round_weights",
+    "smoothed_cross_entropy",
 ]

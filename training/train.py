@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models import ARCHITECTURES, ModelError, build
+from models import build, check_model
 from training.context import Context, Step, StepError, check_training
 from training.loop import fit, smoothed_cross_entropy
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network on labels from fresh weights: `Train("resnet20", epochs=30)`.
+    """Train a network on labels from fresh weights: `Train("resnet20", epochs=30)`; `width` scales its channels.
 
     Convolution and linear weights end rounded to bfloat16, the precision that training multiplies them in where the
     hardware can: the loss is far below what another seed changes, and the model restores exactly from half the bytes.
@@ -24,10 +24,10 @@ class Train:
     batch_size: int = 128
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
+    width: float = 1.0
 
     def __post_init__(self):
-        if self.model not in ARCHITECTURES:
-            raise ModelError(f"unknown model {self.model!r}: use one of {', '.join(sorted(ARCHITECTURES))}")
+        check_model(self.model, self.width)
         check_training(
             epochs=self.epochs,
             learning_rate=self.learning_rate,
@@ -42,8 +42,7 @@ class Train:
             raise StepError("Train starts a recipe: it makes fresh weights, so nothing can come before it")
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        torch.manual_seed(context.seed)
-        model = build(self.model, shape=context.dataset.shape, classes=len(context.dataset.classes))
+        model = fresh(self.model, self.width, context)
         fit(
             model,
             context,
@@ -54,7 +53,19 @@ class Train:
             loss=smoothed_cross_entropy(self.label_smoothing),
             title=f"{self.model} on {context.dataset.name}, seed {context.seed}",
         )
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.weight.data = module.weight.data.bfloat16().float()
-        return model
+        return round_weights(model)
+
+
+def fresh(name: str, width: float, context: Context) -> nn.Module:
+    """A network for the data set at hand, its weights drawn from the seed."""
+    torch.manual_seed(context.seed)
+    return build(name, shape=context.dataset.shape, classes=len(context.dataset.classes), width=width)
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module) -> nn.Module:
+    """Round convolution and linear weights to bfloat16, as every training in floats ends."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight.copy_(module.weight.bfloat16())
+    return model

@@ -1,0 +1,8 @@
+"""Distillation: students and their teachers, and ensembles."""
+
+from distillation.distill import Distill, check_teaching
+from distillation.ensemble import Ensemble
+from distillation.loss import distillation_loss
+from distillation.teacher import Teacher, taught
+
+__all__ = ["Distill", "Ensemble", "Teacher", "check_teaching", "distillation_loss", "taught"]

@@ -1,0 +1,78 @@
+"""A teacher's logits, computed once for all of its students."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from data import Batch
+from distillation.loss import distillation_loss
+from storage import Checkpoint, weights_checksum
+from training import Context, Loss, StepError, autocast
+
+
+class Teacher:
+    """The logits of one model, or the logarithm of the mean probabilities of several, for the batches of a training.
+
+    Batches follow from (seed, epoch) alone, so that the logits of an epoch are kept, float32, in a file of this
+    teacher, seed and epoch, and serve the next student at any batch size without a forward pass.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], context: Context):
+        for model in models:
+            _check(model, context)
+        self.models = [model.to(context.device, memory_format=torch.channels_last).eval() for model in models]
+        self.context = context
+        checksums = "".join(weights_checksum(model) for model in models)
+        self.checksum = hashlib.sha256(checksums.encode()).hexdigest()
+        self.epoch: int | None = None
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """`[B, classes]`, float32, on the batch's device."""
+        if batch.epoch != self.epoch:
+            self._open(batch.epoch)
+        start, end = batch.index * len(batch.labels), (batch.index + 1) * len(batch.labels)
+        if self.kept is not None and end <= len(self.kept):
+            return self.kept[start:end].to(batch.labels.device)
+        logits = self._forward(batch.images)
+        if self.kept is None and start == sum(map(len, self.fresh)):  # in order from the epoch's start
+            self.fresh.append(logits.cpu())
+            if end + len(batch.labels) > len(self.context.dataset.train):  # the last whole batch
+                self._file(batch.epoch).save({"logits": torch.cat(self.fresh)}, {"teacher": self.checksum})
+        return logits
+
+    @torch.no_grad()
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(images.device):
+            each = [model(images).float() for model in self.models]
+        return each[0] if len(each) == 1 else torch.stack(each).softmax(2).mean(0).log()
+
+    def _open(self, epoch: int) -> None:
+        self.epoch, self.kept, self.fresh = epoch, None, []
+        found = self._file(epoch).load()
+        if found is not None:
+            tensors, state = found
+            if state.get("teacher") != self.checksum:
+                raise StepError(f"{self._file(epoch).path} holds another teacher's logits: delete it")
+            self.kept = tensors["logits"]
+
+    def _file(self, epoch: int) -> Checkpoint:
+        self.context.cache.mkdir(parents=True, exist_ok=True)
+        return Checkpoint(self.context.cache / f"logits-{self.checksum[:16]}-seed{self.context.seed}-epoch{epoch}")
+
+
+def taught(teacher: Teacher, temperature: float, alpha: float) -> Loss:
+    """The distillation loss under a teacher, as `fit` takes it."""
+    return lambda logits, batch: distillation_loss(logits, teacher.logits(batch), batch.labels, temperature, alpha)
+
+
+def _check(model: nn.Module, context: Context) -> None:
+    shape, classes = tuple(model.spec["shape"]), model.spec["classes"]
+    dataset = context.dataset
+    if shape != tuple(dataset.shape) or classes != len(dataset.classes):
+        raise StepError(
+            f"the teacher takes images {shape} of {classes} classes, {dataset.name} has {tuple(dataset.shape)} of "
+            f"{len(dataset.classes)}: take a teacher of the same data set"
+        )
