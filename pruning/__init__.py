@@ -1,0 +1,8 @@
+"""Pruning: criteria, lookahead above all, on a layer graph that is found by itself."""
+
+from pruning.criteria import CRITERIA
+from pruning.graph import Layer, layer_graph
+from pruning.prune import Prune, Pruner
+from pruning.schedules import SCHEDULES
+
+__all__ = ["CRITERIA", "SCHEDULES", "Layer", "Prune", "Pruner", "layer_graph"]

@@ -1,0 +1,158 @@
+"""Which layers feed which: found by tracing, for criteria that look at a layer's neighbours."""
+
+import operator
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from training import StepError
+
+LAYERS = (nn.Conv2d, nn.Linear)
+NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
+# What a channel passes through as itself.
+PASSING = (*NORMS, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten,
+           nn.Dropout, nn.Identity)  # fmt: skip
+PASSING_FUNCTIONS = (torch.flatten, torch.relu, nn.functional.relu, nn.functional.adaptive_avg_pool2d,
+                     nn.functional.avg_pool2d, nn.functional.max_pool2d, nn.functional.dropout)  # fmt: skip
+PASSING_METHODS = ("flatten", "relu", "mean")
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+@dataclass
+class Layer:
+    """A convolution or linear layer, and its neighbours by name; None among them is the identity.
+
+    The identity stands for the network's input or output, and for a residual connection.
+    """
+
+    name: str
+    module: nn.Module
+    norm: nn.Module | None = None
+    producers: list[str | None] = field(default_factory=list)
+    consumers: list[str | None] = field(default_factory=list)
+
+
+def layer_graph(model: nn.Module) -> dict[str, Layer]:
+    """The layers of a network in the order of its forward pass.
+
+    Neighbours are found through batch norm, activations, pooling, flatten and residual addition. An operand of an
+    addition that has other users too is the residual connection, the identity.
+
+    Raises:
+        StepError: the network cannot be traced, or a channel goes through an operator of unknown effect (named).
+    """
+    try:
+        traced = fx.symbolic_trace(model)
+    except Exception as error:  # whatever a forward does that depends on its input
+        raise StepError(f"the network cannot be traced ({type(error).__name__}: {error}): no layer graph") from None
+    modules = dict(traced.named_modules())
+    layers = {
+        node.target: Layer(node.target, modules[node.target])
+        for node in traced.graph.nodes
+        if node.op == "call_module" and isinstance(modules[node.target], LAYERS)
+    }
+    for node in traced.graph.nodes:
+        if node.op == "call_module" and node.target in layers:
+            layer = layers[node.target]
+            layer.producers = _unique(_upstream(node.args[0], modules))
+            layer.consumers = _unique(_downstream(node, modules))
+            layer.norm = next((modules[user.target] for user in node.users if _is(user, modules, NORMS)), None)
+    return layers
+
+
+def _upstream(node: fx.Node, modules: dict[str, nn.Module]) -> list[str | None]:
+    if node.op == "placeholder":
+        return [None]
+    if _is(node, modules, LAYERS):
+        return [node.target]
+    if _adds(node):
+        return [name for operand in _operands(node) for name in _through(operand, modules)]
+    _refuse_unknown(node, modules)
+    return _upstream(node.args[0], modules)
+
+
+def _through(operand: fx.Node, modules: dict[str, nn.Module]) -> list[str | None]:
+    return [None] if len(operand.users) > 1 else _upstream(operand, modules)
+
+
+def _downstream(node: fx.Node, modules: dict[str, nn.Module]) -> list[str | None]:
+    found: list[str | None] = []
+    for user in node.users:
+        if user.op == "output":
+            found.append(None)
+        elif _is(user, modules, LAYERS):
+            found.append(user.target)
+        elif _adds(user) and len(node.users) > 1:
+            found.append(None)
+        elif _adds(user):
+            found += _downstream(user, modules)
+        elif not _reads_size(user):
+            _refuse_unknown(user, modules)
+            found += _downstream(user, modules)
+    return found
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    return [argument for argument in node.args if isinstance(argument, fx.Node)]
+
+
+def _adds(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in ADDITIONS
+
+
+def _reads_size(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target in ("size", "dim")
+
+
+def _is(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[type, ...]) -> bool:
+    return node.op == "call_module" and isinstance(modules[node.target], kinds)
+
+
+def _refuse_unknown(node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    known = (
+        _is(node, modules, PASSING)
+        or (node.op == "call_function" and node.target in PASSING_FUNCTIONS)
+        or (node.op == "call_method" and node.target in PASSING_METHODS)
+    )
+    if not known:
+        kind = type(modules[node.target]).__name__ if node.op == "call_module" else node.target
+        raise StepError(f"{node.name} ({kind}) stands between two layers, and what it does to channels is not known")
+
+
+def _unique(names: list[str | None]) -> list[str | None]:
+    return list(dict.fromkeys(names))
+
+
+# Norms over a layer's channels, which the lookahead criteria are made of
+
+
+def made(weight: torch.Tensor) -> torch.Tensor:
+    """Frobenius norm `[O]` of what makes each output channel."""
+    return weight.flatten(1).norm(dim=1)
+
+
+def read(weight: torch.Tensor, groups: int = 1) -> torch.Tensor:
+    """Frobenius norm `[I]` of what reads each input channel of a weight `[O, I / groups, ...]`."""
+    outputs, inputs = weight.shape[:2]
+    return weight.reshape(groups, outputs // groups, inputs, -1).square().sum((1, 3)).sqrt().flatten()
+
+
+def by_weight(of_input: torch.Tensor, weight: torch.Tensor, groups: int = 1) -> torch.Tensor:
+    """A value of each input channel `[I]`, spread over a weight: `[O, I / groups, 1, 1]`, or `[O, I]`."""
+    rows = of_input.reshape(groups, -1).repeat_interleave(len(weight) // groups, dim=0)
+    return rows.reshape(*rows.shape, *[1] * (weight.ndim - 2))
+
+
+def fit_channels(values: torch.Tensor, channels: int) -> torch.Tensor:
+    """Values of a producer's channels as those of a flattened consumer's inputs, or back, by blocks of pixels.
+
+    A channel is a block of columns behind a flatten: it repeats there, and its columns' norms add up here.
+    """
+    if len(values) == channels:
+        return values
+    if channels % len(values) == 0:
+        return values.repeat_interleave(channels // len(values))
+    if len(values) % channels == 0:
+        return values.reshape(channels, -1).square().sum(1).sqrt()
+    raise StepError(f"{len(values)} channels meet a layer of {channels}: no flatten explains that")

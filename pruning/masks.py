@@ -1,0 +1,78 @@
+"""Which weights go: selection by score, exact in number, without a loop over weights."""
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+
+from training import StepError
+
+LAST_SHARE = (
+    0.648  # log(0.90) / log(0.85): the published study took 10 % of the last layer where it took 15 % elsewhere
+)
+
+
+def select(
+    scores: Mapping[str, torch.Tensor], sparsity: float, scope: str, comparable: bool
+) -> dict[str, torch.Tensor]:
+    """Masks (True: kept) of the shape of each layer's scores, in the order of the forward pass.
+
+    scope "global": the lowest scores of the whole network go; unless `comparable`, each layer's are divided by their
+        norm first, so that layers of other scales compete fairly.
+    scope "layer": each layer loses the same share, but the first none and the last less, as in the published study;
+        the share is the one at which the network as a whole has the sparsity.
+
+    A layer keeps its best weight in any case, with a warning.
+    """
+    if scope == "global":
+        masks = _global(scores, sparsity, comparable)
+    else:
+        sizes = {name: score.numel() for name, score in scores.items()}
+        kept = {name: round(share * sizes[name]) for name, share in layer_shares(sizes, sparsity).items()}
+        total = sum(sizes.values())
+        # The largest layer makes up for the rounding.
+        kept[max(sizes, key=sizes.get)] += total - round(sparsity * total) - sum(kept.values())
+        masks = {name: _largest(score, kept[name]) for name, score in scores.items()}
+    for name, mask in masks.items():
+        if not mask.any():
+            warnings.warn(f"every weight of {name} would go: its best one is kept", stacklevel=2)
+            masks[name] = _largest(scores[name], 1)
+    return masks
+
+
+def _global(scores: Mapping[str, torch.Tensor], sparsity: float, comparable: bool) -> dict[str, torch.Tensor]:
+    parts = [score if comparable else score / score.norm().clamp(min=1e-30) for score in scores.values()]
+    whole = torch.cat([part.flatten() for part in parts])
+    mask = _largest(whole, len(whole) - round(sparsity * len(whole)))
+    return {
+        name: own.reshape(score.shape)
+        for (name, score), own in zip(scores.items(), mask.split([p.numel() for p in parts]), strict=True)
+    }
+
+
+def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Exactly `count` True, at the largest scores; of equal ones the first."""
+    flat = scores.flatten()
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[flat.sort(descending=True, stable=True).indices[:count]] = True
+    return mask.reshape(scores.shape)
+
+
+def layer_shares(sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:
+    """The share that each layer keeps in scope "layer"."""
+    first, last = list(sizes)[0], list(sizes)[-1]
+
+    def shares(kept: float) -> dict[str, float]:
+        return {name: 1.0 if name == first else kept**LAST_SHARE if name == last else kept for name in sizes}
+
+    total = sum(sizes.values())
+    if 1 - sizes[first] / total <= sparsity:
+        raise StepError(
+            f"a sparsity of {sparsity} needs the first layer, which scope 'layer' leaves alone: take scope 'global'"
+        )
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        removed = 1 - sum(shares(middle)[name] * size for name, size in sizes.items()) / total
+        low, high = (middle, high) if removed > sparsity else (low, middle)
+    return shares(high)

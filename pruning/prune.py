@@ -1,0 +1,136 @@
+"""`Prune`: a model in, the same model with most of its weights at zero out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from distillation import Teacher, check_teaching, taught
+from pruning.criteria import COMPARABLE, CRITERIA
+from pruning.graph import layer_graph
+from pruning.masks import select
+from pruning.schedules import SCHEDULES
+from quantization import Quantize
+from training import Context, Step, StepError, check_training, fit, fresh, round_weights, smoothed_cross_entropy
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Set the weights that matter least to zero: `base.then(Prune("lookahead", sparsity=0.9))`.
+
+    criterion: one of `pruning.criteria.CRITERIA`; scope: "global" or "layer" (see `pruning.masks.select`).
+    sparsity: share of the weights of convolutions and linear layers that is zero in the end, 0 <= sparsity < 1.
+    schedule: "one_shot" prunes, then trains on; "iterative" in `rounds` rounds, "gradual" along a cubic, both inside
+        the training; "rewind" starts over from the fresh weights with the mask (Frankle and Carbin, ICLR 2019).
+    epochs: of training; 0 only prunes (one_shot). `teacher` (a recipe) guides it by its logits.
+    """
+
+    criterion: str = "lookahead"
+    sparsity: float = 0.9
+    scope: str = "global"
+    schedule: str = "gradual"
+    rounds: int = 5
+    epochs: int = 5
+    learning_rate: float = 0.05
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    teacher: Any = None
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+    def __post_init__(self):
+        for what, name, known in (
+            ("criterion", self.criterion, CRITERIA),
+            ("scope", self.scope, ("global", "layer")),
+            ("schedule", self.schedule, SCHEDULES),
+        ):
+            if name not in known:
+                raise StepError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
+        if not 0 <= self.sparsity < 1:
+            raise StepError(f"sparsity is a share from 0 to below 1, not {self.sparsity}: write 0.9 for 90 %")
+        if self.rounds < 1:
+            raise StepError(f"rounds must be at least 1, not {self.rounds}")
+        if self.epochs == 0 and self.schedule != "one_shot":
+            raise StepError(f"the schedule {self.schedule} needs epochs: only one_shot prunes without training")
+        check_training(
+            epochs=max(self.epochs, 1) if self.epochs >= 0 else self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+        )
+        check_teaching(self.temperature, self.alpha)
+
+    def follows(self, previous: Step | None) -> None:
+        if previous is None:
+            raise StepError("Prune needs a model to prune: start the recipe with Train")
+        if isinstance(previous, Quantize):
+            raise StepError("Prune cannot follow Quantize, whose weights are integers: prune first")
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        model.to(context.device)
+        pruner = Pruner(model, context, self)
+        pruner.before_epoch(0.0)
+        if self.schedule == "rewind":
+            pruner.rewind()
+        if self.epochs:
+            loss = smoothed_cross_entropy(0.0)
+            if self.teacher is not None:
+                loss = taught(Teacher([context.make(self.teacher)], context), self.temperature, self.alpha)
+            fit(
+                model,
+                context,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                batch_size=self.batch_size,
+                weight_decay=self.weight_decay,
+                loss=loss,
+                before_epoch=pruner.before_epoch,
+                after_step=pruner.after_step,
+                title=f"{self.criterion} {self.sparsity:.0%} on {context.dataset.name}, seed {context.seed}",
+            )
+        return round_weights(model)
+
+
+class Pruner:
+    """Keeps pruned weights at zero through a training, and prunes more as the schedule asks.
+
+    What is pruned is known from the zeros alone, so that a training that was killed goes on as it was.
+    """
+
+    def __init__(self, model: nn.Module, context: Context, step: Prune):
+        self.model, self.context, self.step = model, context, step
+        self.graph = layer_graph(model)
+        self.masks: dict[str, torch.Tensor] = {}
+
+    def before_epoch(self, done: float) -> None:
+        """Take up the zeros that there are, and prune what is due."""
+        self.masks = {name: layer.module.weight.detach() != 0 for name, layer in self.graph.items()}
+        self._advance(done)
+
+    def after_step(self, done: float) -> None:
+        """Undo what the update did to pruned weights, and prune what is due."""
+        self._hold()
+        self._advance(done)
+
+    def rewind(self) -> None:
+        """Fresh weights from the seed, with the masks."""
+        spec = self.model.spec
+        self.model.load_state_dict(fresh(spec["architecture"], spec.get("width", 1.0), self.context).state_dict())
+        self._hold()
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        for name, mask in self.masks.items():
+            self.graph[name].module.weight.mul_(mask)
+
+    def _advance(self, done: float) -> None:
+        sparsity = SCHEDULES[self.step.schedule](done, self.step.sparsity, self.step.rounds)
+        total = sum(mask.numel() for mask in self.masks.values())
+        if round(sparsity * total) <= sum(int((~mask).sum()) for mask in self.masks.values()):
+            return
+        scores = CRITERIA[self.step.criterion](self.model, self.graph, self.context)
+        # What is pruned stays so: it ranks below everything else.
+        scores = {name: torch.where(self.masks[name], score, -1.0) for name, score in scores.items()}
+        self.masks = select(scores, sparsity, self.step.scope, self.step.criterion in COMPARABLE)
+        self._hold()

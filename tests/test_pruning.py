@@ -1,0 +1,398 @@
+"""Pruning: criteria against brute force and numpy, the graph by hand, exact zeros through trainings."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from data import Split, load
+from models import ARCHITECTURES, build
+from pruning import CRITERIA, Prune, Pruner, layer_graph
+from pruning.criteria import fisher, hutchinson, lookahead, lookahead_act, lookahead_bn, lookahead_obd, obd
+from pruning.graph import by_weight, read
+from pruning.masks import layer_shares, select
+from pruning.schedules import gradual, iterative
+from quantization import Quantize
+from storage import Checkpoint
+from training import Context, StepError
+
+TORCHVISION = ("torchvision.resnet18", "torchvision.vgg11_bn", "torchvision.mobilenet_v2")
+
+
+@pytest.fixture
+def context(tmp_path):
+    digits = load("digits")
+    digits = dataclasses.replace(digits, train=Split(digits.train.images[:256], digits.train.labels[:256]))
+    return Context(digits, 0, torch.device("cpu"), Checkpoint(tmp_path / "state"), make=None, cache=tmp_path)
+
+
+def network(name="resnet8", width=0.5):
+    torch.manual_seed(0)
+    model = build(name, shape=(1, 8, 8), classes=10, width=width)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model.eval()
+
+
+def zeros(model):
+    return sum(int((layer.module.weight == 0).sum()) for layer in layer_graph(model).values())
+
+
+def weights(model):
+    return sum(layer.module.weight.numel() for layer in layer_graph(model).values())
+
+
+# Lookahead
+
+
+def test_lookahead_is_the_change_of_the_product_of_three_layers(context):
+    """By its definition: the Frobenius norm by which W3 W2 W1 changes when one weight of W2 is zero."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3))
+    first, second, third = (layer.weight.detach() for layer in model)
+    scores = lookahead(model, layer_graph(model), context)["1"]
+    for j, i in itertools.product(range(5), range(6)):
+        without = second.clone()
+        without[j, i] = 0
+        change = torch.linalg.norm(third @ second @ first - third @ without @ first)
+        assert scores[j, i].item() == pytest.approx(change.item(), rel=1e-5)
+
+
+def dense(convolution, height, width):
+    """The matrix of a convolution with circular padding, a column an input value."""
+    inputs = torch.eye(convolution.in_channels * height * width).reshape(-1, convolution.in_channels, height, width)
+    with torch.no_grad():
+        return (convolution(inputs)).flatten(1).T
+
+
+def test_lookahead_of_convolutions_against_dense_matrices(context):
+    """Each weight of a kernel stands in the matrix once a pixel, at different places: its share of the change is one.
+
+    The product's change is that of all of them together; for a 1x1 neighbourhood on either side they do not overlap,
+    so that its square is pixels times the score's square.
+    """
+    torch.manual_seed(2)
+    kind = {"bias": False, "padding_mode": "circular"}
+    first, third = nn.Conv2d(2, 3, 1, **kind), nn.Conv2d(4, 2, 1, **kind)
+    second = nn.Conv2d(3, 4, 3, padding=1, **kind)
+    model = nn.Sequential(first, second, third)
+    scores = lookahead(model, layer_graph(model), context)["1"]
+    a, b, c = (dense(layer, 4, 4) for layer in model)
+    for j, i, y, x in [(0, 0, 0, 0), (3, 2, 1, 1), (1, 1, 2, 0), (2, 0, 1, 2)]:
+        kept = second.weight[j, i, y, x].item()
+        with torch.no_grad():
+            second.weight[j, i, y, x] = 0
+        change = torch.linalg.norm(c @ b @ a - c @ dense(second, 4, 4) @ a)
+        with torch.no_grad():
+            second.weight[j, i, y, x] = kept
+        assert scores[j, i, y, x].item() == pytest.approx(change.item() / 4, rel=1e-4)  # 4 is the root of 16 pixels
+
+
+def test_lookahead_with_batch_norm_is_that_of_the_folded_network(context):
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3)
+    ).eval()
+    for norm in (model[1], model[4]):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    folded = torch.fx.experimental.optimization.fuse(model)
+    by_hand = lookahead(folded, layer_graph(folded), context)
+    for name, scores in lookahead_bn(model, layer_graph(model), context).items():
+        torch.testing.assert_close(scores, by_hand[name])
+
+
+def test_lookahead_with_activity_by_hand(context):
+    """Two linear layers around a ReLU, on a data set of which the share of active units is counted by hand."""
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 10))
+    graph = layer_graph(model)
+    seen = {}
+    model[2].register_forward_hook(lambda module, inputs, output: seen.update(share=(output > 0).float().mean(0)))
+    inputs = {}
+    model[1].register_forward_pre_hook(lambda module, value: inputs.update(share=(value[0] != 0).float().mean(0)))
+    scores, plain = lookahead_act(model, graph, context), lookahead(model, graph, context)
+    expected = plain["1"] * seen["share"].sqrt()[:, None] * inputs["share"].sqrt()[None]
+    torch.testing.assert_close(scores["1"], expected)
+    torch.testing.assert_close(scores["3"], plain["3"] * seen["share"].sqrt()[None])
+
+
+def test_lookahead_on_obd_replaces_the_weights(context):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 10))
+    graph = layer_graph(model)
+    roots = {name: score.sqrt() for name, score in obd(model, graph, context).items()}
+    expected = roots["1"] * torch.linalg.norm(roots["3"], dim=0)[:, None]
+    torch.testing.assert_close(lookahead_obd(model, graph, context)["1"], expected)
+
+
+def test_lookahead_of_grouped_convolutions_against_loops(context):
+    torch.manual_seed(5)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 1), nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 2, 1)
+    )
+    w0, w1, w2, w3 = (layer.weight.detach() for layer in model)
+    scores = lookahead(model, layer_graph(model), context)
+    for o, i in itertools.product(range(8), range(2)):
+        producer = w0[2 * (o // 4) + i].norm()
+        torch.testing.assert_close(scores["1"][o, i], w1[o, i].abs() * producer * w2[o].norm())
+    for channel in range(8):
+        torch.testing.assert_close(
+            scores["2"][channel], w2[channel].abs() * w1[channel].norm() * w3[:, channel].norm(), check_stride=False
+        )
+
+
+# The other criteria
+
+
+def test_lamp_against_its_formula(context):
+    model = network()
+    for name, scores in CRITERIA["lamp"](model, layer_graph(model), context).items():
+        squares = dict(model.named_parameters())[f"{name}.weight"].detach().square().numpy().ravel().astype(np.float64)
+        expected = [value / squares[squares >= value].sum() for value in squares[:50]]
+        np.testing.assert_allclose(scores.flatten()[:50].numpy(), expected, rtol=1e-3)
+
+
+def test_fisher_and_hessian_against_autograd():
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    graph = layer_graph(model)
+    images, labels = torch.randn(20, 3).double(), torch.randint(3, (20,))
+    squares = torch.zeros(4, 3).double()
+    for image, label in zip(images, labels, strict=True):
+        model.zero_grad()
+        cross_entropy(model(image[None]), label[None]).backward()
+        squares += model[0].weight.grad.square() / 20
+    torch.testing.assert_close(fisher(model, graph, images, labels)["0"], squares)
+
+    def loss(first, second):
+        hidden = torch.relu(images @ first.T + model[0].bias)
+        return cross_entropy(hidden @ second.T + model[2].bias, labels)
+
+    pair = (model[0].weight.detach(), model[2].weight.detach())
+    exact = torch.autograd.functional.hessian(loss, pair)
+    for index, name in enumerate(graph):
+        block = exact[index][index].reshape(pair[index].numel(), -1).diagonal()
+        estimate = hutchinson(model, graph, images, labels, seed=0, draws=1500)[name].flatten()
+        assert (estimate - block).norm() < 0.2 * block.norm()  # 1,500 draws
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_every_criterion_gives_scores_and_leaves_the_network_alone(criterion, context):
+    model = network().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    graph = layer_graph(model)
+    scores = CRITERIA[criterion](model, graph, context)
+    assert list(scores) == list(graph) and model.training
+    for name, score in scores.items():
+        assert score.shape == graph[name].module.weight.shape and (score >= 0).all() and score.isfinite().all()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+# The graph
+
+
+def test_the_graph_of_a_residual_network_by_hand():
+    graph = layer_graph(build("resnet8", shape=(3, 32, 32), classes=10))
+    assert graph["conv"].producers == [None] and graph["conv"].consumers == ["blocks.0.conv1", None]
+    # A block without a convolution on its shortcut: the identity is added, and leads on to the next block.
+    assert graph["blocks.0.conv2"].consumers == ["blocks.1.conv1", "blocks.1.shortcut.0"]
+    assert graph["blocks.1.conv1"].producers == ["blocks.0.conv2", None]
+    assert set(graph["blocks.2.conv1"].producers) == {"blocks.1.conv2", "blocks.1.shortcut.0"}
+    assert set(graph["linear"].producers) == {"blocks.2.conv2", "blocks.2.shortcut.0"}
+    assert graph["linear"].consumers == [None]
+
+
+def test_each_layer_has_its_own_batch_norm():
+    model = build("resnet20", shape=(3, 32, 32), classes=10)
+    graph = layer_graph(model)
+    assert graph["blocks.3.conv2"].norm is model.blocks[3].bn2
+    assert graph["blocks.3.shortcut.0"].norm is model.blocks[3].shortcut[1]
+    assert graph["linear"].norm is None
+
+
+@pytest.mark.parametrize("name", [*sorted(ARCHITECTURES), *TORCHVISION])
+def test_every_network_has_a_graph(name, context):
+    if name in TORCHVISION:
+        model = getattr(torchvision.models, name.removeprefix("torchvision."))(num_classes=10)
+    else:
+        model = build(name, shape=(3, 32, 32), classes=10)
+    graph = layer_graph(model)
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(graph) == len(layers) and all(layer.producers and layer.consumers for layer in graph.values())
+    norms = [layer.norm for layer in graph.values() if layer.norm is not None]
+    assert (
+        len(norms)
+        == len(set(map(id, norms)))
+        == sum(isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d) for m in model.modules())
+    )
+    assert all(score.isfinite().all() for score in lookahead(model, graph, context).values())
+
+
+def test_channels_are_mapped_through_flatten(context):
+    """A channel is a block of columns of the linear layer behind the flatten."""
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(3 * 4, 2))
+    scores = lookahead(model, layer_graph(model), context)
+    blocks = [model[2].weight.detach()[:, 4 * c : 4 * c + 4].norm() for c in range(3)]
+    for channel in range(3):
+        torch.testing.assert_close(scores["0"][channel], model[0].weight.detach()[channel].abs() * blocks[channel])
+    made = model[0].weight.detach().flatten(1).norm(dim=1).repeat_interleave(4)
+    torch.testing.assert_close(scores["2"], model[2].weight.detach().abs() * made)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else x
+
+
+class Unknown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.second(torch.roll(self.first(x), 1, 1))
+
+
+@pytest.mark.parametrize(("model", "message"), [(Branching(), "cannot be traced"), (Unknown(), "roll")])
+def test_networks_without_a_graph_are_refused_by_name(model, message):
+    with pytest.raises(StepError, match=message):
+        layer_graph(model)
+
+
+def test_channel_helpers_against_loops():
+    weight = torch.randn(6, 2, 3, 3)
+    for channel in range(6):  # three groups of two inputs and two outputs
+        group, index = divmod(channel, 2)
+        assert read(weight, 3)[channel].item() == pytest.approx(weight[2 * group : 2 * group + 2, index].norm().item())
+    spread = by_weight(torch.arange(6.0), weight, 3)
+    assert spread[:, :, 0, 0].tolist() == [[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5]]
+
+
+# Masks
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.5, 0.77, 0.99])
+def test_global_selection_against_numpy(sparsity):
+    draws = np.random.default_rng(8)
+    scores = {"a": draws.uniform(size=(4, 5)), "b": 100 * draws.uniform(size=(8, 3)), "c": draws.uniform(size=12)}
+    tensors = {name: torch.from_numpy(value) for name, value in scores.items()}
+    for comparable in (True, False):
+        parts = [value if comparable else value / np.sqrt((value**2).sum()) for value in scores.values()]
+        flat = np.concatenate([part.ravel() for part in parts])
+        gone = set(np.argsort(flat, kind="stable")[: round(sparsity * 56)].tolist())
+        masks = select(tensors, sparsity, "global", comparable)
+        found = np.concatenate([mask.numpy().ravel() for mask in masks.values()])
+        emptied = [name for name, mask in masks.items() if mask.sum() == 1]
+        if not emptied:
+            assert set(np.flatnonzero(~found).tolist()) == gone
+
+
+def test_a_layer_keeps_its_best_weight():
+    scores = {"a": torch.tensor([1.0, 3.0, 2.0]), "b": torch.arange(10.0, 40.0)}
+    with pytest.warns(UserWarning, match="every weight of a would go"):
+        masks = select(scores, 0.9, "global", comparable=True)
+    assert masks["a"].tolist() == [False, True, False]
+
+
+def test_layer_scope_is_the_studys():
+    """15 % of all but the first layer, 10 % of the last, in one round: what the shares must be at that total."""
+    sizes = {"first": 100, "inner": 1000, "last": 200}
+    total = (0.15 * 1000 + 0.10 * 200) / 1300
+    shares = layer_shares(sizes, total)
+    assert shares["first"] == 1 and shares["inner"] == pytest.approx(0.85, abs=1e-3)
+    assert shares["last"] == pytest.approx(0.90, abs=1e-3)
+    with pytest.raises(StepError, match="scope 'global'"):
+        layer_shares(sizes, 0.95)
+
+
+# Schedules
+
+
+def test_schedules_by_hand():
+    assert [iterative(done, 0.75, 2) for done in (0, 0.4, 0.5, 1)] == pytest.approx([0.5, 0.5, 0.75, 0.75])
+    assert gradual(0, 0.9, 1) == 0 and gradual(0.6, 0.9, 1) == gradual(1, 0.9, 1) == pytest.approx(0.9)
+    assert gradual(0.3, 0.9, 1) == pytest.approx(0.9 * (1 - 0.5**3))  # half-way, Zhu and Gupta's formula
+
+
+@pytest.mark.parametrize("schedule", ["one_shot", "iterative", "gradual", "rewind"])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_exact_zeros_after_training(schedule, scope, context):
+    model = network()
+    step = Prune("lookahead", 0.7, scope, schedule, rounds=2, epochs=2, batch_size=64, learning_rate=0.05)
+    pruned = step.apply(model, context)
+    assert zeros(pruned) == round(0.7 * weights(pruned))
+
+
+def test_masks_stay_through_momentum_and_decay(context):
+    model = network()
+    before = Prune("magnitude", 0.8, epochs=0, schedule="one_shot").apply(model, context)
+    masks = {name: layer.module.weight == 0 for name, layer in layer_graph(before).items()}
+    step = Prune("magnitude", 0.8, schedule="one_shot", epochs=2, batch_size=32, weight_decay=0.01)
+    after = step.apply(before, context)
+    for name, layer in layer_graph(after).items():
+        assert torch.equal(layer.module.weight == 0, masks[name])
+
+
+def test_a_killed_gradual_pruning_ends_the_same(context, tmp_path, monkeypatch):
+    step = Prune("magnitude", 0.9, epochs=3, batch_size=64, learning_rate=0.05)
+
+    def place(name):
+        return dataclasses.replace(context, checkpoint=Checkpoint(tmp_path / name), log={})
+
+    whole = step.apply(network(), place("whole"))
+    left = iter(range(7))  # killed in the second of three epochs of four steps
+    original = Pruner.after_step
+
+    def killed(self, done):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        original(self, done)
+
+    monkeypatch.setattr(Pruner, "after_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        step.apply(network(), place("killed"))
+    monkeypatch.setattr(Pruner, "after_step", original)
+    again = step.apply(network(), place("killed"))
+    for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_zeros_survive_quantization(context):
+    model = Prune("magnitude", 0.6, epochs=0, schedule="one_shot").apply(network(), context)
+    gone = {name: layer.module.weight == 0 for name, layer in layer_graph(model).items()}
+    step = Quantize("qat", bits=4, epochs=1, batch_size=64, images=64)
+    integer = step.apply(model, context)
+    for name, mask in gone.items():
+        assert (integer.get_submodule(name).weight[mask] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sparsity": 1.2}, "0.9 for 90 %"), ({"sparsity": 1.0}, "below 1"), ({"sparsity": -0.1}, "from 0"),
+        ({"criterion": "guess"}, "lookahead, "), ({"scope": "half"}, "global, layer"),
+        ({"schedule": "now"}, "one_shot"), ({"rounds": 0}, "rounds"),
+        ({"epochs": 0}, "one_shot prunes without"), ({"epochs": -1}, "at least 1"),
+        ({"temperature": 0}, "temperature"),
+    ],
+)  # fmt: skip
+def test_bad_fields(fields, message):
+    with pytest.raises(StepError, match=message):
+        Prune(**fields)
+
+
+def test_integers_are_not_pruned():
+    with pytest.raises(StepError, match="prune first"):
+        Prune().follows(Quantize())
