@@ -51,10 +51,13 @@ def _global(scores: Mapping[str, torch.Tensor], sparsity: float, comparable: boo
 
 
 def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Exactly `count` True, at the largest scores; of equal ones the first."""
+    """Exactly `count` True, at the largest scores; of equal ones at the bound the first."""
     flat = scores.flatten()
-    mask = torch.zeros_like(flat, dtype=torch.bool)
-    mask[flat.sort(descending=True, stable=True).indices[:count]] = True
+    if count <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    bound = flat.kthvalue(len(flat) - count + 1).values
+    mask, ties = flat > bound, flat == bound
+    mask |= ties & (ties.cumsum(0) <= count - mask.sum())
     return mask.reshape(scores.shape)
 
 

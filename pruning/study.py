@@ -1,0 +1,111 @@
+"""What notebook 3 compares: lists of cases, each some words about it and its recipe, and tables beside them."""
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+import torch
+
+from data import Dataset, load
+from experiment import Recipe, kept_table, make
+from pruning.criteria import COMPARABLE, CRITERIA
+from pruning.graph import layer_graph
+from pruning.masks import select
+from pruning.prune import Prune
+from storage import Checkpoint
+from training import Context, evaluate
+
+Case = tuple[dict, Recipe]
+EPOCHS = {"cifar10": 5, "digits": 4}  # of training with pruning: what a laptop bears
+BATCH = {"digits": 32}
+
+
+def pruned(base: Recipe, criterion: str, sparsity: float) -> Recipe:
+    """A base pruned gradually inside one training, for as long as the study gives it."""
+    kind = base.dataset.partition(":")[0]
+    epochs, batch = EPOCHS.get(kind, EPOCHS["digits"]), BATCH.get(kind, 128)
+    return base.then(Prune(criterion, sparsity, epochs=epochs, batch_size=batch))
+
+
+def sparsities(bases: Iterable[Recipe], criteria: Sequence[str], values: Sequence[float]) -> list[Case]:
+    """Each base pruned by each criterion to each sparsity."""
+    return [
+        ({"criterion": criterion, "sparsity": value}, pruned(base, criterion, value))
+        for base in bases
+        for criterion in criteria
+        for value in values
+    ]
+
+
+def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
+    """Validation accuracy (0..1) after pruning alone, by every criterion: columns criterion, sparsity, accuracy."""
+
+    def rows() -> list[dict]:
+        dataset, found = load(base.dataset), []
+        for name, criterion in CRITERIA.items():
+            model = make(base)
+            graph = layer_graph(model)
+            scores = criterion(model, graph, _context(base, dataset))
+            kept = {layer: graph[layer].module.weight.detach().clone() for layer in graph}
+            for value in values:
+                for layer, mask in select(scores, value, "global", name in COMPARABLE).items():
+                    graph[layer].module.weight.data.copy_(kept[layer] * mask)
+                accuracy = evaluate(model, dataset, dataset.validation)
+                found.append({"criterion": name, "sparsity": value, "accuracy": accuracy, "seed": base.seed})
+        return found
+
+    return kept_table(f"one-shot-{base.id}-{'-'.join(map(str, values))}", base.dataset, rows)
+
+
+def layer_sensitivity(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
+    """Validation accuracy (0..1) with one layer alone pruned by magnitude: columns layer, sparsity, accuracy."""
+
+    def rows() -> list[dict]:
+        dataset, model = load(base.dataset), make(base)
+        found = []
+        for name, layer in layer_graph(model).items():
+            weight = layer.module.weight.detach().clone()
+            for value in values:
+                mask = select({name: weight.abs()}, value, "global", comparable=True)[name]
+                layer.module.weight.data.copy_(weight * mask)
+                accuracy = evaluate(model, dataset, dataset.validation)
+                found.append({"layer": name, "sparsity": value, "accuracy": accuracy})
+            layer.module.weight.data.copy_(weight)
+        return found
+
+    return kept_table(f"pruning-sensitivity-{base.id}-{'-'.join(map(str, values))}", base.dataset, rows)
+
+
+def densities(recipe: Recipe) -> pd.DataFrame:
+    """The share of non-zero weights in each layer of a pruned model: columns layer, weights, density."""
+
+    def rows() -> list[dict]:
+        return [
+            {
+                "layer": name,
+                "weights": layer.module.weight.numel(),
+                "density": float((layer.module.weight != 0).double().mean()),
+            }
+            for name, layer in layer_graph(make(recipe)).items()
+        ]
+
+    return kept_table(f"density-{recipe.id}", recipe.dataset, rows)
+
+
+def neighbours(base: Recipe) -> pd.DataFrame:
+    """The layer graph as a table: what feeds each layer, and what it feeds; the identity is the residual connection."""
+
+    def words(names: list[str | None]) -> str:
+        return ", ".join("identity" if name is None else name for name in names)
+
+    def rows() -> list[dict]:
+        return [
+            {"layer": layer.name, "fed by": words(layer.producers), "feeds": words(layer.consumers)}
+            for layer in layer_graph(make(base)).values()
+        ]
+
+    return kept_table(f"graph-{base.id}", base.dataset, rows)
+
+
+def _context(base: Recipe, dataset: Dataset) -> Context:
+    nowhere = Checkpoint(None)  # scoring trains nothing, and so keeps nothing
+    return Context(dataset, base.seed, torch.device("cpu"), nowhere, make=make, cache=None)
