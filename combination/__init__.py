@@ -1,6 +1,16 @@
-"""All methods together: the best model for a budget, and what the records say of the study."""
+"""All methods together: the smallest models, the best one for a budget, and what the records say of the study."""
 
 from combination.recommend import BudgetError, Recommendation, pareto_front, recommend
-from combination.takeaways import takeaways
+from combination.search import SearchError, search
+from combination.takeaways import compared, takeaways
 
-__all__ = ["BudgetError", "Recommendation", "pareto_front", "recommend", "takeaways"]
+__all__ = [
+    "BudgetError",
+    "Recommendation",
+    "SearchError",
+    "compared",
+    "pareto_front",
+    "recommend",
+    "search",
+    "takeaways",
+]

@@ -8,6 +8,7 @@ from data import load
 from experiment import Recipe, kept_table, make
 from quantization.mixed import allocate, sensitivity
 from quantization.quantize import Quantize
+from quantization.static import METHODS
 from quantization.weights import Bits
 
 Case = tuple[dict, Recipe]
@@ -29,15 +30,15 @@ def trained(base: Recipe, bits: Bits, **fields) -> Recipe:
     return base.then(step)
 
 
-def calibrations(base: Recipe) -> list[Case]:
-    """Static INT8 by each calibration, per channel and per tensor, on few images and on many."""
+def calibrations(base: Recipe, images: Iterable[int]) -> list[Case]:
+    """Static INT8 by each calibration on so many images, and with one scale for all channels of a weight."""
     cases = []
-    for method in ("minmax", "percentile", "mse"):
-        for images in (32, 512):
-            step = Quantize(calibration=method, images=images)
-            cases.append(({"calibration": method, "images": images, "weights": "per channel"}, base.then(step)))
-    step = Quantize(per_channel=False)
-    return [*cases, ({"calibration": "percentile", "images": 512, "weights": "per tensor"}, base.then(step))]
+    for count in images:
+        for method in METHODS:
+            step = Quantize(calibration=method, images=count)
+            cases.append(({"calibration": method, "images": count, "weights": "per channel"}, base.then(step)))
+    step = Quantize(images=count, per_channel=False)
+    return [*cases, ({"calibration": "percentile", "images": count, "weights": "per tensor"}, base.then(step))]
 
 
 def widths(bases: Iterable[Recipe], bits: Iterable[Bits]) -> list[Case]:

@@ -1,12 +1,13 @@
 """The best model for a budget, against exhaustive search over random tables."""
 
 import itertools
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from combination import BudgetError, pareto_front, recommend, takeaways
+from combination import BudgetError, SearchError, pareto_front, recommend, search, takeaways
 
 COLUMNS = ["validation_accuracy", "archive_bytes", "latency_ms.batch1.median", "macs"]
 
@@ -152,3 +153,53 @@ def test_takeaways_by_hand():
 
 def test_takeaways_of_a_base_alone_say_what_is_missing():
     assert takeaways(study_records().iloc[:1])["here"].str.startswith("Not measured yet").all()
+
+
+# The search
+
+SPACE = {"width": (0.25, 0.5, 1.0), "bits": (2, 4, 8)}
+
+
+def searched(monkeypatch, tmp_path, tried, **changes):
+    """A search over made-up trainings, whose accuracy and bytes follow from the choices."""
+
+    def measure(choices):
+        tried.append(choices)
+        return choices["width"] ** 0.1 * (1 - 0.1 / choices["bits"]), int(1000 * choices["width"] * choices["bits"])
+
+    monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path))
+    monkeypatch.setattr(sys.modules["combination.search"], "_try", measure)  # the function of its name hides it
+    settings = {"budget": 24, "epochs": 2, "seed": 1} | changes
+    return search("small", "digits", SPACE, lambda choices, epochs: choices, **settings)
+
+
+def test_search_spends_its_budget_and_marks_the_front(monkeypatch, tmp_path):
+    tried = []
+    table = searched(monkeypatch, tmp_path, tried)
+    assert len(tried) == 12  # 24 epochs pay for so many of two
+    for row in table.itertuples():
+        beaten = (table["validation_accuracy"] >= row.validation_accuracy) & (
+            table["archive_bytes"] < row.archive_bytes
+        )
+        beaten |= (table["validation_accuracy"] > row.validation_accuracy) & (
+            table["archive_bytes"] <= row.archive_bytes
+        )
+        assert row.front == (not beaten.any())
+
+
+def test_a_search_goes_on_where_it_stopped(monkeypatch, tmp_path):
+    searched(monkeypatch, tmp_path, first := [], budget=10)
+    searched(monkeypatch, tmp_path, second := [], budget=24)
+    assert (len(first), len(second)) == (5, 7)
+    searched(monkeypatch, tmp_path, third := [], budget=24)
+    assert not third
+
+
+def test_wrong_searches(monkeypatch, tmp_path):
+    searched(monkeypatch, tmp_path, [], budget=4)
+    with pytest.raises(SearchError, match="begun with another epochs"):
+        searched(monkeypatch, tmp_path, [], epochs=3)
+    with pytest.raises(SearchError, match="pays for no candidate"):
+        searched(monkeypatch, tmp_path, [], budget=1)
+    with pytest.raises(SearchError, match="at least one choice"):
+        search("empty", "digits", {"width": ()}, lambda choices, epochs: None, budget=2, epochs=1)
