@@ -15,7 +15,7 @@ from storage import Checkpoint
 from training import Context, evaluate
 
 Case = tuple[dict, Recipe]
-EPOCHS = {"cifar10": 5, "digits": 4}  # of training with pruning: what a laptop bears
+EPOCHS = {"cifar10": 3, "digits": 4}  # of training with pruning: what a laptop bears
 BATCH = {"digits": 32}
 
 
