@@ -122,7 +122,7 @@ class Pruner:
     @torch.no_grad()
     def _hold(self) -> None:
         for name, mask in self.masks.items():
-            self.graph[name].module.weight.mul_(mask)
+            self.graph[name].module.weight.masked_fill_(~mask, 0)  # not a product, which would leave negative zeros
 
     def _advance(self, done: float) -> None:
         sparsity = SCHEDULES[self.step.schedule](done, self.step.sparsity, self.step.rounds)

@@ -15,6 +15,7 @@ import pytest
 
 import storage.files
 from experiment import Recipe, load_records, run
+from experiment.records import ROOT
 from models import ModelError
 from quantization import Quantize
 from storage import StorageError, sha256
@@ -107,7 +108,7 @@ def test_every_number_counts():
         (lambda: BASE.then(Quantize()).then(Quantize()), StepError, "cannot follow Quantize"),
         (lambda: BASE.then(Train("resnet20")), StepError, "starts a recipe"),
         (lambda: Quantize(mode="magic"), StepError, "magic"),
-        (lambda: Quantize(bits=3), StepError, "3"),
+        (lambda: Quantize(bits=9), StepError, "9"),
         (lambda: Quantize(images=0), StepError, "0"),
         (lambda: Train("resnet21"), ModelError, "resnet21.*resnet18, resnet20"),
     ],
@@ -255,8 +256,8 @@ run(Recipe("digits", (Train("tiny", epochs=2, batch_size=64),)))
 
 
 def start(moment: str, log: Path) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(making.ROOT)}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, moment, str(log)], env=environment, cwd=making.ROOT)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, moment, str(log)], env=environment, cwd=ROOT)
 
 
 def test_killed_at_any_moment(folders, trainings, tmp_path, monkeypatch):
