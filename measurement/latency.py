@@ -6,6 +6,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import cpuinfo
@@ -19,7 +20,7 @@ from storage import open_onnx, run_onnx
 BATCHES = (1, 64)
 WARMUP_RUNS = 3
 RUNS = (7, 200)  # at least, at most
-SECONDS = 3.0  # at most for each batch size and thread count, between the least and the most runs
+SECONDS = 1.5  # at most for each batch size and thread count, between the least and the most runs
 PRECISION = 0.01  # standard error of the ratio to the base at which timing may end sooner
 PAUSE = 0.01  # seconds for the threads of the one before to stop spinning: they would take this one's cores
 QUIET = 0.1  # share of the cores that other programs may use
@@ -48,6 +49,7 @@ def latency(file: Path, base_file: Path, base: nn.Module) -> dict:
     return result
 
 
+@lru_cache
 def hardware() -> dict:
     """The processor by name, its cores, and the instructions that matter for INT8 and bfloat16."""
     info = cpuinfo.get_cpu_info()
