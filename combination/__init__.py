@@ -1,11 +1,13 @@
 """All methods together: the smallest models, the best one for a budget, and what the records say of the study."""
 
+from combination.joint import Joint
 from combination.recommend import BudgetError, Recommendation, pareto_front, recommend
 from combination.search import SearchError, search
 from combination.takeaways import compared, takeaways
 
 __all__ = [
     "BudgetError",
+    "Joint",
     "Recommendation",
     "SearchError",
     "compared",

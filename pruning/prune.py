@@ -11,7 +11,6 @@ from pruning.criteria import COMPARABLE, CRITERIA
 from pruning.graph import layer_graph
 from pruning.masks import select
 from pruning.schedules import SCHEDULES
-from quantization import Quantize
 from training import Context, Step, StepError, check_training, fit, fresh, round_weights, smoothed_cross_entropy
 
 
@@ -64,8 +63,8 @@ class Prune:
     def follows(self, previous: Step | None) -> None:
         if previous is None:
             raise StepError("Prune needs a model to prune: start the recipe with Train")
-        if isinstance(previous, Quantize):
-            raise StepError("Prune cannot follow Quantize, whose weights are integers: prune first")
+        if getattr(previous, "makes_integers", False):
+            raise StepError(f"Prune cannot follow {type(previous).__name__}, whose weights are integers: prune first")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model.to(context.device)

@@ -55,9 +55,12 @@ class _FakeWeight:
         self.weight = layer.weight
         self.bias = layer.bias
         self.register_buffer("mask", layer.weight.detach() != 0, persistent=False)
-        self.weight_scale = nn.Parameter(best_scale(layer.weight, bits))
+        self.weight_scale = nn.Parameter(torch.ones(len(layer.weight)))
+        self.enabled = False
 
     def rounded(self) -> torch.Tensor:
+        if not self.enabled:
+            return self.weight
         step = by_channel(self.weight_scale, self.weight)
         return FakeQuantize.apply(self.weight * self.mask, step, *levels(self.bits))
 
@@ -92,17 +95,19 @@ class FakeQuantizer(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.uint8))
+        self.enabled = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.enabled:
+            return x
         zero = int(self.zero_point)
         return FakeQuantize.apply(x.float(), self.scale, -zero, 255 - zero)
 
 
-def prepare(model: nn.Module, calibrated: nn.Module, bits: dict[str, Bits]) -> fx.GraphModule:
-    """A trainable form of a float `model`: fake quantizers where `calibrated`, its integer form, has quantizers.
+def prepare(model: nn.Module, bits: dict[str, Bits]) -> fx.GraphModule:
+    """A trainable form of a float `model`, with fake quantizers where its integer form will have quantizers.
 
-    `bits` gives those of each layer's weight by name. The steps start where the rounding error of the weights is
-    least, and where the calibration put those of the activations.
+    `bits` gives those of each layer's weight by name. Nothing is rounded before `start`.
     """
     graph_module = fx.symbolic_trace(copy.deepcopy(model).cpu())
     forms = {nn.Conv2d: FakeQuantizedConv2d, nn.Linear: FakeQuantizedLinear}
@@ -110,21 +115,40 @@ def prepare(model: nn.Module, calibrated: nn.Module, bits: dict[str, Bits]) -> f
         if type(layer) in forms:
             graph_module.set_submodule(name, forms[type(layer)](layer, bits[name]))
     place_quantizers(graph_module, FakeQuantizer)
-    for name, quantizer in calibrated.named_modules():
-        if isinstance(quantizer, Quantizer):
-            fake = graph_module.get_submodule(name)
-            fake.scale.data.copy_(quantizer.scale)
-            fake.zero_point.copy_(quantizer.zero_point)
     graph_module.spec = model.spec
     return graph_module
 
 
+@torch.no_grad()
+def start(trained: nn.Module, calibrated: nn.Module) -> None:
+    """Round from here on: weights in the steps of least error, activations in those of `calibrated`, an integer model.
+
+    A training that goes on from a checkpoint has its steps already, and needs `enable` alone.
+    """
+    for name, module in trained.named_modules():
+        if isinstance(module, _FakeWeight):
+            module.weight_scale.copy_(best_scale(module.weight.cpu(), module.bits))
+        elif isinstance(module, FakeQuantizer):
+            quantizer = calibrated.get_submodule(name)
+            module.scale.copy_(quantizer.scale)
+            module.zero_point.copy_(quantizer.zero_point)
+    enable(trained)
+
+
+def enable(trained: nn.Module) -> None:
+    """Round weights and activations in every forward."""
+    for module in trained.modules():
+        if isinstance(module, _FakeWeight | FakeQuantizer):
+            module.enabled = True
+
+
 def before_epoch(model: nn.Module, done: float) -> None:
-    """Late in the training batch norm keeps the statistics that it will be folded with."""
-    if done >= FREEZE:
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-                module.eval()
+    """Take up the zeros that there are; late in the training batch norm keeps the statistics it will be folded with."""
+    for module in model.modules():
+        if isinstance(module, _FakeWeight):
+            module.mask = module.weight.detach() != 0
+        if done >= FREEZE and isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            module.eval()
 
 
 @torch.no_grad()

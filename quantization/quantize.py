@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -42,6 +42,8 @@ class Quantize:
     weight_decay: float = 1e-4
     teacher: Any = None
 
+    makes_integers: ClassVar[bool] = True  # so no step that changes weights can follow
+
     def __post_init__(self):
         if self.mode not in ("static", "qat"):
             raise StepError(f"unknown quantization mode {self.mode!r}: use 'static' or 'qat'")
@@ -67,8 +69,9 @@ class Quantize:
     def follows(self, previous: Step | None) -> None:
         if previous is None:
             raise StepError("Quantize needs a model to quantize: start the recipe with Train")
-        if isinstance(previous, Quantize):
-            raise StepError("Quantize cannot follow Quantize: the model is made of integers already")
+        if getattr(previous, "makes_integers", False):
+            name = type(previous).__name__
+            raise StepError(f"Quantize cannot follow {name}: the model is made of integers already")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         bits = self._bits(model)
@@ -91,7 +94,8 @@ class Quantize:
         return bits
 
     def _train(self, model: nn.Module, calibrated: nn.Module, bits: dict[str, Bits], context: Context) -> nn.Module:
-        trained = qat.prepare(model, calibrated, bits)
+        trained = qat.prepare(model, bits)
+        qat.start(trained, calibrated)
         fit(
             trained,
             context,

@@ -181,7 +181,8 @@ def test_an_untrained_form_rounds_as_the_integer_model_does(context):
     """Before any update: 8-bit weights with their own steps, quantizers in the same places with the same steps."""
     model = network()
     calibrated = Quantize(images=64).apply(network(), context)
-    trained = qat.prepare(model, calibrated, bits_by_layer(model, 8, 8)).eval()
+    trained = qat.prepare(model, bits_by_layer(model, 8, 8)).eval()
+    qat.start(trained, calibrated)
     images = normalize(context.dataset.test.images[:64], context.dataset)
     with torch.no_grad():
         fake = trained(images)

@@ -164,7 +164,8 @@ def _keep(model: nn.Module, optimizer: torch.optim.Optimizer, context: Context, 
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, parameter in enumerate(parameters):
-        tensors[f"momentum.{index}"] = optimizer.state[parameter]["momentum_buffer"]
+        if "momentum_buffer" in optimizer.state[parameter]:  # not where there was no gradient yet
+            tensors[f"momentum.{index}"] = optimizer.state[parameter]["momentum_buffer"]
     context.checkpoint.save(tensors, {"curves": curves})
 
 
@@ -177,9 +178,10 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, context: Context
     model.load_state_dict(own)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, parameter in enumerate(parameters):
-        buffer = tensors[f"momentum.{index}"].to(parameter.device)
-        # The memory layout too: sums in another order would round otherwise.
-        optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+        if f"momentum.{index}" in tensors:
+            # The memory layout too: sums in another order would round otherwise.
+            momentum = torch.empty_like(parameter).copy_(tensors[f"momentum.{index}"])
+            optimizer.state[parameter]["momentum_buffer"] = momentum
     return state["curves"]
 
 

@@ -1,0 +1,115 @@
+"""`Joint`: distil, prune and quantize a student in one training."""
+
+import copy
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx, nn
+
+from distillation import Teacher, check_teaching, taught
+from models import check_model
+from models.quantized import insert_quantizers
+from pruning import Prune, Pruner
+from quantization import Quantize, calibrate, qat
+from quantization.weights import Bits, bits_by_layer
+from training import Context, Step, StepError, check_training, fit, fresh
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A fresh student, small in every way, from one training: `base.then(Joint("resnet20", sparsity=0.5, bits=4))`.
+
+    It learns from the model that the chain has made so far, is pruned along a cubic from the start, and from the share
+    `quantize_from` of the training on computes with rounded weights and activations, whose steps it learns. Kim et
+    al., "PQK: model compression via pruning, quantization, and knowledge distillation" (Interspeech 2021), go the same
+    way in two phases. `bits`, `first_last_bits`, `images` and `percentile` are those of Quantize, `criterion` and
+    `sparsity` those of Prune, the others those of Distill.
+    """
+
+    model: str
+    sparsity: float = 0.5
+    bits: Bits = 4
+    epochs: int = 30
+    quantize_from: float = 0.6
+    criterion: str = "lookahead"
+    first_last_bits: int | None = 8
+    images: int = 512
+    percentile: float = 99.99
+    learning_rate: float = 0.2
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    temperature: float = 4.0
+    alpha: float = 0.9
+    width: float = 1.0
+
+    makes_integers: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_model(self.model, self.width)
+        check_teaching(self.temperature, self.alpha)
+        check_training(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+        )
+        self._pruning()
+        Quantize("qat", self.bits, self.images, self.percentile, first_last_bits=self.first_last_bits)
+        if not 0 <= self.quantize_from < 1:
+            raise StepError(f"quantize_from is a share of the training, 0 to below 1, not {self.quantize_from}")
+
+    def _pruning(self) -> Prune:
+        return Prune(self.criterion, self.sparsity, epochs=self.epochs)
+
+    def follows(self, previous: Step | None) -> None:
+        if previous is None:
+            raise StepError("Joint needs a teacher: start the recipe with Train or Ensemble")
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        teacher = Teacher([model], context)
+        student = fresh(self.model, self.width, context)
+        first_last = self.bits if self.first_last_bits is None else self.first_last_bits
+        trained = qat.prepare(student, bits_by_layer(student, self.bits, first_last))
+        _share(student, trained)
+        pruner = Pruner(student, context, self._pruning())
+        fit(
+            trained,
+            context,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+            loss=taught(teacher, self.temperature, self.alpha),
+            before_epoch=functools.partial(self._before_epoch, trained, student, pruner, context),
+            after_step=functools.partial(_after_step, trained, pruner),
+            title=f"{self.model} in one training on {context.dataset.name}, seed {context.seed}",
+        )
+        return qat.finish(trained, student)
+
+    def _before_epoch(
+        self, trained: fx.GraphModule, student: nn.Module, pruner: Pruner, context: Context, done: float
+    ) -> None:
+        pruner.before_epoch(done)
+        if done < self.quantize_from:
+            return
+        if done < self.quantize_from + 1 / self.epochs:  # the first of these epochs; later the steps are those learned
+            calibrated = insert_quantizers(copy.deepcopy(student))
+            calibrate(calibrated, context.dataset, self.images, self.percentile, context.seed)
+            qat.start(trained, calibrated)
+        qat.enable(trained)
+        qat.before_epoch(trained, (done - self.quantize_from) / (1 - self.quantize_from))
+
+
+def _share(student: nn.Module, trained: fx.GraphModule) -> None:
+    """Make `student` the float view of `trained`: the same tensors without the quantizers, for the layer graph."""
+    for name, module in list(student.named_modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight, module.bias = trained.get_submodule(name).weight, trained.get_submodule(name).bias
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            student.set_submodule(name, trained.get_submodule(name))
+
+
+def _after_step(trained: fx.GraphModule, pruner: Pruner, done: float) -> None:
+    pruner.after_step(done)
+    qat.after_step(trained)

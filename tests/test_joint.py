@@ -1,0 +1,110 @@
+"""Joint: one training, whose model keeps its zeros, its integers and its file."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from combination import Joint
+from data import load, normalize
+from distillation import Distill
+from models import ARCHITECTURES, ResNet, build
+from models.quantized import QuantizedConv2d, QuantizedLinear
+from pruning import Prune
+from quantization import Quantize
+from storage import Checkpoint, export_onnx, load_archive, save_archive
+from training import Context, StepError, Train
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "tiny", lambda shape, classes, width: ResNet((8, 16), (1, 1), shape[0], classes))
+    checkpoint = Checkpoint(tmp_path / "checkpoint")
+    return Context(load("digits"), 0, torch.device("cpu"), checkpoint, make=None, cache=tmp_path)
+
+
+@pytest.fixture
+def teacher(context):
+    torch.manual_seed(7)
+    return build("tiny", shape=context.dataset.shape, classes=10).eval()
+
+
+def layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)}
+
+
+FIELDS = {"sparsity": 0.6, "bits": 4, "epochs": 5, "batch_size": 64, "images": 64, "learning_rate": 0.1}
+
+
+def test_zeros_integers_and_files(context, teacher, tmp_path):
+    integer = Joint("tiny", **FIELDS).apply(teacher, context)
+    weights = {name: layer.weight.numpy() for name, layer in layers(integer).items()}
+    total, zeros = sum(w.size for w in weights.values()), sum(int((w == 0).sum()) for w in weights.values())
+    assert zeros >= round(0.6 * total)  # rounding makes more of them
+    for name, weight in weights.items():
+        low, high = (-127, 127) if name in ("conv", "linear") else (-8, 7)
+        assert max(-weight.min(), weight.max()) <= max(-low, high)
+    file = tmp_path / "joint.onnx"
+    export_onnx(integer, file, images=normalize(context.dataset.test.images[:64], context.dataset))
+    stored = [numpy_helper.to_array(t) for t in onnx.load(file).graph.initializer]
+    stored = [array for array in stored if array.dtype == np.int8 and array.ndim > 1]
+    assert sum(int((array == 0).sum()) for array in stored) == zeros
+    save_archive(integer, tmp_path / "joint.nna")
+    restored = layers(load_archive(tmp_path / "joint.nna"))
+    assert all(np.array_equal(restored[name].weight.numpy(), weight) for name, weight in weights.items())
+
+
+def test_it_learns(context, teacher):
+    dataset = context.dataset
+    taught = Train("tiny", epochs=4, batch_size=32).apply(None, context)
+    context.checkpoint.clear()
+    integer = Joint("tiny", sparsity=0.3, bits=8, epochs=8, batch_size=32, images=64).apply(taught, context)
+    with torch.no_grad():
+        answers = integer(normalize(dataset.test.images, dataset)).argmax(1)
+    assert (answers == dataset.test.labels).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 4])
+def test_a_killed_training_ends_the_same(context, teacher, epoch, monkeypatch):
+    whole = Joint("tiny", **FIELDS).apply(teacher, context).state_dict()
+    context.checkpoint.clear()
+    save, saved = Checkpoint.save, []
+
+    def killed(checkpoint, *given):
+        save(checkpoint, *given)
+        saved.append(checkpoint.path == context.checkpoint.path)
+        if sum(saved) == epoch:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", killed)
+        with pytest.raises(Killed):
+            Joint("tiny", **FIELDS).apply(teacher, context)
+    again = Joint("tiny", **FIELDS).apply(teacher, context).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sparsity": 1.2}, "0 to below 1"), ({"bits": 1}, "2 to 8"), ({"quantize_from": 1.0}, "quantize_from"),
+        ({"temperature": 0}, "temperature"), ({"criterion": "luck"}, "lookahead"), ({"epochs": 0}, "epochs"),
+    ],
+)  # fmt: skip
+def test_bad_fields(fields, message):
+    with pytest.raises(StepError, match=message):
+        Joint("resnet8", **fields)
+
+
+def test_what_can_come_before_and_after():
+    with pytest.raises(StepError, match="teacher"):
+        Joint("resnet8").follows(None)
+    for step in (Quantize(), Prune()):
+        with pytest.raises(StepError, match="follow Joint"):
+            step.follows(Joint("resnet8"))
+    Joint("resnet8").follows(Distill("resnet8"))
