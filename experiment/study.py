@@ -24,6 +24,11 @@ def base_recipe(dataset: str, model: str, seed: int = 0) -> Recipe:
     return Recipe(dataset, (Train(model, **fields),), seed)
 
 
+def batch_size(dataset: str) -> int:
+    """Images in a batch of every training of a study: few where there are few in all."""
+    return TRAINING.get(dataset.partition(":")[0], {}).get("batch_size", 128)
+
+
 def run_table(cases: Iterable[tuple[dict, Recipe]]) -> pd.DataFrame:
     """A row a case: some words about it, and then its record."""
     cases = list(cases)
