@@ -22,12 +22,19 @@ def results_root() -> Path:
 
 def results_folder(dataset: str) -> Path:
     """Where the records of a data set are: results/NAME, or under $RESULTS_DIR."""
-    return results_root() / _slug(dataset)
+    return results_root() / slug(dataset)
 
 
 def artifacts_folder(dataset: str) -> Path:
     """Where weights and ONNX files are kept: artifacts/NAME, or under $ARTIFACTS_DIR."""
-    return Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")) / _slug(dataset)
+    return Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")) / slug(dataset)
+
+
+def figures_folder() -> Path:
+    """Where charts and exported tables go."""
+    folder = Path(os.environ.get("RESULTS_DIR", ROOT / "results")) / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def archive_path(record: Mapping) -> Path:
@@ -85,7 +92,7 @@ def kept_table(name: str, dataset: str, make: Callable[[], list[dict]]) -> pd.Da
 
     `name` says all that the rows depend on. `make` gives the rows, of values that JSON can say.
     """
-    path = results_folder(dataset) / "tables" / f"{_slug(name)}.json"
+    path = results_folder(dataset) / "tables" / f"{slug(name)}.json"
     try:
         return pd.DataFrame(json.loads(path.read_text()))
     except FileNotFoundError:
@@ -98,5 +105,6 @@ def kept_table(name: str, dataset: str, make: Callable[[], list[dict]]) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def _slug(dataset: str) -> str:
+def slug(dataset: str) -> str:
+    """The name of a data set as a file's name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", dataset).strip("-.") or "dataset"

@@ -1,11 +1,12 @@
 """What the notebooks share: the base recipes, the table of records, and the published study's figures."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
 
 from experiment.recipe import Recipe
-from experiment.records import ROOT
+from experiment.records import ROOT, figures_folder, slug
 from experiment.run import run_all
 from training import Train
 
@@ -66,6 +67,18 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def export_table(table: pd.DataFrame, name: str) -> list[Path]:
+    """Write a table as CSV and as LaTeX into results/figures; returns the paths."""
+    csv, latex = (figures_folder() / f"{slug(name)}.{ending}" for ending in ("csv", "tex"))
+    table.to_csv(csv, index=False)
+    escaped = table.rename(columns=lambda column: column.replace("%", r"\%"))
+    escaped = escaped.map(
+        lambda v: v.replace("_", r"\_").replace("%", r"\%").replace(">", "$>$") if isinstance(v, str) else v
+    )
+    latex.write_text(escaped.to_latex(index=False, float_format="%.3g", na_rep=""))
+    return [csv, latex]
 
 
 def published_study() -> pd.DataFrame:

@@ -1,6 +1,9 @@
 """Colours and sizes shared by all charts: the Okabe-Ito palette, which colour-blind readers can tell apart."""
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from experiment.records import figures_folder, slug
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -18,6 +21,13 @@ class _Cycle(dict):
 METHOD_COLORS = _Cycle({"Train": (PALETTE[0], MARKERS[0]), "Train > Quantize": (PALETTE[1], MARKERS[1])})
 
 
+def save_figure(ax: Axes, name: str) -> None:
+    """Write the chart as PNG and SVG into results/figures."""
+    for ending in ("png", "svg"):
+        metadata = {"Date": None} if ending == "svg" else None  # the same chart is the same file
+        ax.figure.savefig(figures_folder() / f"{slug(name)}.{ending}", metadata=metadata)
+
+
 def use_style() -> None:
     """Set matplotlib up for the study's charts."""
     plt.rcParams.update(
@@ -26,6 +36,7 @@ def use_style() -> None:
             "figure.dpi": 110,
             "figure.constrained_layout.use": True,
             "savefig.bbox": "tight",
+            "svg.hashsalt": "compression study",
             "font.size": 11,
             "axes.grid": True,
             "grid.alpha": 0.3,
