@@ -194,17 +194,18 @@ def ensembles(table: pd.DataFrame) -> str:
     return (
         f"{100 * best['accuracy']:.2f} % with {best['parameters'] / 1e3:,.0f} K parameters; the best "
         f"single network no larger ({single['model']}, {single['parameters'] / 1e3:,.0f} K) has "
-        f"{100 * single['accuracy']:.2f} %, at {best['macs'] / single['macs']:.2f}x fewer MACs."
+        f"{100 * single['accuracy']:.2f} %, at {single['macs'] / best['macs']:.2f} of its MACs."
     )
 
 
 def combinations(table: pd.DataFrame) -> str:
     rows = _some(table[table["kinds"].str.len() > 1], "combinations (notebook 6)")
-    parts = []
+    parts, before = [], None
     for points in (1, 2, 4):
         row = _smallest_close(rows, points)
-        if row is not None:
+        if row is not None and row["id"] != before:
             parts.append(f"{row['smaller']:,.0f}x within {points} point{'s' * (points > 1)} ({row['label']})")
+            before = row["id"]
     return ("; ".join(parts) or "no combination stays within 4 points") + "."
 
 

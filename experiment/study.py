@@ -77,7 +77,7 @@ def export_table(table: pd.DataFrame, name: str) -> list[Path]:
     escaped = escaped.map(
         lambda v: v.replace("_", r"\_").replace("%", r"\%").replace(">", "$>$") if isinstance(v, str) else v
     )
-    latex.write_text(escaped.to_latex(index=False, float_format="%.3g", na_rep=""))
+    latex.write_text(escaped.to_latex(index=False, float_format="%.6g", na_rep=""))
     return [csv, latex]
 
 

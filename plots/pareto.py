@@ -23,6 +23,7 @@ GROUPS = {
     "J": ("joint training", PALETTE[5], "v"),
 }
 CHAIN = ("chain of methods", PALETTE[3], "X")
+BELOW = 0.25  # of accuracy under the best: from there on a record is a mark at the chart's edge
 
 
 def pareto_chart(
@@ -41,11 +42,14 @@ def pareto_chart(
         reported: hollow marks for figures of others: columns `accuracy` (%) and `x` (in the unit of the axis).
         budget: lines to draw in: `x`, in the unit of the axis, and `accuracy`, 0..1.
 
-    The front joins the records that no other beats on validation accuracy and `column`: validation chooses.
+    The front joins the records that no other beats on validation accuracy and `column`: validation chooses. A record
+    far below the best is a hollow mark at the lower edge, with its accuracy.
     """
     ax = ax or plt.gca()
     title, unit = AXES[column]
-    for kinds, group in records.groupby("kinds", sort=False):
+    failed = records["accuracy"] < records["accuracy"].max() - BELOW  # they would squeeze all others together
+    front = _front(records[~failed], column)
+    for kinds, group in records[~failed].groupby("kinds", sort=False):
         name, color, marker = GROUPS.get(kinds, CHAIN)
         y = 100 * group["accuracy"]
         bars = [y - 100 * group["accuracy_low"], 100 * group["accuracy_high"] - y]
@@ -60,25 +64,34 @@ def pareto_chart(
             elinewidth=0.8,
             label=name,
         )
-    front = _front(records, column)
     ax.plot(front[column] / unit, 100 * front["accuracy"], color="0.35", linewidth=1, zorder=1, label="Pareto front")
     if reported is not None:
         ax.plot(
             reported["x"], reported["accuracy"], "o", markerfacecolor="none", color="0.45",
             label="published study (as reported)",
         )  # fmt: skip
+    floor = ax.get_ylim()[0]
+    for row in records[failed].to_dict("records"):
+        color = GROUPS.get(row["kinds"], CHAIN)[1]
+        ax.plot(row[column] / unit, floor, "v", color=color, markerfacecolor="none", clip_on=False)
+        ax.annotate(
+            f"{100 * row['accuracy']:.0f} %", (row[column] / unit, floor), xytext=(0, 6),
+            textcoords="offset points", ha="center", fontsize=8, color=color,
+        )  # fmt: skip
+    ax.set_ylim(bottom=floor)
     for name, draw in (("x", ax.axvline), ("accuracy", ax.axhline)):
         if budget and name in budget:
             draw(budget[name] * (100 if name == "accuracy" else 1), color="0.2", linestyle=":", linewidth=1.2)
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1, 3)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel(title)
     ax.set_ylabel("test accuracy (%), 95 % interval")
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))  # chains of several kinds share one name
-    ax.legend(unique.values(), unique.keys(), loc="lower right", fontsize=9)
+    ax.legend(unique.values(), unique.keys(), loc="best", fontsize=9)
     return ax
 
 

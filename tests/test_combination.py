@@ -148,7 +148,7 @@ def test_takeaways_by_hand():
     assert answers[4] == "Within 2 points of the base, in real files: quantization 4x, pruning 2x, distillation 10x."
     assert "0.99x with 98 % of them" in answers[10]
     assert answers[11] == "Not measured yet: an ensemble (notebook 4)."
-    assert answers[12] == "250x within 2 points (tiny); 250x within 4 points (tiny)."
+    assert answers[12] == "250x within 2 points (tiny)."
 
 
 def test_takeaways_of_a_base_alone_say_what_is_missing():

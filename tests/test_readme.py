@@ -2,16 +2,16 @@
 
 import pytest
 
-from experiment import readme
+from combination import readme
 from experiment.records import ROOT
 
 
 def test_readme_shows_the_records_figures(monkeypatch):
     monkeypatch.delenv("RESULTS_DIR", raising=False)
     text = (ROOT / "README.md").read_text()
-    assert readme.written(text) == text, "run `python -m experiment.readme`"
+    assert readme.written(text) == text, "run `python -m combination.readme`"
 
 
-@pytest.mark.parametrize("room", ["data", "models", "storage", "measurement", "training", "experiment", "quantization"])
+@pytest.mark.parametrize("room", sorted(path.parent.name for path in ROOT.glob("*/__init__.py")))
 def test_readme_names_every_room(room):
     assert f"`{room}/`" in (ROOT / "README.md").read_text()

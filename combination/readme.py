@@ -1,0 +1,60 @@
+"""The README's result table, from the records: `python -m combination.readme` writes it."""
+
+import re
+
+import pandas as pd
+
+from combination.recommend import candidates
+from experiment import load_records, published_study
+from experiment.records import ROOT
+
+DATASET = "cifar10"
+PLACE = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
+HEAD = "| CIFAR-10 | accuracy % (95 % interval) | seeds | archive KB | x smaller than ResNet-18 in FP32 | latency ms |"
+STUDY = ("ResNet-18 teacher", "QAT INT8", "ensemble of 4 5 6", "pruned 96 %", "distilled and pruned 77 % and quantized")
+
+
+def table() -> str:
+    """Markdown: the FP32 bases and the records that no other beats in accuracy and bytes, then the study's figures."""
+    records = load_records(DATASET)
+    if records.empty:
+        return "No records yet.\n"
+    study = published_study().set_index("label")
+    whole = 1000 * study.loc["ResNet-18 teacher", "size_mb"]  # KB
+    lines = [HEAD, "|---|---|---|---|---|---|"]
+    rows = candidates(records)  # a row a recipe, seeds averaged
+    rows["seeds"] = rows["label"].map(records.groupby("label").size())
+    for row in rows[front(rows) | (rows["id"] == rows["base"])].sort_values("archive_bytes").to_dict("records"):
+        kilobytes = row["archive_bytes"] / 1e3
+        interval = f"{100 * row['accuracy_low']:.2f} - {100 * row['accuracy_high']:.2f}"
+        lines.append(
+            f"| {row['label']} | {100 * row['accuracy']:.2f} ({interval}) | {row['seeds']} | {kilobytes:.1f} "
+            f"| {whole / kilobytes:.0f} | {row['latency_ms.batch1.median']:.2f} |"
+        )
+    for label in STUDY:
+        row = study.loc[label]
+        smaller = whole / (1000 * row["size_mb"])
+        lines.append(
+            f"| *published study: {label}* | {row['accuracy']:.2f} | 1 | {1000 * row['size_mb']:,.0f} | {smaller:.0f} | |"
+        )
+    first = records.iloc[0]
+    machine = f"{first['hardware.cpu']}, {first['hardware.cores']} cores, {', '.join(first['hardware.instructions'])}"
+    lines += ["", f"Latencies: batch 1, all threads, median, on {machine}."]
+    return "\n".join(lines) + "\n"
+
+
+def front(rows: pd.DataFrame) -> pd.Series:
+    """Which rows validate better than every row that is no larger."""
+    ordered = rows.sort_values(["archive_bytes", "validation_accuracy"], ascending=[True, False])
+    better = ordered["validation_accuracy"] > ordered["validation_accuracy"].cummax().shift(fill_value=0.5)
+    return better.reindex(rows.index)
+
+
+def written(readme: str) -> str:
+    """The README with its table replaced by that of the records."""
+    return PLACE.sub(lambda match: match[1] + table() + match[2], readme)
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(written(path.read_text()))
