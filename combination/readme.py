@@ -35,7 +35,8 @@ def table() -> str:
         row = study.loc[label]
         smaller = whole / (1000 * row["size_mb"])
         lines.append(
-            f"| *published study: {label}* | {row['accuracy']:.2f} | 1 | {1000 * row['size_mb']:,.0f} | {smaller:.0f} | |"
+            f"| *published study: {label}* | {row['accuracy']:.2f} | 1 | {1000 * row['size_mb']:,.0f} "
+            f"| {smaller:.0f} | |"
         )
     first = records.iloc[0]
     machine = f"{first['hardware.cpu']}, {first['hardware.cores']} cores, {', '.join(first['hardware.instructions'])}"
