@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from data import Dataset, load, normalize
 from experiment.recipe import Recipe
 from experiment.records import artifacts_folder, current_commit, read_record, results_folder, write_record
-from measurement import accuracy, cost, latency, operator_counts, wilson_interval
+from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
 from measurement.latency import hardware
 from storage import (
     Checkpoint,
@@ -40,7 +40,7 @@ COMMITTED = 1_000_000  # bytes of an archive that is kept beside its record, at 
 MEASURED = frozenset(
     (
         "id", "label", "model", "method", "dataset", "seed", "recipe", "base", "accuracy", "accuracy_low",
-        "accuracy_high", "validation_accuracy", "test_images", "parameters", "nonzero_parameters", "macs",
+        "accuracy_high", "validation_accuracy", "test_images", "agreement", "parameters", "nonzero_parameters", "macs",
         "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "archive_bytes", "archive_sha256", "operators", "latency_ms",
         "hardware", "versions", "weights_sha256", "onnx_sha256", "commit", "time",
     )
@@ -157,7 +157,14 @@ def _measure(recipe: Recipe) -> dict:
     dataset = _dataset(recipe.dataset)
     file, base_file = _onnx(recipe, model, dataset), _onnx(base_recipe, base, dataset)
     session = open_onnx(file)
-    test_accuracy = accuracy(session, dataset, dataset.test)
+    operators = operator_counts(file)
+    if model.spec.get("quantized") and operators["convolutions"] and not operators["integer_convolutions"]:
+        raise StorageError(
+            f"no convolution of {file} runs on integers in this ONNX Runtime: its figures would be those of a float "
+            "model; use the version in requirements.txt"
+        )
+    answered = answers(session, dataset, dataset.test)
+    test_accuracy = float((answered == dataset.test.labels.numpy()).mean())
     low, high = wilson_interval(test_accuracy, len(dataset.test))
     return {
         "id": recipe.id,
@@ -173,11 +180,12 @@ def _measure(recipe: Recipe) -> dict:
         "accuracy_high": high,
         "validation_accuracy": accuracy(session, dataset, dataset.validation),
         "test_images": len(dataset.test),
+        "agreement": agreement(model, answered, dataset, dataset.test),
         **cost(model),
         "onnx_bytes": file.stat().st_size,
         "base_onnx_bytes": base_file.stat().st_size,
         **_archive(recipe, model),
-        "operators": operator_counts(file),
+        "operators": operators,
         "latency_ms": latency(file, base_file, base),
         **log,
         "hardware": hardware() | {"training": _device_name()},

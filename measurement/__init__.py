@@ -1,7 +1,7 @@
 """One way to measure, for every method: accuracy, size, operations and latency of the same ONNX file."""
 
-from measurement.accuracy import accuracy, wilson_interval
+from measurement.accuracy import accuracy, agreement, answers, wilson_interval
 from measurement.cost import cost, operator_counts
-from measurement.latency import latency
+from measurement.latency import latency, time_by_turns
 
-__all__ = ["accuracy", "cost", "latency", "operator_counts", "wilson_interval"]
+__all__ = ["accuracy", "agreement", "answers", "cost", "latency", "operator_counts", "time_by_turns", "wilson_interval"]

@@ -1,20 +1,32 @@
 """Accuracy of an ONNX file, with its interval."""
 
+import numpy as np
 import onnxruntime
+import torch
 from scipy.stats import binomtest
+from torch import nn
 
 from data import Dataset, Split, normalize
 from storage import run_onnx
 
 
-def accuracy(session: onnxruntime.InferenceSession, dataset: Dataset, split: Split, batch_size: int = 100) -> float:
+def answers(session: onnxruntime.InferenceSession, dataset: Dataset, split: Split, batch_size: int = 100) -> np.ndarray:
+    """The class that the file puts each image of `split` into, `[N]`."""
+    return np.concatenate(
+        [run_onnx(session, normalize(images, dataset).numpy()).argmax(1) for images in split.images.split(batch_size)]
+    )
+
+
+def accuracy(session: onnxruntime.InferenceSession, dataset: Dataset, split: Split) -> float:
     """Share (0..1) of the images of `split` that the file puts into their class."""
-    correct = 0
-    for start in range(0, len(split), batch_size):
-        images = normalize(split.images[start : start + batch_size], dataset).numpy()
-        predicted = run_onnx(session, images).argmax(1)
-        correct += int((predicted == split.labels[start : start + batch_size].numpy()).sum())
-    return correct / len(split)
+    return float((answers(session, dataset, split) == split.labels.numpy()).mean())
+
+
+@torch.no_grad()
+def agreement(model: nn.Module, answered: np.ndarray, dataset: Dataset, split: Split, batch_size: int = 100) -> float:
+    """Share (0..1) of the images of `split` that `model` in PyTorch puts into the class that its file `answered`."""
+    own = [model(normalize(images, dataset)).argmax(1) for images in split.images.split(batch_size)]
+    return float((torch.cat(own).numpy() == answered).mean())
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:

@@ -45,7 +45,7 @@ def latency(file: Path, base_file: Path, base: nn.Module) -> dict:
     for batch in BATCHES:
         images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
         for suffix, threads in (("", os.cpu_count()), ("_one_thread", 1)):
-            result[f"batch{batch}{suffix}"] = _time_by_turns(file, base_file, base, images, threads)
+            result[f"batch{batch}{suffix}"] = time_by_turns(file, base_file, base, images, threads)
     return result
 
 
@@ -62,7 +62,8 @@ def hardware() -> dict:
     }
 
 
-def _time_by_turns(file: Path, base_file: Path, base: nn.Module, images: np.ndarray, threads: int) -> dict:
+def time_by_turns(file: Path, base_file: Path, base: nn.Module, images: np.ndarray, threads: int) -> dict:
+    """One setting of `latency`: normalized images `[B, C, H, W]` (float32), so many threads."""
     session, base_session = open_onnx(file, threads), open_onnx(base_file, threads)
     tensor = torch.from_numpy(images)
     base.cpu().eval()

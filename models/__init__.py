@@ -1,6 +1,7 @@
 """The networks, by name: `build("resnet18", shape=(3, 32, 32), classes=10)`."""
 
-from models.registry import ARCHITECTURES, ModelError, build, check_model, combine, rebuild
+from models.errors import ModelError
+from models.registry import ARCHITECTURES, build, check_model, combine, rebuild
 from models.resnet import ResNet
 
 __all__ = ["ARCHITECTURES", "ModelError", "ResNet", "build", "check_model", "combine", "rebuild"]

@@ -12,6 +12,8 @@ from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
+from models.errors import ModelError
+
 OPSET = 21  # of ONNX: the first that the exporter's QuantizeLinear and DequantizeLinear are asked for in
 
 
@@ -111,6 +113,12 @@ def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> f
     for name, layer in list(graph_module.named_modules()):
         if type(layer) in forms:
             graph_module.set_submodule(name, forms[type(layer)](layer, *rounding(name, layer)))
+        elif any(True for _ in layer.parameters(recurse=False)):
+            kind = type(layer).__name__
+            raise ModelError(
+                f"{name} ({kind}) has no integer form: a network to quantize is made of 2-d convolutions, linear "
+                "layers, and batch norm right behind a convolution"
+            )
     place_quantizers(graph_module, Quantizer)
     graph_module.spec = spec
     return graph_module.eval()

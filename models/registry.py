@@ -6,6 +6,7 @@ from functools import partial
 from torch import nn
 
 from models.ensemble import Ensemble
+from models.errors import ModelError
 from models.quantized import insert_quantizers
 from models.resnet import Shape, resnet8, resnet14, resnet18, resnet20
 from models.students import PLAIN, PlainStudent, ds_cnn, tiny_mixer
@@ -20,10 +21,6 @@ ARCHITECTURES: dict[str, Callable[[Shape, int, float], nn.Module]] = {
     "tiny_mixer": tiny_mixer,
     **{name: partial(PlainStudent, name) for name in PLAIN},
 }
-
-
-class ModelError(Exception):
-    """A network that cannot be built."""
 
 
 def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Module:

@@ -72,3 +72,40 @@ def layer_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.grid(visible=False)
     ax.figure.colorbar(image, ax=ax, label="added cross-entropy (log scale)")
     return ax
+
+
+def noise_by_layer(table: pd.DataFrame, worst: int = 3, ax: Axes | None = None) -> Axes:
+    """Signal-to-noise ratio (dB) of weights and activations, in the order of the forward pass; the worst are named.
+
+    `table`: columns `layer`, `what` ("weights" or "activations") and `db`.
+    """
+    ax = ax or plt.gca()
+    for index, (what, group) in enumerate(table.groupby("what", sort=False)):
+        group = group[np.isfinite(group["db"])].reset_index()
+        names = ", ".join(group.nsmallest(worst, "db")["layer"])
+        style = {"color": PALETTE[index], "marker": MARKERS[index]}
+        ax.plot(group.index, group["db"], label=f"{what}; worst: {names}", **style)
+    ax.set_ylim(0)
+    ax.set_xlabel("place in the forward pass")
+    ax.set_ylabel("signal-to-noise ratio (dB)")
+    ax.legend(fontsize=8, loc="lower right")
+    return ax
+
+
+def latency_by_path(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Median latency (ms) of each way to an INT8 file; beside it the speed against FP32 and its integer operators.
+
+    `table`: columns `path`, `latency_ms`, `speedup`, `integer_operators` and `operators`.
+    """
+    ax = ax or plt.subplots(figsize=(7.5, 0.8 + 0.4 * len(table)))[1]
+    colors = [PALETTE[0] if n else PALETTE[4] for n in table["integer_operators"]]
+    ax.barh(range(len(table)), table["latency_ms"], color=colors, height=0.6)
+    for position, row in enumerate(table.itertuples()):
+        text = f" {row.latency_ms:.2f} ms, {row.speedup:.2f}x, {row.integer_operators} of {row.operators} integer"
+        ax.text(row.latency_ms, position, text, va="center", fontsize=9)
+    ax.set_yticks(range(len(table)), table["path"], fontsize=9)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set_xlim(0, 1.6 * table["latency_ms"].max())
+    ax.set_xlabel("latency (ms), batch 1, all threads; convolutions and additions")
+    return ax

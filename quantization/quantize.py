@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from distillation import Teacher, check_teaching, taught
 from models.quantized import insert_quantizers
 from quantization import qat
 from quantization.static import METHODS, calibrate
@@ -24,6 +25,7 @@ class Quantize:
         al., ICLR 2020), for `epochs`. Weights that are zero, as pruning leaves them, stay zero.
     bits: of the weights, 2 to 8, or "ternary" (-1, 0, 1); `first_last_bits` those of the first and the last layer,
         None for the same; `layer_bits` those of single layers, as pairs of name and bits.
+    teacher: a recipe whose logits guide the training, such as the float base itself (see `distillation_loss`).
     calibration: "percentile" (the range holds `percentile` % of the values seen), "minmax", or "mse" (the range with
         the least mean squared error).
     """
@@ -41,6 +43,8 @@ class Quantize:
     batch_size: int = 128
     weight_decay: float = 1e-4
     teacher: Any = None
+    temperature: float = 4.0
+    alpha: float = 0.9
 
     makes_integers: ClassVar[bool] = True  # so no step that changes weights can follow
 
@@ -59,6 +63,9 @@ class Quantize:
             raise StepError(f"percentile must be above 50 and at most 100, not {self.percentile}")
         if self.mode == "qat" and not self.per_channel:
             raise StepError("quantization-aware training learns a step per output channel: leave per_channel True")
+        if self.mode == "static" and self.teacher is not None:
+            raise StepError("a teacher guides training, and static quantization has none: use mode='qat'")
+        check_teaching(self.temperature, self.alpha)
         check_training(
             epochs=self.epochs,
             learning_rate=self.learning_rate,
@@ -96,6 +103,9 @@ class Quantize:
     def _train(self, model: nn.Module, calibrated: nn.Module, bits: dict[str, Bits], context: Context) -> nn.Module:
         trained = qat.prepare(model, bits)
         qat.start(trained, calibrated)
+        loss = smoothed_cross_entropy(0.0)
+        if self.teacher is not None:
+            loss = taught(Teacher([context.make(self.teacher)], context), self.temperature, self.alpha)
         fit(
             trained,
             context,
@@ -103,7 +113,7 @@ class Quantize:
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
             weight_decay=self.weight_decay,
-            loss=smoothed_cross_entropy(0.0),
+            loss=loss,
             before_epoch=functools.partial(qat.before_epoch, trained),
             after_step=lambda done: qat.after_step(trained),
             title=f"{self.bits} bits on {context.dataset.name}, seed {context.seed}",

@@ -3,13 +3,18 @@
 from collections.abc import Iterable
 
 import pandas as pd
+import torch
 
-from data import load
+from data import load, normalize
 from experiment import Recipe, kept_table, make
 from quantization.mixed import allocate, sensitivity
+from quantization.noise import signal_to_noise
+from quantization.paths import paths
 from quantization.quantize import Quantize
 from quantization.static import METHODS
 from quantization.weights import Bits
+from storage import Checkpoint
+from training import Context
 
 Case = tuple[dict, Recipe]
 # Fewer bits take longer to settle. A laptop bears these epochs.
@@ -58,6 +63,27 @@ def layer_sensitivity(base: Recipe) -> pd.DataFrame:
     name = f"sensitivity-{base.id}"
     bits = (*CANDIDATES, 8)
     return kept_table(name, base.dataset, lambda: sensitivity(make(base), load(base.dataset), bits))
+
+
+def noise(base: Recipe, step: Quantize | None = None, images: int = 200) -> pd.DataFrame:
+    """`signal_to_noise` of the base quantized by a static `step`, on validation images: columns layer, what, db."""
+    recipe, dataset_name = base.then(step or Quantize()), base.dataset
+
+    def rows() -> list[dict]:
+        dataset = load(dataset_name)
+        return signal_to_noise(make(base), make(recipe), normalize(dataset.validation.images[:images], dataset))
+
+    return kept_table(f"noise-{recipe.id}-{images}", dataset_name, rows)
+
+
+def ways(base: Recipe) -> pd.DataFrame:
+    """`paths` from the base, kept as a table of this machine's times."""
+
+    def rows() -> list[dict]:
+        nowhere = Checkpoint(None)
+        return paths(make(base), Context(load(base.dataset), base.seed, torch.device("cpu"), nowhere, make, cache=None))
+
+    return kept_table(f"paths-{base.id}", base.dataset, rows)
 
 
 def mixed(base: Recipe, average: int = 3) -> Recipe:

@@ -1,0 +1,62 @@
+"""Where rounding hurts: the signal-to-noise ratio of every weight and activation of an integer network."""
+
+import math
+
+import torch
+from torch import fx, nn
+from torch.fx.experimental.optimization import fuse
+
+from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer
+
+
+@torch.no_grad()
+def signal_to_noise(model: nn.Module, integer: nn.Module, images: torch.Tensor) -> list[dict]:
+    """10 log10(|float|^2 / |float - rounded|^2) in dB, of each layer's weight and of what each quantizer rounds.
+
+    Args:
+        model: the float network; integer: the same network quantized without training (after it, other weights would
+            count as noise); images: normalized, `[B, C, H, W]`.
+
+    Returns rows of `layer`, `what` ("weights" or "activations") and `db`, in the order of the forward pass. An
+    activation carries the noise of all roundings before it too. What is exact has infinite dB.
+    """
+    folded = fuse(model.eval().cpu())
+    signals = _Outputs(folded)
+    signals.run(images)
+    rounded: dict[str, torch.Tensor] = {}
+    hooks = [
+        quantizer.register_forward_hook(lambda _, inputs, output, name=name: rounded.update({name: output}))
+        for name, quantizer in integer.named_modules()
+        if isinstance(quantizer, Quantizer)
+    ]
+    integer(images)
+    for hook in hooks:
+        hook.remove()
+    rows = []
+    for name, layer in integer.named_modules():
+        if isinstance(layer, QuantizedConv2d | QuantizedLinear):
+            weight = folded.get_submodule(name).weight
+            rows.append({"layer": name, "what": "weights", "db": decibels(weight, layer.dequantized())})
+    for name, output in rounded.items():
+        signal = signals.seen[name.removeprefix("quantizer_")]
+        rows.append({"layer": name.removeprefix("quantizer_"), "what": "activations", "db": decibels(signal, output)})
+    return rows
+
+
+def decibels(signal: torch.Tensor, rounded: torch.Tensor) -> float:
+    """The ratio of the signal's power to that of the rounding error, in dB."""
+    noise = (signal - rounded).double().square().sum().item()
+    power = signal.double().square().sum().item()
+    return 10 * math.log10(power / noise) if power and noise else math.inf
+
+
+class _Outputs(fx.Interpreter):
+    """Runs a graph and keeps what every node gives, by the node's name."""
+
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module)
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        self.seen[n.name] = super().run_node(n)
+        return self.seen[n.name]
