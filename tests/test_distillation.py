@@ -237,7 +237,7 @@ def test_a_record_with_features(folders):
     base = Recipe("digits", (Train("tiny", epochs=1, batch_size=128),))
     hints = base.then(Distill("tiny", epochs=1, batch_size=128, features="hints"))
     assert run(hints)["parameters"] == run(base)["parameters"]
-    assert hints.label == "tiny > Distill(tiny, epochs=1, batch_size=128, features=hints)"
+    assert hints.label == "tiny > Distill(tiny, epochs=1, features=hints)"
 
 
 def test_identities_from_before_there_were_features():
