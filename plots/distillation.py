@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from plots.style import MARKERS, PALETTE
@@ -61,7 +61,7 @@ def _name(table: pd.DataFrame, ax: Axes) -> None:
 
 
 def confusion_difference(table: pd.DataFrame, one: str, other: str, ax: Axes | None = None) -> Axes:
-    """How many more validation images of a class (row) get an answer (column) from `other` than from `one`.
+    """How many more images of a class (row) get an answer (column) from `other` than from `one`.
 
     `table`: columns model, actual, answer, images. Blue is for the better: more on the diagonal, less off it.
     """
@@ -83,7 +83,7 @@ def confusion_difference(table: pd.DataFrame, one: str, other: str, ax: Axes | N
     ax.set_xlabel("answer")
     ax.set_ylabel("class")
     ax.grid(visible=False)
-    ax.figure.colorbar(image, ax=ax, label=f"images for the better with {other} instead of {one}", shrink=0.85)
+    ax.figure.colorbar(image, ax=ax, label="images more for the better", ticks=MaxNLocator(integer=True))
     return ax
 
 
