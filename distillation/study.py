@@ -1,8 +1,10 @@
 """What notebook 4 compares: lists of cases, each some words about it and its recipe, and tables beside them."""
 
 import dataclasses
+import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +58,6 @@ def with_and_without(base: Recipe, models: Iterable[str], without: Iterable[str]
     return cases + [(_words(model, "without"), alone(base, model)) for model in without]
 
 
-def with_features(base: Recipe, model: str, kinds: Iterable[str]) -> list[Case]:
-    """A student that learns from the answers alone, and from feature maps too."""
-    cases = [({"learns from": "answers"}, student(base, model))]
-    return cases + [({"learns from": f"answers and {kind}"}, student(base, model, features=kind)) for kind in kinds]
-
-
 def ensemble(base: Recipe, models: Sequence[str], **fields) -> Recipe:
     """The students of a base as one model."""
     return Recipe(base.dataset, (Ensemble(tuple(student(base, model) for model in models), **fields),), base.seed)
@@ -102,20 +98,27 @@ def width_of(dataset: str, model: str, parameters: int) -> float:
 
 
 def losses(base: Recipe, model: str, temperatures: Iterable[float], alphas: Iterable[float]) -> pd.DataFrame:
-    """Validation accuracy (0..1) of a student over a grid of temperature and alpha."""
-    temperatures, alphas = list(temperatures), list(alphas)
+    """Validation accuracy (0..1) of a student over a grid: columns temperature, alpha, accuracy."""
+    grid = [{"temperature": temperature, "alpha": alpha} for temperature in temperatures for alpha in alphas]
+    return _validated("losses", base, model, grid)
+
+
+def with_features(base: Recipe, model: str, kinds: Iterable[str | None]) -> pd.DataFrame:
+    """Validation accuracy (0..1) of a student by what it learns from beside answers: columns features, accuracy."""
+    return _validated("features", base, model, [{"features": kind} for kind in kinds])
+
+
+def _validated(name: str, base: Recipe, model: str, fields: list[dict]) -> pd.DataFrame:
+    """A row for each choice of a student's fields, by what is to be chosen: validation accuracy."""
+    recipes = [student(base, model, **choice) for choice in fields]
 
     def rows() -> list[dict]:
-        dataset, found = load(base.dataset), []
-        for temperature in temperatures:
-            for alpha in alphas:
-                trained = make(student(base, model, temperature=temperature, alpha=alpha))
-                accuracy = evaluate(trained, dataset, dataset.validation)
-                found.append({"temperature": temperature, "alpha": alpha, "accuracy": accuracy})
-        return found
+        dataset = load(base.dataset)
+        validate = partial(evaluate, dataset=dataset, split=dataset.validation)
+        return [choice | {"accuracy": validate(make(recipe))} for choice, recipe in zip(fields, recipes, strict=True)]
 
-    words = "-".join(map(str, (*temperatures, "a", *alphas)))
-    return kept_table(f"losses-{student(base, model).id}-{words}", base.dataset, rows)
+    words = hashlib.sha256("".join(recipe.id for recipe in recipes).encode()).hexdigest()[:12]
+    return kept_table(f"{name}-{words}", base.dataset, rows)
 
 
 def diversity(members: Sequence[Recipe]) -> pd.DataFrame:

@@ -34,14 +34,18 @@ def accuracy_by_parameters(
     ax.margins(x=0.15, y=0.15)
     ax.set_xlabel("parameters (thousands, log scale)")
     ax.set_ylabel("test accuracy (%), 95 % interval")
-    ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+    ax.legend([handles[index] for index in order], [labels[index] for index in order], fontsize=9, **below)
     _name(table.sort_values("accuracy").drop_duplicates("student", keep="last"), ax)
     return ax
 
 
 def _name(table: pd.DataFrame, ax: Axes) -> None:
-    """Write each point's name where it covers the least of what is written already."""
-    points = ax.transData.transform(table[["parameters", "accuracy"]].to_numpy() * [1e-3, 100])
+    """Write each point's name where it covers the least of the other points and names."""
+    points = [line.get_xydata() for line in ax.lines if line.get_marker() not in ("_", "|")]  # not the bars' caps
+    points = ax.transData.transform(np.concatenate(points))
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
     for row in table.itertuples():
         tries = []
@@ -78,7 +82,8 @@ def confusion_difference(table: pd.DataFrame, one: str, other: str, ax: Axes | N
     for row, column in zip(*difference.nonzero(), strict=True):
         shade = "white" if abs(gain[row, column]) > 0.6 * largest else "black"
         ax.text(column, row, f"{difference[row, column]:+d}", ha="center", va="center", color=shade, fontsize=9)
-    ax.set_xticks(range(len(order)), order, rotation=45 if max(map(len, order)) > 2 else 0, ha="center")
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, order)) > 2 else {}
+    ax.set_xticks(range(len(order)), order, **slanted)
     ax.set_yticks(range(len(order)), order)
     ax.set_xlabel("answer")
     ax.set_ylabel("class")
@@ -95,7 +100,7 @@ def loss_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for row, column in np.ndindex(grid.shape):
         shade = "black" if image.norm(grid.iloc[row, column]) > 0.6 else "white"
         ax.text(column, row, f"{grid.iloc[row, column]:.2f}", ha="center", va="center", color=shade)
-    ax.set_xticks(range(len(grid.columns)), [f"{value:g}" for value in grid.columns])
+    ax.set_xticks(range(len(grid.columns)), [f"{value:.3g}" for value in grid.columns])
     ax.set_yticks(range(len(grid)), [f"{value:g}" for value in grid.index])
     ax.set_xlabel("alpha, the teacher's share of the loss")
     ax.set_ylabel("temperature")
