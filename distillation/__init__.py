@@ -2,7 +2,17 @@
 
 from distillation.distill import Distill, check_teaching
 from distillation.ensemble import Ensemble
+from distillation.features import attention_loss, hint_loss
 from distillation.loss import distillation_loss
 from distillation.teacher import Teacher, taught
 
-__all__ = ["Distill", "Ensemble", "Teacher", "check_teaching", "distillation_loss", "taught"]
+__all__ = [
+    "Distill",
+    "Ensemble",
+    "Teacher",
+    "attention_loss",
+    "check_teaching",
+    "distillation_loss",
+    "hint_loss",
+    "taught",
+]

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from distillation.ensemble import Ensemble
+from distillation.features import KINDS, Guided
 from distillation.teacher import Teacher, taught
 from models import check_model
 from training import Context, Step, StepError, check_training, fit, fresh, round_weights
@@ -16,7 +18,8 @@ class Distill:
 
     The teacher is the model that the chain has made so far, or the recipes in `teachers`, whose probabilities are
     averaged. The loss is that of Hinton et al. (2015): see `distillation_loss`. The student sees the very images that
-    its teacher sees.
+    its teacher sees. With `features`, "attention" or "hints", its feature maps come near the teacher's too, with a
+    loss of weight `features_weight`: see `distillation.features`. That takes one teacher, and its forward pass.
     """
 
     model: str
@@ -28,6 +31,8 @@ class Distill:
     alpha: float = 0.9
     width: float = 1.0
     teachers: tuple[Any, ...] = ()
+    features: str | None = None
+    features_weight: float = 1.0
 
     def __post_init__(self):
         check_model(self.model, self.width)
@@ -38,22 +43,36 @@ class Distill:
             weight_decay=self.weight_decay,
         )
         check_teaching(self.temperature, self.alpha)
+        if self.features not in (None, *KINDS):
+            raise StepError(f"features are one of {', '.join(KINDS)} or None, not {self.features!r}")
+        if not self.features_weight > 0 or (self.features is None and self.features_weight != 1):
+            raise StepError("features_weight must be above 0, and means nothing without features: set both or none")
 
     def follows(self, previous: Step | None) -> None:
         if previous is None:
             raise StepError("Distill needs a teacher: start the recipe with Train or Ensemble")
+        taught_by = [recipe.steps[-1] for recipe in self.teachers] or [previous]
+        if self.features and (len(taught_by) > 1 or isinstance(taught_by[0], Ensemble)):
+            raise StepError("feature maps are those of one network: with features, give one teacher, no ensemble")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        for recipe in self.teachers:
+            if recipe.dataset != context.dataset.name:
+                raise StepError(f"a teacher is of {recipe.dataset}, its student of {context.dataset.name}")
         teacher = Teacher([context.make(recipe) for recipe in self.teachers] or [model], context)
         student = fresh(self.model, self.width, context)
+        trained, loss = student, taught(teacher, self.temperature, self.alpha)
+        if self.features:
+            trained = Guided(student, teacher.models[0], self.features)
+            loss = trained.loss(self.temperature, self.alpha, self.features_weight)
         fit(
-            student,
+            trained,
             context,
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
             weight_decay=self.weight_decay,
-            loss=taught(teacher, self.temperature, self.alpha),
+            loss=loss,
             title=f"{self.model} under its teacher on {context.dataset.name}, seed {context.seed}",
         )
         return round_weights(student)

@@ -1,39 +1,94 @@
-"""Charts of distillation: students by their size, and the two numbers of the loss."""
+"""Charts of distillation: students by their size, where an ensemble errs less, and the two numbers of the loss."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from plots.style import MARKERS, PALETTE
 
 
-def accuracy_by_parameters(table: pd.DataFrame, reported: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
-    """Test accuracy (%) with its 95 % interval against parameters (thousands, log axis), with and without a teacher.
+def accuracy_by_parameters(
+    table: pd.DataFrame, by: str, reported: pd.DataFrame | None = None, ax: Axes | None = None
+) -> Axes:
+    """Test accuracy (%) with its 95 % interval against parameters (thousands, log axis), each point named once.
 
-    `table`: columns `student`, `teacher` ("yes", "no" or "ensemble") and those of a record; `reported`, hollow marks:
-    columns `parameters_k` and `accuracy` (%).
+    `table`: columns `student` (the name), `by` (which gives colours and legend) and those of a record; `reported`,
+    hollow marks: columns `parameters_k` and `accuracy` (%).
     """
     ax = ax or plt.gca()
-    names = {"yes": "with a teacher", "no": "without", "ensemble": "ensemble"}
-    for index, (teacher, group) in enumerate(table.groupby("teacher", sort=False)):
+    for index, (kind, group) in enumerate(table.groupby(by, sort=False)):
         y = 100 * group["accuracy"]
         bars = [y - 100 * group["accuracy_low"], 100 * group["accuracy_high"] - y]
-        style = {"color": PALETTE[index], "fmt": MARKERS[index], "capsize": 3}
-        ax.errorbar(group["parameters"] / 1e3, y, yerr=bars, label=names[teacher], **style)
-    best = table.sort_values("accuracy").drop_duplicates("student", keep="last")
-    for row in best.itertuples():
-        at = (row.parameters / 1e3, 100 * row.accuracy_high)
-        ax.annotate(row.student, at, xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8)
+        style = {"color": PALETTE[index], "fmt": MARKERS[index], "capsize": 3, "elinewidth": 0.8}
+        ax.errorbar(group["parameters"] / 1e3, y, yerr=bars, label=kind, **style)
     if reported is not None:
         style = {"markerfacecolor": "none", "color": "0.45", "label": "published study (as reported)"}
         ax.plot(reported["parameters_k"].astype(float), reported["accuracy"], "o", **style)
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.15, y=0.15)
     ax.set_xlabel("parameters (thousands, log scale)")
     ax.set_ylabel("test accuracy (%), 95 % interval")
-    ax.legend(fontsize=9, loc="lower right")
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+    ax.legend([handles[index] for index in order], [labels[index] for index in order], fontsize=9, **below)
+    _name(table.sort_values("accuracy").drop_duplicates("student", keep="last"), ax)
+    return ax
+
+
+def _name(table: pd.DataFrame, ax: Axes) -> None:
+    """Write each point's name where it covers the least of the other points and names."""
+    points = [line.get_xydata() for line in ax.lines if line.get_marker() not in ("_", "|")]  # not the bars' caps
+    points = ax.transData.transform(np.concatenate(points))
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
+    for row in table.itertuples():
+        tries = []
+        for x, y, side in ((7, 0, "left"), (-7, 0, "right"), (0, 9, "center"), (0, -9, "center"), (7, 11, "left"),
+                           (7, -11, "left"), (-7, 11, "right"), (-7, -11, "right")):  # fmt: skip
+            at = (row.parameters / 1e3, 100 * row.accuracy)
+            style = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8}
+            tries.append(ax.annotate(row.student, at, xytext=(x, y), **style))
+        boxes = [text.get_window_extent() for text in tries]
+        outside = [not ax.bbox.containsx(box.x0) or not ax.bbox.containsx(box.x1) for box in boxes]
+        covers = [out + sum(box.overlaps(other) for other in taken) for out, box in zip(outside, boxes, strict=True)]
+        best = covers.index(min(covers))
+        taken.append(boxes[best])
+        for index, text in enumerate(tries):
+            if index != best:
+                text.remove()
+
+
+def confusion_difference(table: pd.DataFrame, one: str, other: str, ax: Axes | None = None) -> Axes:
+    """How many more images of a class (row) get an answer (column) from `other` than from `one`.
+
+    `table`: columns model, actual, answer, images. Blue is for the better: more on the diagonal, less off it.
+    """
+    ax = ax or plt.subplots(figsize=(6.2, 5.2))[1]
+    order = list(table["actual"].unique())
+    counts = {
+        model: group.pivot(index="actual", columns="answer", values="images").loc[order, order]
+        for model, group in table.groupby("model")
+    }
+    difference = (counts[other] - counts[one]).to_numpy()
+    gain = np.where(np.eye(len(order), dtype=bool), difference, -difference)
+    largest = max(1, np.abs(gain).max())
+    image = ax.imshow(gain, cmap="RdBu", vmin=-largest, vmax=largest)
+    for row, column in zip(*difference.nonzero(), strict=True):
+        shade = "white" if abs(gain[row, column]) > 0.6 * largest else "black"
+        ax.text(column, row, f"{difference[row, column]:+d}", ha="center", va="center", color=shade, fontsize=9)
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, order)) > 2 else {}
+    ax.set_xticks(range(len(order)), order, **slanted)
+    ax.set_yticks(range(len(order)), order)
+    ax.set_xlabel("answer")
+    ax.set_ylabel("class")
+    ax.grid(visible=False)
+    ax.figure.colorbar(image, ax=ax, label="images more for the better", ticks=MaxNLocator(integer=True))
     return ax
 
 
@@ -45,7 +100,7 @@ def loss_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for row, column in np.ndindex(grid.shape):
         shade = "black" if image.norm(grid.iloc[row, column]) > 0.6 else "white"
         ax.text(column, row, f"{grid.iloc[row, column]:.2f}", ha="center", va="center", color=shade)
-    ax.set_xticks(range(len(grid.columns)), [f"{value:g}" for value in grid.columns])
+    ax.set_xticks(range(len(grid.columns)), [f"{value:.3g}" for value in grid.columns])
     ax.set_yticks(range(len(grid)), [f"{value:g}" for value in grid.index])
     ax.set_xlabel("alpha, the teacher's share of the loss")
     ax.set_ylabel("temperature")

@@ -9,12 +9,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from data import Split, batches, load, normalize
-from distillation import Distill, Ensemble, Teacher, distillation_loss, taught
+from distillation import Distill, Ensemble, Teacher, attention_loss, distillation_loss, hint_loss, taught
 from distillation.ensemble import best_weights
+from distillation.features import Guided, map_places, maps_at
 from experiment import Recipe, run
 from models import build, combine
 from storage import Checkpoint, export_onnx, open_onnx, run_onnx
 from training import Context, StepError, Train
+
+DIGITS = Recipe("digits", (Train("resnet8"),))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,115 @@ def test_a_teacher_of_another_data_set(digits, tmp_path):
             Teacher([other], context_of(digits, tmp_path))
 
 
+# Features
+
+
+def test_attention_against_numpy():
+    draws = np.random.default_rng(4)
+    student, teacher = draws.normal(size=(5, 3, 4, 6)), draws.normal(size=(5, 8, 4, 6))
+    apart = 0.0
+    for one, other in zip(student, teacher, strict=True):
+        one, other = (np.mean(maps**2, axis=0).ravel() for maps in (one, other))
+        apart += ((one / np.sqrt(one @ one) - other / np.sqrt(other @ other)) ** 2).sum() / 5
+    assert attention_loss(*map(torch.tensor, (student, teacher))).item() == pytest.approx(apart, rel=1e-5)
+    assert attention_loss(torch.tensor(teacher) * 7, torch.tensor(teacher)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_hints_against_numpy(digits):
+    """The whole loss: maps found in both, the regressor as a matrix product over channels, and the answers' part."""
+    teacher, student = network(0, "resnet14"), network(1, "student_6")
+    guided = Guided(student, teacher, "hints").train()
+    batch = next(batches(digits, digits.train, 32, seed=0, epoch=0))
+    logits = guided(batch.images)
+    value = guided.loss(4.0, 0.9, 0.5)(logits, batch).item()
+    student_maps, teacher_maps = {}, {}
+    with torch.no_grad():
+        x = batch.images  # by hand: the student before its pools, the teacher after its stages
+        for layer in student.train().layers[:11]:
+            x = layer(x)
+            student_maps[x.shape[2]] = x.numpy()
+        x = teacher.relu(teacher.bn(teacher.conv(batch.images)))
+        for block in teacher.blocks:
+            x = block(x)
+            teacher_maps[x.shape[2]] = x.numpy()
+        expected = distillation_loss(logits, teacher(batch.images), batch.labels, 4.0, 0.9).item()
+    hints = []
+    for regressor, size in zip(guided.regressors, (8, 4, 2), strict=True):
+        weight = regressor.weight.detach().numpy()[:, :, 0, 0]
+        guess = np.einsum("oi,bihw->bohw", weight, student_maps[size]) + regressor.bias.detach().numpy()[:, None, None]
+        hints.append(((guess - teacher_maps[size]) ** 2).mean())
+    assert value == pytest.approx(expected + 0.5 * np.mean(hints), rel=1e-4)
+    zeros, halves = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
+    assert hint_loss(zeros, halves).item() == 0.25
+
+
+def test_where_maps_are_taken():
+    resnet, mixer = network(name="resnet20", shape=(3, 32, 32)), network(name="tiny_mixer", shape=(3, 32, 32))
+    places = map_places(resnet)
+    assert {size: channels for size, (_, channels) in places.items()} == {(32, 32): 16, (16, 16): 32, (8, 8): 64}
+    _, maps = maps_at(resnet, [name for name, _ in places.values()], torch.randn(2, 3, 32, 32))
+    assert all((found >= 0).all() for found in maps)  # behind a stage's last ReLU
+    stages = {(32, 32): 36, (16, 16): 64}
+    assert {size: channels for size, (_, channels) in map_places(mixer).items()} == stages
+    assert mixer.get_submodule(map_places(mixer)[(16, 16)][0]).__class__.__name__ == "MixerBlock"  # the sum, not a part
+    assert not any(module._forward_hooks for module in (*resnet.modules(), *mixer.modules()))
+
+
+@pytest.mark.parametrize("kind", ["attention", "hints"])
+def test_features_move_the_student_alone(digits, kind):
+    teacher, student = network(0, "resnet14"), network(1)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    guided = Guided(student, teacher, kind).train()
+    batch = next(batches(digits, digits.train, 32, seed=0, epoch=0))
+    guided.loss(4.0, 0.9, 1.0)(guided(batch.images), batch).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in guided.parameters())
+    assert not set(map(id, guided.parameters())) & set(map(id, teacher.parameters()))
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())  # running means too
+
+
+def test_no_map_of_the_same_size():
+    with pytest.raises(StepError, match="7x7.*8x8"):
+        Guided(network(shape=(1, 7, 7), name="student_6"), network(), "attention")
+
+
+@pytest.mark.parametrize("kind", ["attention", "hints"])
+def test_a_killed_training_with_features_ends_with_the_same_weights(digits, tmp_path, kind, monkeypatch):
+    step = Distill("student_6", epochs=3, batch_size=50, width=0.25, features=kind)
+    whole = step.apply(network(), context_of(digits, tmp_path / "whole"))
+    assert whole.spec["architecture"] == "student_6" and not any("regressor" in name for name in whole.state_dict())
+    save = Checkpoint.save
+
+    def killed(checkpoint, tensors, state):
+        save(checkpoint, tensors, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            step.apply(network(), context_of(digits, tmp_path / "state"))
+    resumed = step.apply(network(), context_of(digits, tmp_path / "state"))
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    plain = dataclasses.replace(step, features=None).apply(network(), context_of(digits, tmp_path / "plain"))
+    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_record_with_features(folders):
+    base = Recipe("digits", (Train("tiny", epochs=1, batch_size=128),))
+    hints = base.then(Distill("tiny", epochs=1, batch_size=128, features="hints"))
+    assert run(hints)["parameters"] == run(base)["parameters"]
+    assert hints.label == "tiny > Distill(tiny, epochs=1, features=hints)"
+
+
+def test_identities_from_before_there_were_features():
+    base = Recipe("digits", (Train("resnet20", epochs=10, batch_size=32),))
+    assert base.then(Distill("student_4", epochs=5, batch_size=32)).id == "484d4e19ebd2"
+    fields = {"temperature": 20.0, "alpha": 0.5, "width": 0.5, "teachers": (base,)}
+    assert base.then(Distill("student_4", epochs=5, **fields)).id == "2d1053e103ae"
+    assert Recipe("digits", (Ensemble((base, base.then(Distill("student_4")))),)).id == "c119051b80e2"
+
+
 # The steps
 
 
@@ -198,7 +310,12 @@ def test_weights_of_an_ensemble_against_a_grid(digits):
         (lambda: Distill("tiny_mixer", temperature=0), "temperature must be above 0"),
         (lambda: Distill("tiny_mixer", alpha=1.5), "from 0 to 1"),
         (lambda: Distill("tiny_mixer", epochs=0), "at least 1"),
+        (lambda: Distill("tiny_mixer", features="looks"), "attention, hints or None"),
+        (lambda: Distill("tiny_mixer", features="hints", features_weight=0), "above 0"),
+        (lambda: Distill("tiny_mixer", features_weight=2.0), "without features"),
         (lambda: Recipe("digits", (Distill("resnet8"),)), "needs a teacher"),
+        (lambda: Recipe("digits", (Ensemble((DIGITS,)), Distill("resnet8", features="hints"))), "one teacher"),
+        (lambda: DIGITS.then(Distill("resnet8", features="hints", teachers=(DIGITS, DIGITS))), "one teacher"),
         (lambda: Ensemble(()), "needs members"),
         (
             lambda: Ensemble((Recipe("digits", (Train("resnet8"),)), Recipe("cifar10", (Train("resnet8"),)))),
