@@ -1,7 +1,8 @@
 """The networks, by name: `build("resnet18", shape=(3, 32, 32), classes=10)`."""
 
+from models.channels import channel_table
 from models.errors import ModelError
 from models.registry import ARCHITECTURES, build, check_model, combine, rebuild
 from models.resnet import ResNet
 
-__all__ = ["ARCHITECTURES", "ModelError", "ResNet", "build", "check_model", "combine", "rebuild"]
+__all__ = ["ARCHITECTURES", "ModelError", "ResNet", "build", "channel_table", "check_model", "combine", "rebuild"]

@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import nn
 
+from models.channels import cut
 from models.ensemble import Ensemble
 from models.errors import ModelError
 from models.quantized import insert_quantizers
@@ -66,4 +67,6 @@ def rebuild(spec: dict) -> nn.Module:
         return combine([rebuild(member) for member in spec["members"]])
     shape, width = tuple(spec["shape"]), spec.get("width", 1.0)
     model = build(spec["architecture"], shape=shape, classes=spec["classes"], width=width)
+    if "channels" in spec:
+        cut(model, spec["channels"]).spec["channels"] = spec["channels"]
     return insert_quantizers(model) if spec.get("quantized") else model

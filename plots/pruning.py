@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Arc
 
 from plots.style import MARKERS, PALETTE
 
@@ -66,4 +67,75 @@ def density_bars(tables: dict[str, pd.DataFrame], ax: Axes | None = None) -> Axe
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("weights left in the layer (%, log scale)")
     ax.legend(fontsize=9)
+    return ax
+
+
+def accuracy_by_speed(table: pd.DataFrame, base_accuracy: float, ax: Axes | None = None) -> Axes:
+    """Accuracy (%) with its interval against speed: how often the FP32 base's, one kind of pruning a colour.
+
+    `table`: columns `kind`, `accuracy`, `accuracy_low`, `accuracy_high` (0..1) and `speedup`.
+    """
+    ax = ax or plt.gca()
+    for index, (kind, group) in enumerate(table.groupby("kind", sort=False)):
+        group = group.sort_values("speedup")
+        accuracy = 100 * group[["accuracy", "accuracy_low", "accuracy_high"]].to_numpy().T
+        bars = [accuracy[0] - accuracy[1], accuracy[2] - accuracy[0]]
+        style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+        ax.errorbar(group["speedup"], accuracy[0], yerr=bars, capsize=2, linewidth=1, label=kind, **style)
+    ax.plot(1, 100 * base_accuracy, marker="*", markersize=12, color="0.3", linestyle="none", label="not pruned")
+    ax.set_xlabel("speed, batch 64 (times the FP32 base's)")
+    ax.set_ylabel("test accuracy (%)")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def sparse_against_dense(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """How many times as fast as dense a layer's CSR product is, against density (%); both axes logarithmic.
+
+    `table`: columns `layer`, `rows`, `inner`, `density` (0..1), `dense_ms` and `csr_ms`.
+    """
+    ax = ax or plt.gca()
+    for index, (layer, group) in enumerate(table.groupby("layer", sort=False)):
+        first = group.iloc[0]
+        label = f"{layer} ({first['rows']} x {first['inner']})"
+        style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+        ax.plot(100 * group["density"], group["dense_ms"] / group["csr_ms"], label=label, **style)
+    ax.axhline(1, color="0.3", linestyle="--", linewidth=1, label="dense")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.set_xlabel("weights that are not zero (%, log scale)")
+    ax.set_ylabel("speed of the CSR product (times dense)")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def layer_graph_arcs(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """The layer graph: layers from top to bottom, an arc from each to each that it feeds, a ring where the identity
+    joins in.
+
+    `table`: columns `layer`, `fed by` and `feeds`, names divided by commas.
+    """
+    ax = ax or plt.subplots(figsize=(6, 0.6 + 0.24 * len(table)))[1]
+    rows = {name: index for index, name in enumerate(table["layer"])}
+    for name, feeds in zip(table["layer"], table["feeds"], strict=True):
+        for other in filter(rows.__contains__, feeds.split(", ")):
+            start, end = rows[name], rows[other]
+            color = "0.4" if end - start == 1 else PALETTE[0]
+            span = end - start
+            ax.add_patch(Arc((0, (start + end) / 2), 0.35 * span, span, theta1=-90, theta2=90, color=color))
+    joined = ["identity" in fed.split(", ") for fed in table["fed by"]]
+    ax.scatter(np.zeros(len(rows)), range(len(rows)), s=14, color="0.2", zorder=3)
+    ax.scatter(
+        np.zeros(sum(joined)), np.flatnonzero(joined), s=90, facecolors="none", edgecolors=PALETTE[1], zorder=3,
+        label="fed by the identity too",
+    )  # fmt: skip
+    ax.set_yticks(range(len(rows)), rows, fontsize=8)
+    ax.set_ylim(len(rows) - 0.3, -0.7)
+    ax.set_xlim(-0.2, 1.4)
+    ax.xaxis.set_visible(False)
+    ax.grid(visible=False)
+    ax.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    ax.legend(fontsize=8, loc="lower right")
     return ax

@@ -1,8 +1,9 @@
 """Pruning: criteria, lookahead above all, on a layer graph that is found by itself."""
 
+from pruning.channels import PruneChannels
 from pruning.criteria import CRITERIA
 from pruning.graph import Layer, layer_graph
 from pruning.prune import Prune, Pruner
 from pruning.schedules import SCHEDULES
 
-__all__ = ["CRITERIA", "SCHEDULES", "Layer", "Prune", "Pruner", "layer_graph"]
+__all__ = ["CRITERIA", "SCHEDULES", "Layer", "Prune", "PruneChannels", "Pruner", "layer_graph"]

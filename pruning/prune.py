@@ -68,6 +68,8 @@ class Prune:
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model.to(context.device)
+        if self.schedule == "rewind" and "channels" in model.spec:
+            raise StepError("a network without some of its channels has no fresh weights to rewind to: use 'gradual'")
         pruner = Pruner(model, context, self)
         pruner.before_epoch(0.0)
         if self.schedule == "rewind":

@@ -1,16 +1,20 @@
 """What notebook 3 compares: lists of cases, each some words about it and its recipe, and tables beside them."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import pandas as pd
 import torch
 
 from data import Dataset, load
 from experiment import Recipe, kept_table, make
+from models import build
+from pruning.channels import PruneChannels
 from pruning.criteria import COMPARABLE, CRITERIA
 from pruning.graph import layer_graph
 from pruning.masks import select
 from pruning.prune import Prune
+from pruning.sparse_products import median_seconds
 from storage import Checkpoint
 from training import Context, evaluate
 
@@ -21,9 +25,21 @@ BATCH = {"digits": 32}
 
 def pruned(base: Recipe, criterion: str, sparsity: float) -> Recipe:
     """A base pruned gradually inside one training, for as long as the study gives it."""
-    kind = base.dataset.partition(":")[0]
-    epochs, batch = EPOCHS.get(kind, EPOCHS["digits"]), BATCH.get(kind, 128)
-    return base.then(Prune(criterion, sparsity, epochs=epochs, batch_size=batch))
+    return base.then(Prune(criterion, sparsity, **_training(base)))
+
+
+def narrowed(base: Recipe, criterion: str, macs: float) -> Recipe:
+    """A base that keeps a share of its multiply-accumulates, its channels pruned, trained for as long."""
+    return base.then(PruneChannels(macs, criterion, **_training(base)))
+
+
+def shares_of_channels(base: Recipe, criteria: Sequence[str], shares: Sequence[float]) -> list[Case]:
+    """A base narrowed by each criterion to each share of its multiply-accumulates."""
+    return [
+        ({"kind": f"channels by {criterion}", "macs kept": share}, narrowed(base, criterion, share))
+        for criterion in criteria
+        for share in shares
+    ]
 
 
 def sparsities(bases: Iterable[Recipe], criteria: Sequence[str], values: Sequence[float]) -> list[Case]:
@@ -104,6 +120,29 @@ def neighbours(base: Recipe) -> pd.DataFrame:
         ]
 
     return kept_table(f"graph-{base.id}", base.dataset, rows)
+
+
+def scoring_costs(base: Recipe, criteria: Sequence[str], widths: Sequence[float]) -> pd.DataFrame:
+    """Seconds to score every weight of the base's network at several widths: width, parameters, criterion, seconds."""
+
+    def rows() -> list[dict]:
+        dataset, found = load(base.dataset), []
+        context = _context(base, dataset)
+        for width in widths:
+            network = base.steps[0].model
+            model = build(network, shape=dataset.shape, classes=len(dataset.classes), width=width).eval()
+            graph, count = layer_graph(model), sum(p.numel() for p in model.parameters())
+            for name in criteria:
+                seconds = median_seconds(partial(CRITERIA[name], model, graph, context), 3)
+                found.append({"width": width, "parameters": count, "criterion": name, "seconds": seconds})
+        return found
+
+    return kept_table(f"scoring-{base.id}-{'-'.join(map(str, (*criteria, *widths)))}", base.dataset, rows)
+
+
+def _training(base: Recipe) -> dict:
+    kind = base.dataset.partition(":")[0]
+    return {"epochs": EPOCHS.get(kind, EPOCHS["digits"]), "batch_size": BATCH.get(kind, 128)}
 
 
 def _context(base: Recipe, dataset: Dataset) -> Context:

@@ -1,0 +1,178 @@
+"""`PruneChannels`: a model in, a narrower one out, which a dense runtime runs faster."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import nn
+
+from distillation import Teacher, check_teaching, taught
+from measurement import cost
+from models import channel_table
+from pruning.criteria import lookahead
+from pruning.graph import layer_graph
+from training import Context, Step, StepError, check_training, fit, round_weights, smoothed_cross_entropy
+
+Importance = dict[str, torch.Tensor]
+LAYERS = (nn.Conv2d, nn.Linear)
+OUTPUTS = (  # of a group's layers, those whose outputs the channels are; a depthwise convolution's are both
+    torch_pruning.prune_conv_out_channels,
+    torch_pruning.prune_linear_out_channels,
+    torch_pruning.prune_depthwise_conv_out_channels,
+)
+LEFT = 0.1  # of the channels that go together, at least
+
+
+@dataclass(frozen=True)
+class PruneChannels:
+    """Take out whole channels, the least important first, then train on: `base.then(PruneChannels(macs=0.5))`.
+
+    Channels that a residual addition ties together go together; the library torch-pruning finds those groups (Fang et
+    al., "DepGraph", CVPR 2023). A channel's importance is the mean over its group of the layers' own, each layer's
+    scaled to a mean of one.
+
+    macs: share of the multiply-accumulates to keep, 0 < macs < 1.
+    criterion: "magnitude" (sum of squares of the weights that make the channel; Li et al., ICLR 2017), "lookahead"
+        (sum of their lookahead scores) or "batchnorm" (size of its batch norm scale; Liu et al., ICCV 2017).
+    """
+
+    macs: float = 0.5
+    criterion: str = "lookahead"
+    epochs: int = 5
+    learning_rate: float = 0.05
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    teacher: Any = None
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+    def __post_init__(self):
+        if not 0 < self.macs < 1:
+            raise StepError(f"macs is the share to keep, above 0 and below 1, not {self.macs}: write 0.5 for half")
+        if self.criterion not in CHANNEL_CRITERIA:
+            raise StepError(f"unknown criterion {self.criterion!r}: use one of {', '.join(CHANNEL_CRITERIA)}")
+        check_training(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+        )
+        check_teaching(self.temperature, self.alpha)
+
+    def follows(self, previous: Step | None) -> None:
+        if previous is None:
+            raise StepError("PruneChannels needs a model to prune: start the recipe with Train")
+        if getattr(previous, "makes_integers", False):
+            raise StepError(f"PruneChannels cannot follow {type(previous).__name__}, whose weights are integers")
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        model = model.cpu().eval()
+        model = narrow(model, CHANNEL_CRITERIA[self.criterion](model, context), self.macs)
+        model.spec = model.spec | {"channels": channel_table(model)}
+        loss = smoothed_cross_entropy(0.0)
+        if self.teacher is not None:
+            loss = taught(Teacher([context.make(self.teacher)], context), self.temperature, self.alpha)
+        fit(
+            model,
+            context,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+            loss=loss,
+            title=f"{self.macs:.0%} of the MACs on {context.dataset.name}, seed {context.seed}",
+        )
+        return round_weights(model)
+
+
+def narrow(model: nn.Module, importance: Importance, macs: float) -> nn.Module:
+    """A copy of `model` without its least important channels, with so large a share of its multiply-accumulates.
+
+    `importance` gives the outputs of each layer by name, `[O]`. The network's own outputs stay, and a share `LEFT` of
+    the channels of each group.
+
+    Raises:
+        StepError: the groups cannot be found, or so few multiply-accumulates cannot be reached.
+    """
+    ranked = _ranked(model, importance)
+    target = macs * cost(model)["macs"]
+    least, most = 0, len(ranked)  # channels to take out: too few, enough
+    if not ranked or cost(_without(model, ranked))["macs"] > target:
+        raise StepError(
+            f"{macs:.0%} of the multiply-accumulates cannot be reached with a tenth of each layer's channels"
+        )
+    while most - least > 1:
+        middle = (least + most) // 2
+        enough = cost(_without(model, ranked[:middle]))["macs"] <= target
+        least, most = (least, middle) if enough else (middle, most)
+    return _without(model, ranked[:most])
+
+
+def _ranked(model: nn.Module, importance: Importance) -> list[tuple[str, int]]:
+    """Channels that may go, the least important first: the layer that stands for their group, and their index."""
+    names = {module: name for name, module in model.named_modules()}
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    found: list[tuple[float, str, int]] = []
+    for group in _dependencies(model).get_all_groups(ignored_layers=last, root_module_types=LAYERS):
+        layers = [item.dep.layer for item in group]
+        if any(isinstance(m, nn.Conv2d) and m.groups not in (1, m.in_channels) for m in layers):
+            continue  # all of a convolution's groups would have to lose as many
+        total, makers = torch.zeros(len(group[0].idxs), dtype=torch.float64), 0
+        for item in group:
+            name = names.get(item.dep.layer)
+            if item.dep.pruning_fn in OUTPUTS and name in importance:
+                own = importance[name].double()[item.idxs]
+                total.index_add_(0, torch.tensor(item.root_idxs), own / own.mean().clamp(min=1e-30))
+                makers += 1
+        order = (total / max(makers, 1)).sort()
+        kept = max(1, math.ceil(LEFT * len(total)))
+        root = names[layers[0]]
+        found += [(float(v), root, int(c)) for v, c in zip(order.values, order.indices, strict=True)][
+            : len(total) - kept
+        ]
+    return [(root, channel) for _, root, channel in sorted(found)]
+
+
+def _without(model: nn.Module, removed: list[tuple[str, int]]) -> nn.Module:
+    """A copy of the model without these channels."""
+    model = copy.deepcopy(model)
+    graph = _dependencies(model)
+    channels: dict[str, list[int]] = {}
+    for name, channel in removed:
+        channels.setdefault(name, []).append(channel)
+    for name, indices in channels.items():
+        layer = model.get_submodule(name)
+        graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, sorted(indices)).prune()
+    return model
+
+
+def _dependencies(model: nn.Module) -> torch_pruning.DependencyGraph:
+    example = torch.zeros(1, *model.spec["shape"])
+    try:
+        return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
+    except Exception as error:  # whatever the model's own code or the tracing of its gradients raises
+        raise StepError(f"the groups of channels cannot be found ({error})") from error
+
+
+def _magnitude(model: nn.Module, context: Context) -> Importance:
+    return {name: layer.module.weight.detach().square().flatten(1).sum(1) for name, layer in layer_graph(model).items()}
+
+
+def _lookahead(model: nn.Module, context: Context) -> Importance:
+    return {name: scores.flatten(1).sum(1) for name, scores in lookahead(model, layer_graph(model), context).items()}
+
+
+def _batchnorm(model: nn.Module, context: Context) -> Importance:
+    graph = layer_graph(model)
+    return {name: layer.norm.weight.detach().abs() for name, layer in graph.items() if layer.norm is not None}
+
+
+CHANNEL_CRITERIA: dict[str, Callable[[nn.Module, Context], Importance]] = {
+    "magnitude": _magnitude,
+    "lookahead": _lookahead,
+    "batchnorm": _batchnorm,
+}
