@@ -38,10 +38,13 @@ class PruneChannels:
     macs: share of the multiply-accumulates to keep, 0 < macs < 1.
     criterion: "magnitude" (sum of squares of the weights that make the channel; Li et al., ICLR 2017), "lookahead"
         (sum of their lookahead scores) or "batchnorm" (size of its batch norm scale; Liu et al., ICCV 2017).
+    multiple: each layer keeps a multiple of so many channels, since runtimes compute them in blocks of 8 or 16: with
+        others they fall back on slower products, and a network of half the work can take twice the time.
     """
 
     macs: float = 0.5
     criterion: str = "lookahead"
+    multiple: int = 8
     epochs: int = 5
     learning_rate: float = 0.05
     batch_size: int = 128
@@ -55,6 +58,8 @@ class PruneChannels:
             raise StepError(f"macs is the share to keep, above 0 and below 1, not {self.macs}: write 0.5 for half")
         if self.criterion not in CHANNEL_CRITERIA:
             raise StepError(f"unknown criterion {self.criterion!r}: use one of {', '.join(CHANNEL_CRITERIA)}")
+        if self.multiple < 1:
+            raise StepError(f"multiple must be at least 1 (any number of channels), not {self.multiple}")
         check_training(
             epochs=self.epochs,
             learning_rate=self.learning_rate,
@@ -71,7 +76,7 @@ class PruneChannels:
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.cpu().eval()
-        model = narrow(model, CHANNEL_CRITERIA[self.criterion](model, context), self.macs)
+        model = narrow(model, CHANNEL_CRITERIA[self.criterion](model, context), self.macs, self.multiple)
         model.spec = model.spec | {"channels": channel_table(model)}
         loss = smoothed_cross_entropy(0.0)
         if self.teacher is not None:
@@ -89,34 +94,48 @@ class PruneChannels:
         return round_weights(model)
 
 
-def narrow(model: nn.Module, importance: Importance, macs: float) -> nn.Module:
+def narrow(model: nn.Module, importance: Importance, macs: float, multiple: int = 1) -> nn.Module:
     """A copy of `model` without its least important channels, with so large a share of its multiply-accumulates.
 
-    `importance` gives the outputs of each layer by name, `[O]`. The network's own outputs stay, and a share `LEFT` of
-    the channels of each group.
+    `importance` gives the outputs of each layer by name, `[O]`. The network's own outputs stay, and in each group a
+    share `LEFT` of the channels, their number rounded up to a multiple.
 
     Raises:
         StepError: the groups cannot be found, or so few multiply-accumulates cannot be reached.
     """
-    ranked = _ranked(model, importance)
+    groups = _groups(model, importance)
+    ranked = sorted((score, name, channel) for name, scores in groups.items() for channel, score in enumerate(scores))
+
+    def without(count: int) -> nn.Module:
+        gone: dict[str, list[int]] = {name: [] for name in groups}
+        for _, name, channel in ranked[:count]:
+            gone[name].append(channel)
+        return _cut(model, {name: gone[name][: _may_go(len(groups[name]), len(gone[name]), multiple)] for name in gone})
+
     target = macs * cost(model)["macs"]
-    least, most = 0, len(ranked)  # channels to take out: too few, enough
-    if not ranked or cost(_without(model, ranked))["macs"] > target:
+    least, most = 0, len(ranked)  # channels that would go by their rank: too few, enough
+    if cost(without(most))["macs"] > target:
         raise StepError(
-            f"{macs:.0%} of the multiply-accumulates cannot be reached with a tenth of each layer's channels"
+            f"{macs:.0%} of the multiply-accumulates cannot be reached with a tenth of each layer's channels, "
+            f"and a multiple of {multiple} of them, left: keep more, or lower multiple"
         )
     while most - least > 1:
         middle = (least + most) // 2
-        enough = cost(_without(model, ranked[:middle]))["macs"] <= target
-        least, most = (least, middle) if enough else (middle, most)
-    return _without(model, ranked[:most])
+        least, most = (least, middle) if cost(without(middle))["macs"] <= target else (middle, most)
+    return without(most)
 
 
-def _ranked(model: nn.Module, importance: Importance) -> list[tuple[str, int]]:
-    """Channels that may go, the least important first: the layer that stands for their group, and their index."""
+def _may_go(channels: int, wanted: int, multiple: int) -> int:
+    """How many of a group's channels go where `wanted` would."""
+    left = max(channels - wanted, math.ceil(LEFT * channels))
+    return max(0, channels - multiple * math.ceil(left / multiple))
+
+
+def _groups(model: nn.Module, importance: Importance) -> dict[str, list[float]]:
+    """The importance of the channels of each group that may lose some, by the name of the layer that stands for it."""
     names = {module: name for name, module in model.named_modules()}
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-    found: list[tuple[float, str, int]] = []
+    found = {}
     for group in _dependencies(model).get_all_groups(ignored_layers=last, root_module_types=LAYERS):
         layers = [item.dep.layer for item in group]
         if any(isinstance(m, nn.Conv2d) and m.groups not in (1, m.in_channels) for m in layers):
@@ -128,25 +147,19 @@ def _ranked(model: nn.Module, importance: Importance) -> list[tuple[str, int]]:
                 own = importance[name].double()[item.idxs]
                 total.index_add_(0, torch.tensor(item.root_idxs), own / own.mean().clamp(min=1e-30))
                 makers += 1
-        order = (total / max(makers, 1)).sort()
-        kept = max(1, math.ceil(LEFT * len(total)))
-        root = names[layers[0]]
-        found += [(float(v), root, int(c)) for v, c in zip(order.values, order.indices, strict=True)][
-            : len(total) - kept
-        ]
-    return [(root, channel) for _, root, channel in sorted(found)]
+        found[names[layers[0]]] = (total / max(makers, 1)).tolist()
+    return found
 
 
-def _without(model: nn.Module, removed: list[tuple[str, int]]) -> nn.Module:
-    """A copy of the model without these channels."""
+def _cut(model: nn.Module, channels: dict[str, list[int]]) -> nn.Module:
+    """A copy of the model without these channels of these layers' outputs."""
     model = copy.deepcopy(model)
     graph = _dependencies(model)
-    channels: dict[str, list[int]] = {}
-    for name, channel in removed:
-        channels.setdefault(name, []).append(channel)
     for name, indices in channels.items():
-        layer = model.get_submodule(name)
-        graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, sorted(indices)).prune()
+        if indices:
+            layer = model.get_submodule(name)
+            prune = graph.get_pruner_of_module(layer).prune_out_channels
+            graph.get_pruning_group(layer, prune, sorted(indices)).prune()
     return model
 
 

@@ -49,6 +49,13 @@ def test_the_share_of_the_multiply_accumulates(name, criterion, context):
     assert 0.46 < left <= 0.5
 
 
+def test_layers_keep_a_multiple_of_channels(context):
+    model = network("resnet20")
+    smaller = narrow(model, CHANNEL_CRITERIA["lookahead"](model, context), 0.4, multiple=8)
+    assert 0.3 < cost(smaller)["macs"] / cost(model)["macs"] <= 0.4
+    assert all(layer.out_channels % 8 == 0 for layer in smaller.modules() if isinstance(layer, nn.Conv2d))
+
+
 def test_channels_that_do_nothing_go_first(context):
     """Channels between two convolutions that are zero: without them the network computes the same."""
     model = network()
@@ -96,7 +103,7 @@ def test_other_steps_follow(context):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({"macs": 1.2}, "0.5 for half"), ({"macs": 0}, "above 0"), ({"criterion": "guess"}, "magnitude, lookahead"),
-     ({"epochs": -1}, "epochs"), ({"alpha": 2}, "alpha")],
+     ({"epochs": -1}, "epochs"), ({"multiple": 0}, "any number"), ({"alpha": 2}, "alpha")],
 )  # fmt: skip
 def test_bad_fields(fields, message):
     with pytest.raises(StepError, match=message):
