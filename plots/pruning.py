@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Arc
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from plots.style import MARKERS, PALETTE
+from plots.style import PALETTE, line_style
 
 
 def accuracy_by_sparsity(table: pd.DataFrame, base_accuracy: float, ax: Axes | None = None) -> Axes:
@@ -17,11 +18,10 @@ def accuracy_by_sparsity(table: pd.DataFrame, base_accuracy: float, ax: Axes | N
     ax = ax or plt.gca()
     for index, (criterion, group) in enumerate(table.groupby("criterion", sort=False)):
         points = 100 * group.groupby("sparsity")["accuracy"].agg(["mean", "std"])
-        style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
-        line = "-" if index < len(PALETTE) else "--"
+        style = line_style(index)
         x = 100 * points.index.to_numpy() + 0.25 * (index - table["criterion"].nunique() / 2) / 10
         ax.errorbar(
-            x, points["mean"], yerr=points["std"].fillna(0), linestyle=line, capsize=2, label=criterion, **style
+            x, points["mean"], yerr=points["std"].fillna(0), capsize=2, label=criterion, **style
         )
     ax.axhline(100 * base_accuracy, color="0.3", linestyle="--", linewidth=1, label="not pruned")
     ax.set_xlabel("weights that are zero (%)")
@@ -80,8 +80,7 @@ def accuracy_by_speed(table: pd.DataFrame, base_accuracy: float, ax: Axes | None
         group = group.sort_values("speedup")
         accuracy = 100 * group[["accuracy", "accuracy_low", "accuracy_high"]].to_numpy().T
         bars = [accuracy[0] - accuracy[1], accuracy[2] - accuracy[0]]
-        style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
-        ax.errorbar(group["speedup"], accuracy[0], yerr=bars, capsize=2, linewidth=1, label=kind, **style)
+        ax.errorbar(group["speedup"], accuracy[0], yerr=bars, capsize=2, linewidth=1, label=kind, **line_style(index))
     ax.plot(1, 100 * base_accuracy, marker="*", markersize=12, color="0.3", linestyle="none", label="not pruned")
     ax.set_xlabel("speed, batch 64 (times the FP32 base's)")
     ax.set_ylabel("test accuracy (%)")
@@ -98,13 +97,14 @@ def sparse_against_dense(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for index, (layer, group) in enumerate(table.groupby("layer", sort=False)):
         first = group.iloc[0]
         label = f"{layer} ({first['rows']} x {first['inner']})"
-        style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
-        ax.plot(100 * group["density"], group["dense_ms"] / group["csr_ms"], label=label, **style)
+        ax.plot(100 * group["density"], group["dense_ms"] / group["csr_ms"], label=label, **line_style(index))
     ax.axhline(1, color="0.3", linestyle="--", linewidth=1, label="dense")
     ax.set_xscale("log")
     ax.set_yscale("log")
     for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("weights that are not zero (%, log scale)")
     ax.set_ylabel("speed of the CSR product (times dense)")
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -133,7 +133,8 @@ def layer_graph_arcs(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     )  # fmt: skip
     ax.set_yticks(range(len(rows)), rows, fontsize=8)
     ax.set_ylim(len(rows) - 0.3, -0.7)
-    ax.set_xlim(-0.2, 1.4)
+    longest = max((arc.width for arc in ax.patches), default=1)
+    ax.set_xlim(-0.05 * longest, 0.55 * longest)
     ax.xaxis.set_visible(False)
     ax.grid(visible=False)
     ax.spines[["top", "right", "bottom", "left"]].set_visible(False)

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from plots.style import MARKERS, PALETTE
+from plots.style import PALETTE, line_style
 
 
 def accuracy_by_calibration(table: pd.DataFrame, base_accuracy: float, ax: Axes | None = None) -> Axes:
@@ -17,8 +17,7 @@ def accuracy_by_calibration(table: pd.DataFrame, base_accuracy: float, ax: Axes 
     for index, ((method, weights), group) in enumerate(table.groupby(["calibration", "weights"], sort=False)):
         group = group.sort_values("images")
         name = method if weights == "per channel" else f"{method}, weights {weights}"
-        style = {"color": PALETTE[index], "marker": MARKERS[index]}
-        ax.plot(group["images"], 100 * group["validation_accuracy"], label=name, **style)
+        ax.plot(group["images"], 100 * group["validation_accuracy"], label=name, **line_style(index))
     ax.axhline(100 * base_accuracy, color="0.3", linestyle="--", linewidth=1, label="FP32")
     ax.set_xscale("log", base=2)
     ax.set_xticks(sorted(table["images"].unique()), [str(n) for n in sorted(table["images"].unique())])
@@ -43,7 +42,7 @@ def accuracy_by_bits(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         bars = [rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]]
         x = np.array([order.index(b) for b in present]) + 0.06 * (index - 0.5)
         name = {"static": "rounded only", "trained": "quantization-aware training"}[how]
-        ax.errorbar(x, rows["accuracy"], yerr=bars, color=PALETTE[index], marker=MARKERS[index], capsize=3, label=name)
+        ax.errorbar(x, rows["accuracy"], yerr=bars, capsize=3, label=name, **line_style(index))
     base = 100 * table.loc[table["how"] == "float", "accuracy"].mean()
     ax.axhline(base, color="0.3", linestyle="--", linewidth=1, label="FP32")
     ax.set_xticks(range(len(order)), [str(b) for b in order])
@@ -83,8 +82,7 @@ def noise_by_layer(table: pd.DataFrame, worst: int = 3, ax: Axes | None = None) 
     for index, (what, group) in enumerate(table.groupby("what", sort=False)):
         group = group[np.isfinite(group["db"])].reset_index()
         names = ", ".join(group.nsmallest(worst, "db")["layer"])
-        style = {"color": PALETTE[index], "marker": MARKERS[index]}
-        ax.plot(group.index, group["db"], label=f"{what}; worst: {names}", **style)
+        ax.plot(group.index, group["db"], label=f"{what}; worst: {names}", **line_style(index))
     ax.set_ylim(0)
     ax.set_xlabel("place in the forward pass")
     ax.set_ylabel("signal-to-noise ratio (dB)")

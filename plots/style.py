@@ -21,6 +21,12 @@ class _Cycle(dict):
 METHOD_COLORS = _Cycle({"Train": (PALETTE[0], MARKERS[0]), "Train > Quantize": (PALETTE[1], MARKERS[1])})
 
 
+def line_style(index: int) -> dict:
+    """Colour, marker and line of the index-th line of a chart: solid once round the palette, then dashed."""
+    cycle, place = divmod(index, len(PALETTE))
+    return {"color": PALETTE[place], "marker": MARKERS[place], "linestyle": "--" if cycle % 2 else "-"}
+
+
 def save_figure(ax: Axes, name: str) -> None:
     """Write the chart as PNG and SVG into results/figures."""
     for ending in ("png", "svg"):
