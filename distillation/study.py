@@ -16,7 +16,7 @@ from data import Dataset, Split, load, normalize
 from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.teacher import Teacher, taught
-from experiment import Recipe, kept_table, make, published_study
+from experiment import Recipe, batch_size, kept_table, make, published_study
 from models import build
 from storage import Checkpoint
 from training import Context, Train, evaluate, fit, fresh, smoothed_cross_entropy
@@ -24,7 +24,6 @@ from training import Context, Train, evaluate, fit, fresh, smoothed_cross_entrop
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 10, "digits": 3}  # of a student's training: what two cores bear
 LONGER = {"cifar10": 30}  # of the networks that are not the study's
-BATCH = {"digits": 32}
 # The published study's loss divided by the number of classes too: the soft part ten times too weak, as if alpha were
 # this share. 0.9 / 10 against 0.1, scaled to one.
 TOO_WEAK = 0.09 / (0.09 + 0.1)
@@ -258,4 +257,4 @@ def _words(name: str, kind: str) -> dict:
 def _training(base: Recipe, model: str) -> dict:
     kind = base.dataset.partition(":")[0]
     epochs = EPOCHS if model in STUDENTS else EPOCHS | LONGER
-    return {"epochs": epochs.get(kind, EPOCHS["digits"]), "batch_size": BATCH.get(kind, 128)}
+    return {"epochs": epochs.get(kind, EPOCHS["digits"]), "batch_size": batch_size(base.dataset)}

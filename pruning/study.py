@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from data import Dataset, load
-from experiment import Recipe, kept_table, make
+from experiment import Recipe, batch_size, kept_table, make
 from models import build
 from pruning.channels import PruneChannels
 from pruning.criteria import COMPARABLE, CRITERIA
@@ -20,7 +20,6 @@ from training import Context, evaluate
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 3, "digits": 4}  # of training with pruning: what a laptop bears
-BATCH = {"digits": 32}
 
 
 def pruned(base: Recipe, criterion: str, sparsity: float) -> Recipe:
@@ -142,7 +141,7 @@ def scoring_costs(base: Recipe, criteria: Sequence[str], widths: Sequence[float]
 
 def _training(base: Recipe) -> dict:
     kind = base.dataset.partition(":")[0]
-    return {"epochs": EPOCHS.get(kind, EPOCHS["digits"]), "batch_size": BATCH.get(kind, 128)}
+    return {"epochs": EPOCHS.get(kind, EPOCHS["digits"]), "batch_size": batch_size(base.dataset)}
 
 
 def _context(base: Recipe, dataset: Dataset) -> Context:

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from data import load, normalize
-from experiment import Recipe, kept_table, make
+from experiment import Recipe, batch_size, kept_table, make
 from quantization.mixed import allocate, sensitivity
 from quantization.noise import signal_to_noise
 from quantization.paths import paths
@@ -24,7 +24,6 @@ EPOCHS: dict[str, dict[Bits, int]] = {
 }
 # The fewer the bits, the further the weights have to go.
 RATES: dict[Bits, float] = {8: 0.002, 4: 0.01, 3: 0.01, 2: 0.02, "ternary": 0.02}
-BATCH = {"digits": 32}
 CANDIDATES = (2, 3, 4)  # bits that mixed precision chooses from
 
 
@@ -32,8 +31,8 @@ def trained(base: Recipe, bits: Bits, **fields) -> Recipe:
     """Quantization-aware training of a base, for as long as the study gives so many bits."""
     kind = base.dataset.partition(":")[0]
     epochs = EPOCHS.get(kind, EPOCHS["digits"])[bits]
-    step = Quantize("qat", bits, epochs=epochs, learning_rate=RATES[bits], batch_size=BATCH.get(kind, 128), **fields)
-    return base.then(step)
+    training = {"epochs": epochs, "learning_rate": RATES[bits], "batch_size": batch_size(base.dataset)}
+    return base.then(Quantize("qat", bits, **training, **fields))
 
 
 def calibrations(base: Recipe, images: Iterable[int]) -> list[Case]:
