@@ -132,8 +132,8 @@ def test_records_chains_and_repetition(folders, trainings, monkeypatch):
     for record in (base, integer):
         assert set(record) == {
             "id", "label", "model", "method", "dataset", "seed", "recipe", "base", "accuracy", "accuracy_low",
-            "accuracy_high", "validation_accuracy", "test_images", "parameters", "nonzero_parameters", "macs",
-            "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "archive_bytes", "archive_sha256", "operators",
+            "accuracy_high", "validation_accuracy", "test_images", "agreement", "parameters", "nonzero_parameters",
+            "macs", "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "archive_bytes", "archive_sha256", "operators",
             "latency_ms", "train_seconds", "hardware", "versions", "weights_sha256", "onnx_sha256", "commit", "time",
         } | ({"curves", "images_per_second", "precision"} if record is base else set())  # fmt: skip
         assert set(record["latency_ms"]) == {"contention", *SETTINGS}
