@@ -51,9 +51,19 @@ def int8_rounding(name: str, layer: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor
     Returns the integers in the weight's shape and the scales `[O]`; their product is the rounded weight.
     """
     largest = layer.weight.detach().flatten(1).abs().amax(1)
-    scale = torch.where(largest > 0, largest / 127, 1.0)
+    scale = torch.where(largest > 0, largest / 127, 1.0)  # the weight of a channel that is all zero takes any
     integers = torch.round(layer.weight.detach() / by_channel(scale, layer.weight)).clamp(-127, 127)
     return integers.to(torch.int8), scale
+
+
+def bias_safe(integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The scales `[O]`, where a channel of `integers` `[O, ...]` is all zero replaced by the median of the others.
+
+    Its weight is zero at any scale, but ONNX Runtime rounds the bias, all that such a channel gives, to multiples of
+    the scales of weight and input. Batch norm over a dead channel divides by nearly zero: its scale may be thousands.
+    """
+    live = torch.where(integers.flatten(1).ne(0).any(1), scale, torch.nan)
+    return torch.where(live.isnan(), live.nanmedian().nan_to_num(1.0), live)
 
 
 def by_channel(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -66,7 +76,7 @@ class _IntegerWeight:
 
     def take(self, layer: nn.Conv2d | nn.Linear, integers: torch.Tensor, scale: torch.Tensor) -> None:
         self.weight = nn.Parameter(integers, requires_grad=False)
-        self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight_scale", bias_safe(integers, scale))
         if layer.bias is not None:
             self.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
 

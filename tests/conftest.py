@@ -23,3 +23,9 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     monkeypatch.setattr(timing, "_others_share", lambda: 0.0)
     monkeypatch.setattr(making, "hardware", lru_cache(timing.hardware))
     return tmp_path / "results" / "digits", tmp_path / "artifacts" / "digits"
+
+
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bfloat16 on any machine, for comparisons that are sharper than its rounding."""
+    monkeypatch.setattr(sys.modules["training.loop"], "_has_bfloat16", lambda device: False)
