@@ -42,12 +42,13 @@ class Joint:
     temperature: float = 4.0
     alpha: float = 0.9
     width: float = 1.0
+    views: int | None = None
 
     makes_integers: ClassVar[bool] = True
 
     def __post_init__(self):
         check_model(self.model, self.width)
-        check_teaching(self.temperature, self.alpha)
+        check_teaching(self.temperature, self.alpha, self.views)
         check_training(
             epochs=self.epochs,
             learning_rate=self.learning_rate,
@@ -81,6 +82,7 @@ class Joint:
             batch_size=self.batch_size,
             weight_decay=self.weight_decay,
             loss=taught(teacher, self.temperature, self.alpha),
+            views=self.views,
             before_epoch=functools.partial(self._before_epoch, trained, student, pruner, context),
             after_step=functools.partial(_after_step, trained, pruner),
             title=f"{self.model} in one training on {context.dataset.name}, seed {context.seed}",

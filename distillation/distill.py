@@ -20,6 +20,9 @@ class Distill:
     averaged. The loss is that of Hinton et al. (2015): see `distillation_loss`. The student sees the very images that
     its teacher sees. With `features`, "attention" or "hints", its feature maps come near the teacher's too, with a
     loss of weight `features_weight`: see `distillation.features`. That takes one teacher, and its forward pass.
+
+    `views` is how many epochs differ in their batches (None: all do): after so many they come again, so that the
+    teacher, whose forward pass may cost more than the student's training, need not look at more.
     """
 
     model: str
@@ -33,6 +36,7 @@ class Distill:
     teachers: tuple[Any, ...] = ()
     features: str | None = None
     features_weight: float = 1.0
+    views: int | None = None
 
     def __post_init__(self):
         check_model(self.model, self.width)
@@ -42,7 +46,7 @@ class Distill:
             batch_size=self.batch_size,
             weight_decay=self.weight_decay,
         )
-        check_teaching(self.temperature, self.alpha)
+        check_teaching(self.temperature, self.alpha, self.views)
         if self.features not in (None, *KINDS):
             raise StepError(f"features are one of {', '.join(KINDS)} or None, not {self.features!r}")
         if not self.features_weight > 0 or (self.features is None and self.features_weight != 1):
@@ -73,14 +77,17 @@ class Distill:
             batch_size=self.batch_size,
             weight_decay=self.weight_decay,
             loss=loss,
+            views=self.views,
             title=f"{self.model} under its teacher on {context.dataset.name}, seed {context.seed}",
         )
         return round_weights(student)
 
 
-def check_teaching(temperature: float, alpha: float) -> None:
-    """Raise StepError where the loss cannot be."""
+def check_teaching(temperature: float, alpha: float, views: int | None = None) -> None:
+    """Raise StepError where the loss cannot be, or where there is nothing to look at."""
     if not temperature > 0:
         raise StepError(f"temperature must be above 0, not {temperature}")
     if not 0 <= alpha <= 1:
         raise StepError(f"alpha, the teacher's share of the loss, must be from 0 to 1, not {alpha}")
+    if views is not None and views < 1:
+        raise StepError(f"views, the epochs whose batches differ, must be at least 1 or None, not {views}")

@@ -87,7 +87,7 @@ def test_gradients_keep_their_scale_over_temperatures():
 # The teacher's cache
 
 
-def test_cached_logits_are_fresh_ones_and_cost_no_forward(digits, tmp_path):
+def test_cached_logits_are_fresh_ones_and_cost_no_forward(digits, tmp_path, float32):
     context = context_of(digits, tmp_path)
     model = network()
     first = Teacher([model], context)
@@ -107,6 +107,17 @@ def test_cached_logits_are_fresh_ones_and_cost_no_forward(digits, tmp_path):
         second.logits(next(batches(digits, digits.train, 32, seed=0, epoch=4)))
 
 
+def test_a_teacher_looks_at_as_many_epochs_as_there_are_views(digits, tmp_path, monkeypatch):
+    looked, forward = [], Teacher._forward
+    monkeypatch.setattr(Teacher, "_forward", lambda self, images: looked.append(images) or forward(self, images))
+    step = Distill("student_6", epochs=5, batch_size=100, width=0.25, views=2)
+    step.apply(network(), context_of(digits, tmp_path))
+    first, second = (list(batches(digits, digits.train, 100, seed=0, epoch=epoch)) for epoch in (0, 1))
+    for images, batch in zip(looked, first + second, strict=True):
+        assert torch.equal(images, batch.images)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_a_batch_out_of_turn_is_not_kept(digits, tmp_path):
     teacher = Teacher([network()], context_of(digits, tmp_path))
     for batch in list(batches(digits, digits.train, 32, seed=0, epoch=0))[1:]:
@@ -124,7 +135,7 @@ def test_another_teachers_cache_is_refused(digits, tmp_path):
         other.logits(next(batches(digits, digits.train, 32, seed=0, epoch=0)))
 
 
-def test_several_teachers_average_their_probabilities(digits, tmp_path):
+def test_several_teachers_average_their_probabilities(digits, tmp_path, float32):
     models = [network(0), network(1)]
     batch = next(batches(digits, digits.train, 32, seed=0, epoch=0))
     with torch.no_grad():
@@ -153,7 +164,7 @@ def test_attention_against_numpy():
     assert attention_loss(torch.tensor(teacher) * 7, torch.tensor(teacher)).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_hints_against_numpy(digits):
+def test_hints_against_numpy(digits, float32):
     """The whole loss: maps found in both, the regressor as a matrix product over channels, and the answers' part."""
     teacher, student = network(0, "resnet14"), network(1, "student_6")
     guided = Guided(student, teacher, "hints").train()
@@ -310,6 +321,7 @@ def test_weights_of_an_ensemble_against_a_grid(digits):
         (lambda: Distill("tiny_mixer", temperature=0), "temperature must be above 0"),
         (lambda: Distill("tiny_mixer", alpha=1.5), "from 0 to 1"),
         (lambda: Distill("tiny_mixer", epochs=0), "at least 1"),
+        (lambda: Distill("tiny_mixer", views=0), "views, the epochs"),
         (lambda: Distill("tiny_mixer", features="looks"), "attention, hints or None"),
         (lambda: Distill("tiny_mixer", features="hints", features_weight=0), "above 0"),
         (lambda: Distill("tiny_mixer", features_weight=2.0), "without features"),

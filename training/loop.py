@@ -31,16 +31,18 @@ def fit(
     batch_size: int,
     weight_decay: float,
     loss: Loss,
+    views: int | None = None,
     before_epoch: Hook | None = None,
     after_step: Hook | None = None,
     title: str = "training",
 ) -> nn.Module:
     """Train `model` in place on `context.dataset.train`, and return it in evaluation mode.
 
-    `loss` maps the logits `[B, classes]` (float32) and their batch to a scalar. `before_epoch` and `after_step` are
-    called with the share of the training that is done by then: 0 before the first epoch, 1 after the last update. The
-    state is kept after every epoch: a training that was killed goes on from there and, on the CPU, ends with the same
-    weights bit for bit. Curves go to `context.log`.
+    `loss` maps the logits `[B, classes]` (float32) and their batch to a scalar. After `views` epochs the batches of
+    the first ones come again (None: every epoch has its own). `before_epoch` and `after_step` are called with the
+    share of the training that is done by then: 0 before the first epoch, 1 after the last update. The state is kept
+    after every epoch: a training that was killed goes on from there and, on the CPU, ends with the same weights bit
+    for bit. Curves go to `context.log`.
 
     Raises:
         TrainingDiverged: the loss became NaN or infinite.
@@ -60,7 +62,8 @@ def fit(
             if before_epoch is not None:
                 before_epoch(epoch / epochs)
             watch = _Watch(device)
-            for batch in batches(dataset, train, batch_size, seed=context.seed, epoch=epoch):
+            view = epoch % views if views else epoch
+            for batch in batches(dataset, train, batch_size, seed=context.seed, epoch=view):
                 done = epoch * per_epoch + batch.index
                 rate = learning_rate * one_cycle(done / total)
                 watch.add(batch, *_update(model, optimizer, rate, batch, loss))
