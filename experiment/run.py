@@ -35,7 +35,8 @@ from storage import (
 from training import Context
 
 PACKAGES = ("torch", "onnxruntime", "numpy")
-COMMITTED = 1_000_000  # bytes of an archive that is kept beside its record, at most
+# Bytes of an archive that is kept beside its record, at most; a base's too, since everything else is made from it.
+COMMITTED, COMMITTED_BASE = 1_000_000, 25_000_000
 # The fields of a record that `_measure` makes; the others are the model's log.
 MEASURED = frozenset(
     (
@@ -144,7 +145,7 @@ def _archive(recipe: Recipe, model: nn.Module) -> dict:
         own = model.to(memory_format=torch.contiguous_format)(images)  # the order of a sum may depend on the layout
         if not torch.equal(own, load_archive(path)(images)):
             raise StorageError(f"{path} computes other logits than its model: this is a fault to report")
-    if path.stat().st_size < COMMITTED:
+    if path.stat().st_size < (COMMITTED_BASE if recipe == recipe.base else COMMITTED):
         with atomic_write(_committed_archive(recipe)) as temporary:
             shutil.copyfile(path, temporary)
     return {"archive_bytes": path.stat().st_size, "archive_sha256": sha256(path)}
