@@ -43,9 +43,14 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m cuda_kernels", description="Check or measure the CUDA kernels.")
     parser.add_argument("command", choices=["check", "measure"])
-    if parser.parse_args().command == "check":
-        return 0 if run_check() else 1
-    run_measure()
+    command = parser.parse_args().command
+    try:
+        if command == "check":
+            return 0 if run_check() else 1
+        run_measure()
+    except RuntimeError as error:  # no compiler, or a kernel that is wrong: said in one sentence
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from .launch import (
+    LARGEST_INDEX,
     Launch,
     ceil_div,
     check_kernel,
@@ -35,7 +36,7 @@ def prepare_gemv(
     m, k = a.shape
     check_not_empty("a", m, k)
     check_tensor("x", x, torch.float32, (k,))
-    y = output_like(out, (m,), torch.float32, check_same_device(a=a, x=x))
+    y = output_like(out, (m,), torch.float32, check_same_device(a=a, x=x), a, x)
     blocks, threads = {
         "gemv_thread_per_row": (ceil_div(m, 128), 128),
         "gemv_warp_per_row": (ceil_div(m, 8), 256),
@@ -76,7 +77,7 @@ def prepare_gemm_fp32(
         n = b.shape[1]
     check_not_empty("the product", m, n, k)
     device = check_same_device(a=a, b=b)
-    c = output_like(out, (m, n), torch.float32, device)
+    c = output_like(out, (m, n), torch.float32, device, a, b)
     if kernel == "gemm_split_k":
         return _split_k(a, columns, c, splits)
     if kernel == "gemm_blocked":
@@ -115,10 +116,11 @@ def prepare_gemm_int8(
     check_tensor("w", w, torch.int8, (None, k))
     n = w.shape[0]
     check_not_empty("the product", m, n, k)
-    if k > 2**17:
-        raise ValueError(f"k is {k}, and sums of more than {2**17} products of bytes can overflow int32; split k")
-    device = check_same_device(x=x, w=w, scale=scale, offset=offset)
-    epilogue = _epilogue(output_like(out, (m, n), _output_type(output), device), scale, offset, relu, zero_point)
+    if k >= 2**17:
+        raise ValueError(f"k is {k}, and sums of {2**17} or more products of bytes can overflow int32; split k")
+    device = check_same_device(x=x, w=w)
+    out = output_like(out, (m, n), _output_type(output), device, x, w)
+    epilogue = _epilogue(out, scale, offset, relu, zero_point)
     arguments = (x, w, *epilogue)
     if kernel == "gemm_int8_skinny":
         return _skinny(arguments, m, n, k, splits)
@@ -172,7 +174,7 @@ def _scratch(splits: int, outputs: int, tiles: int, dtype: torch.dtype, device: 
     """The parts of the sums, and a ticket a tile (zero; the kernel leaves it zero)."""
     if splits == 1:
         return None, None
-    if splits * outputs > 2**31 - 1:
+    if splits * outputs > LARGEST_INDEX:
         raise ValueError(f"{splits} splits of {outputs} outputs overflow 32-bit indexing; choose fewer splits")
     parts = torch.empty(splits * outputs, dtype=dtype, device=device)
     return parts, torch.zeros(tiles, dtype=torch.int32, device=device)
@@ -220,8 +222,9 @@ def _epilogue(
         if tensor is None:
             raise ValueError(f"{name} is missing: a {out.dtype} output needs scale and offset, one value a channel")
         check_tensor(name, tensor, torch.float32, (out.shape[1],))
+        check_same_device(out=out, **{name: tensor})
     if mode == 1 and zero_point:
         raise ValueError("zero_point belongs to an int8 output; leave it 0 for output=torch.float32")
-    if not -128 <= zero_point <= 127:
-        raise ValueError(f"zero_point is {zero_point}, but must lie in -128 to 127")
+    if not isinstance(zero_point, int) or not -128 <= zero_point <= 127:
+        raise ValueError(f"zero_point is {zero_point}, but must be a whole number in -128 to 127")
     return out, scale, offset, mode, int(relu), zero_point

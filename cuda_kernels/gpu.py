@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-from .launch import SOURCES, Launch
+from .launch import SOURCES, Launch, edited
 
 
 def available() -> str | None:
@@ -59,7 +59,7 @@ def torch_stream() -> torch.cuda.ExternalStream:
 
 
 @functools.cache
-def _module(source: str, defines: tuple[tuple[str, int], ...]):
+def _module(source: str, defines: tuple[tuple[str, int], ...], edited: int):
     _driver()
     from pycuda.compiler import SourceModule
 
@@ -69,8 +69,10 @@ def _module(source: str, defines: tuple[tuple[str, int], ...]):
 
 
 @functools.cache
-def _function(source: str, kernel: str, defines: tuple[tuple[str, int], ...], formats: str, shared_bytes: int):
-    function = _module(source, defines).get_function(kernel)
+def _function(
+    source: str, kernel: str, defines: tuple[tuple[str, int], ...], formats: str, shared_bytes: int, edited: int
+):
+    function = _module(source, defines, edited).get_function(kernel)
     if shared_bytes > 48 << 10:  # beyond the default a kernel has to ask
         attribute = _driver().function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
         function.set_attribute(attribute, shared_bytes)
@@ -86,7 +88,7 @@ def launch(work: Launch) -> None:
             "card with CUDA_VISIBLE_DEVICES"
         )
     formats = "".join("i" if isinstance(argument, int) else "P" for argument in work.arguments)
-    function = _function(work.source, work.kernel, work.defines, formats, work.shared_bytes)
+    function = _function(work.source, work.kernel, work.defines, formats, work.shared_bytes, edited(work.source))
     current = torch.cuda.current_stream(work.output.device).cuda_stream
     if current not in (0, stream().handle):
         raise RuntimeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).parent / "kernels"
-LARGEST_INDEX = 2**31 - 1
+LARGEST_INDEX = 2**31 - 4096  # what kernels add to an index, before they compare it, must fit 32 bits too
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ def kernel_names(source: str) -> list[str]:
     return re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(', text)
 
 
+def edited(source: str) -> int:
+    """When a .cu file or a header was changed last, in ns: a kernel that was compiled before is compiled again."""
+    files = [SOURCES / f"{source}.cu", *SOURCES.glob("*.cuh"), *SOURCES.glob("*.h")]
+    return max(path.stat().st_mtime_ns for path in files)
+
+
 def sources() -> list[str]:
     """The kernel families: the stems of the .cu files."""
     return sorted(path.stem for path in SOURCES.glob("*.cu"))
@@ -85,7 +92,10 @@ def check_same_device(**tensors: torch.Tensor | None) -> torch.device:
     devices = {str(tensor.device) for tensor in tensors.values() if tensor is not None}
     if len(devices) != 1:
         raise ValueError(f"{', '.join(tensors)} must lie on one device, but lie on {' and '.join(sorted(devices))}")
-    return torch.device(devices.pop())
+    device = torch.device(devices.pop())
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{', '.join(tensors)} lie on {device}, where no kernel runs; move them to cuda or cpu")
+    return device
 
 
 def check_not_empty(name: str, *sizes: int) -> None:
@@ -101,13 +111,17 @@ def check_kernel(kernel: str, allowed: Sequence[str]) -> None:
 
 
 def output_like(
-    out: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    out: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device, *inputs: torch.Tensor
 ) -> torch.Tensor:
-    """`out` if it was given and fits, else a new tensor."""
+    """`out` if it was given and fits, else a new tensor. It must not share memory with the inputs."""
     if out is None:
+        if math.prod(shape) > LARGEST_INDEX:
+            raise ValueError(f"the product is {shape}, which overflows 32-bit indexing; multiply parts of the matrices")
         return torch.empty(*shape, dtype=dtype, device=device)
     check_tensor("out", out, dtype, shape)
     check_same_device(out=out, inputs=torch.empty(0, device=device))
+    if any(out.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for tensor in inputs):
+        raise ValueError("out shares memory with an input, which is read while out is written; give out its own")
     return out
 
 

@@ -57,11 +57,13 @@ def summarize(milliseconds: list[float]) -> dict:
 
 
 def rates(record: dict) -> dict:
-    """Achieved GB/s and Gop/s, from the counted bytes and operations; and their share of the measured ceilings."""
+    """Achieved GB/s and Gop/s, from the counted bytes and operations; and their shares of the measured ceilings."""
     seconds = record["time_ms"] / 1e3
     out = {"gbytes_per_s": record["bytes"] / seconds / 1e9, "gops_per_s": record["operations"] / seconds / 1e9}
     if record.get("copy_gbytes_per_s"):
         out["share_of_copy"] = out["gbytes_per_s"] / record["copy_gbytes_per_s"]
+        kind = "int8" if record["family"] == "gemm_int8" else "fp32"
+        out["share_of_rate"] = out["gops_per_s"] / record[f"{kind}_gops_per_s"]
     return out
 
 

@@ -200,7 +200,7 @@ def prepare_spmv(
     m, k = matrix.shape
     check_tensor("x", x, torch.float32, (k,))
     device = check_same_device(matrix=matrix.values, x=x)
-    y = output_like(out, (m,), torch.float32, device)
+    y = output_like(out, (m,), torch.float32, device, matrix.values, x)
     if isinstance(matrix, Delta8):
         return _delta8(matrix, x, y)
     check_kernel(kernel, SPMV_KERNELS)
@@ -241,7 +241,7 @@ def prepare_spmm(
     check_tensor("b", b, torch.float32, (k, None))
     n = b.shape[1]
     check_not_empty("b", k, n)
-    c = output_like(out, (m, n), torch.float32, check_same_device(matrix=matrix.values, b=b))
+    c = output_like(out, (m, n), torch.float32, check_same_device(matrix=matrix.values, b=b), matrix.values, b)
     arguments = (matrix.pointers, matrix.columns, matrix.values, b, c, m, n)
     if kernel == "spmm_thread_per_output":
         return Launch("spmm_csr", kernel, (ceil_div(m, 8), ceil_div(n, 32), 1), (32, 8, 1), arguments, c)

@@ -143,7 +143,8 @@ def int8_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) ->
 def spmv_work(case: str, size: int, density: float, device: str, copies: Copies) -> Iterator[Work]:
     """y = A x with a sparse square A: CSR, the compact formats, and cuSPARSE."""
     stored = int(size * size * density)
-    sets = [(_sparse(device, size, density), _normal(device, size)) for _ in range(copies(8 * stored))]
+    smallest = 2 * stored  # of the formats: their buffers must not fit the L2 cache either
+    sets = [(_sparse(device, size, density), _normal(device, size)) for _ in range(copies(smallest))]
     truth = _exact_sparse(*sets[0])
     make = functools.partial(_work, "spmv_csr", case=case, size=(size, 1, size), density=density, stored=sets[0][0].nnz)
     vectors = 8 * size

@@ -247,7 +247,22 @@ BAD = {
         ValueError,
         "-128 to 127",
     ),
-    "int32 sums overflow": (lambda: gemm_int8(int8(1, 2**17 + 1), int8(1, 2**17 + 1)), ValueError, "overflow int32"),
+    "zero point between": (
+        lambda: gemm_int8(int8(3, 4), int8(2, 4), output=torch.int8, scale=ones(2), offset=ones(2), zero_point=2.5),
+        ValueError,
+        "whole number",
+    ),
+    "scale as a number": (
+        lambda: gemm_int8(int8(3, 4), int8(2, 4), output=torch.float32, scale=0.5, offset=ones(2)),
+        TypeError,
+        "scale must be a torch tensor",
+    ),
+    "no device for it": (
+        lambda: gemv(torch.empty(3, 4, device="meta"), torch.empty(4, device="meta")), ValueError, "where no kernel"
+    ),
+    "output over an input": (lambda: (lambda x: gemv(ones(4, 4), x, out=x))(ones(4)), ValueError, "shares memory"),
+    "product too large": (lambda: gemm_fp32(ones(60_000, 1), ones(1, 60_000)), ValueError, "overflows 32-bit"),
+    "int32 sums overflow": (lambda: gemm_int8(int8(1, 2**17), int8(1, 2**17)), ValueError, "overflow int32"),
     "column too large": (lambda: sparse(columns=ints(1, 0, 3)), ValueError, "out of range"),
     "column negative": (lambda: sparse(columns=ints(1, -1, 2)), ValueError, "out of range"),
     "columns unsorted": (lambda: sparse(columns=ints(1, 2, 0)), ValueError, "must rise"),
@@ -303,6 +318,18 @@ def test_no_compiler_is_said(monkeypatch) -> None:
     monkeypatch.setattr(emulator.shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match="install g\\+\\+"):
         emulator.compiler()
+
+
+def test_an_edited_source_is_compiled_again(monkeypatch, tmp_path) -> None:
+    """As a reader of the notebook does it: the same kernel, in the same process, with another text."""
+    folder = shutil.copytree(SOURCES, tmp_path / "kernels")
+    for module in (emulator, launching):
+        monkeypatch.setattr(module, "SOURCES", folder)
+    a, x = ones(3, 4), ones(4)
+    assert gemv(a, x, kernel="gemv_thread_per_row").tolist() == [4, 4, 4]
+    text = (folder / "gemv_fp32.cu").read_text()
+    (folder / "gemv_fp32.cu").write_text(text.replace("y[row] = sum;", "y[row] = 2 * sum;"))
+    assert gemv(a, x, kernel="gemv_thread_per_row").tolist() == [8, 8, 8]
 
 
 def test_nothing_here_needs_pycuda() -> None:

@@ -37,6 +37,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emu
 def record(**changed) -> dict:
     base = {
         "device": "Some GPU (TM)",
+        "family": "gemv_fp32",
         "kernel": "gemv_vector4",
         "m": 3,
         "n": 1,
@@ -46,6 +47,8 @@ def record(**changed) -> dict:
         "bytes": 4_000_000,
         "operations": 8_000_000,
         "copy_gbytes_per_s": 4.0,
+        "fp32_gops_per_s": 16.0,
+        "int8_gops_per_s": 64.0,
     }
     return {**base, **changed}
 
@@ -65,7 +68,8 @@ def test_a_measurement_writes_one_record_a_kernel(tmp_path, monkeypatch) -> None
     """The GPU's part is replaced: its clock, its properties and its memory; the rest runs as it will there."""
     monkeypatch.setattr(gpu, "available", lambda: None)
     monkeypatch.setattr(measure, "time_runs", lambda runs: ([1.0, 2.0, 3.0], "graph"))
-    monkeypatch.setattr(measure, "ceilings", lambda: {"copy_gbytes_per_s": 1.0})
+    ceilings = ("copy_gbytes", "fp32_gops", "int8_gops")
+    monkeypatch.setattr(measure, "ceilings", lambda: {f"{name}_per_s": 1.0 for name in ceilings})
     monkeypatch.setattr(measure, "copy_records", lambda: [])
     monkeypatch.setattr(measure, "buffers_needed", lambda size: 1)
     facts = SimpleNamespace(name="A GPU", multi_processor_count=2, L2_cache_size=1)
@@ -75,7 +79,8 @@ def test_a_measurement_writes_one_record_a_kernel(tmp_path, monkeypatch) -> None
     frame = measure.measure(TINY, tmp_path)
     assert len(frame) == len(every) == len(list(tmp_path.glob("*.json")))
     stored = records.load(tmp_path)
-    assert (stored.time_ms == 2.0).all() and (stored.share_of_copy > 0).all() and stored.commit.notna().any()
+    assert (stored.time_ms == 2.0).all() and stored.commit.notna().any()
+    assert (stored[["share_of_copy", "share_of_rate"]] > 0).all(axis=None)
     monkeypatch.setattr(measure, "measure_work", lambda item: pytest.fail("measured again what has a record"))
     assert len(measure.measure(TINY, tmp_path, again=False)) == len(every)
 
@@ -96,7 +101,9 @@ def test_records_are_written_whole_and_read_back(tmp_path) -> None:
 
 
 def test_rates_are_bytes_and_operations_over_time() -> None:
-    assert records.rates(record()) == {"gbytes_per_s": 2.0, "gops_per_s": 4.0, "share_of_copy": 0.5}
+    rates = {"gbytes_per_s": 2.0, "gops_per_s": 4.0, "share_of_copy": 0.5, "share_of_rate": 0.25}
+    assert records.rates(record()) == rates
+    assert records.rates(record(family="gemm_int8"))["share_of_rate"] == 4 / 64
 
 
 def test_crossover_is_where_the_curves_meet() -> None:
@@ -194,7 +201,7 @@ def test_the_launcher_passes_pointers_and_sizes(monkeypatch) -> None:
     a, x = torch.ones(5, 8), torch.ones(8)
     launch = prepare_gemv(a, x)
     gpu.launch(launch)
-    assert calls[0] == ("gemv_fp32", "gemv_vector4", (), "PPPii", 0)
+    assert calls[0][:-1] == ("gemv_fp32", "gemv_vector4", (), "PPPii", 0)
     assert calls[1] == (
         ((2, 1, 1), (128, 1, 1), None, a.data_ptr(), x.data_ptr(), launch.output.data_ptr(), 5, 8),
         {"shared_size": 0},

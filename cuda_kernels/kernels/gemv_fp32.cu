@@ -16,7 +16,7 @@ extern "C" __global__ void gemv_thread_per_row(const float* __restrict__ a, cons
 // shuffles. Still one 4-byte load a thread at a time.
 extern "C" __global__ void gemv_warp_per_row(const float* __restrict__ a, const float* __restrict__ x,
                                              float* __restrict__ y, int m, int k) {
-    int row = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= m) return;
     float sum = 0.f;
     for (int i = lane; i < k; i += 32) sum = fmaf(a[(size_t)row * k + i], x[i], sum);

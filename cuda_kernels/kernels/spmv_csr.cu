@@ -18,7 +18,7 @@ extern "C" __global__ void spmv_thread_per_row(const int* __restrict__ pointers,
 extern "C" __global__ void spmv_warp_per_row(const int* __restrict__ pointers, const int* __restrict__ columns,
                                              const float* __restrict__ values, const float* __restrict__ x,
                                              float* __restrict__ y, int m) {
-    int row = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= m) return;
     float sum = 0.f;
     for (int i = pointers[row] + lane; i < pointers[row + 1]; i += 32) sum = fmaf(values[i], x[columns[i]], sum);
