@@ -148,6 +148,8 @@ def _archive(recipe: Recipe, model: nn.Module) -> dict:
     if path.stat().st_size < (COMMITTED_BASE if recipe == recipe.base else COMMITTED):
         with atomic_write(_committed_archive(recipe)) as temporary:
             shutil.copyfile(path, temporary)
+    else:  # one of other weights may lie there
+        _committed_archive(recipe).unlink(missing_ok=True)
     return {"archive_bytes": path.stat().st_size, "archive_sha256": sha256(path)}
 
 

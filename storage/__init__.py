@@ -3,7 +3,7 @@ back and checked."""
 
 from storage.archive import ArchiveError, archive_table, load_archive, save_archive
 from storage.files import StorageError, atomic_write, sha256
-from storage.onnx_file import export_onnx, open_onnx, run_onnx
+from storage.onnx_file import export_onnx, open_onnx, run_onnx, runtime_options
 from storage.weights import Checkpoint, load_weights, save_weights, weights_checksum
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "load_weights",
     "open_onnx",
     "run_onnx",
+    "runtime_options",
     "save_archive",
     "save_weights",
     "sha256",

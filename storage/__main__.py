@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data import DataError, load, normalize
+from data import DataError, Dataset, load, normalize
 from measurement import accuracy, wilson_interval  # a command stands above the rooms
 from models import ModelError
 from storage import StorageError, archive_table, export_onnx, load_archive, open_onnx, sha256
@@ -24,23 +24,36 @@ def info(path: Path) -> None:
     print(f"\n{values:,.0f} values in {total:,} bytes: {8 * total / values:.3f} bits a value")
 
 
-def unpack(path: Path, output: Path) -> None:
-    """Write the model as ONNX."""
-    export_onnx(load_archive(path), output)
+def unpack(path: Path, output: Path, name: str | None) -> None:
+    """Write the model as ONNX; with a data set its classes and its scale of pixels go with it, as in the study."""
+    if name is None:
+        export_onnx(load_archive(path), output)
+    else:
+        _export(path, output, load(name))
     print(f"{output}: {output.stat().st_size:,} bytes")
 
 
 def check(path: Path, name: str) -> None:
     """Accuracy on the test images, from the archive alone."""
     dataset = load(name)
-    model = load_archive(path)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        metadata = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
-        export_onnx(model, file, metadata, normalize(dataset.validation.images[:64], dataset))
+        _export(path, file, dataset)
         share = accuracy(open_onnx(file), dataset, dataset.test)
     low, high = wilson_interval(share, len(dataset.test))
     print(f"{path}: {100 * share:.2f} % of {len(dataset.test):,} test images ({100 * low:.2f} - {100 * high:.2f})")
+
+
+def _export(path: Path, output: Path, dataset: Dataset) -> None:
+    model = load_archive(path)
+    of_model, of_data = (tuple(model.spec["shape"]), model.spec["classes"]), (dataset.shape, len(dataset.classes))
+    if of_model != of_data:
+        raise StorageError(
+            f"{path} takes images {of_model[0]} of {of_model[1]} classes, {dataset.name} has {of_data[0]} of "
+            f"{of_data[1]}: name the data set that it was trained on"
+        )
+    metadata = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
+    export_onnx(model, output, metadata, normalize(dataset.validation.images[:64], dataset))
 
 
 def main() -> int:
@@ -49,13 +62,14 @@ def main() -> int:
     for name, help in (("info", info.__doc__), ("unpack", unpack.__doc__), ("check", check.__doc__)):
         commands.add_parser(name, help=help).add_argument("file", type=Path)
     commands.choices["unpack"].add_argument("-o", "--output", type=Path, required=True)
-    commands.choices["check"].add_argument("--dataset", required=True, help="digits, cifar10 or folder:PATH")
+    for name, required in (("unpack", False), ("check", True)):
+        commands.choices[name].add_argument("--dataset", required=required, help="digits, cifar10 or folder:PATH")
     arguments = parser.parse_args()
     try:
         if arguments.command == "info":
             info(arguments.file)
         elif arguments.command == "unpack":
-            unpack(arguments.file, arguments.output)
+            unpack(arguments.file, arguments.output, arguments.dataset)
         else:
             check(arguments.file, arguments.dataset)
     except (StorageError, DataError, ModelError) as error:

@@ -35,6 +35,7 @@ from storage.modes import Shape, choose, code_words
 MAGIC, VERSION = b"\x8bNNA", 1
 LIMIT = 1 << 30  # bytes of a file, and of the tensors in one
 SPEC_LIMIT = 1 << 16
+MEMBERS = 64  # networks in a spec, at most: building them takes time before any size can be compared
 SMALL = 64  # tensors of fewer values are coded together with others of their kind
 DICTIONARY = (
     b'"widths":[,"depths":[,"students":[{"members":[{"bits":"activation_bits":"weight_bits":false,"ensemble":'
@@ -130,7 +131,7 @@ def decode(content: bytes) -> nn.Module:
         raise ArchiveError(f"the archive does not decode ({type(error).__name__}: {error})") from None
 
 
-def split(content: bytes) -> tuple[dict, int, bytes, bytes]:
+def split(content: bytes) -> tuple[dict, int, bytes, memoryview]:
     """Spec, length of the tensors, checksum of the table, and coded stream of an archive whose checksum is right."""
     if len(content) > LIMIT or content[:4] != MAGIC or len(content) < 13:
         raise ArchiveError("this is no archive of a network")
@@ -138,7 +139,7 @@ def split(content: bytes) -> tuple[dict, int, bytes, bytes]:
         raise ArchiveError(
             f"the archive has format version {content[4]}, this code reads up to {VERSION}: update the code"
         )
-    if _sealed(content[:5] + content[13:])[5:13] != content[5:13]:
+    if _digest(content[:5], memoryview(content)[13:]) != content[5:13]:
         raise ArchiveError("the archive is damaged (its checksum differs): fetch or make it again")
     try:
         size, place = _varint(content, 13)
@@ -149,7 +150,7 @@ def split(content: bytes) -> tuple[dict, int, bytes, bytes]:
     except (IndexError, ValueError, RecursionError, zlib.error) as error:
         raise ArchiveError(f"the archive's header cannot be read ({error})") from None
     place += length
-    return spec, size, content[place : place + 4], content[place + 4 :]
+    return spec, size, content[place : place + 4], memoryview(content)[place + 4 :]
 
 
 def archive_table(path: Path) -> list[dict]:
@@ -254,8 +255,14 @@ class _OnPaper(TorchFunctionMode):
 
 
 def _on_paper(spec: dict) -> nn.Module:
+    if _networks(spec) > MEMBERS:
+        raise ArchiveError(f"the archive is of more than {MEMBERS} networks in one")
     with torch.device("meta"), _OnPaper():
         return rebuild(spec)
+
+
+def _networks(spec: dict) -> int:
+    return sum(map(_networks, spec["members"])) if "members" in spec else 1
 
 
 def _filled(model: nn.Module, spec: dict, tensors: dict[str, torch.Tensor]) -> nn.Module:
@@ -300,7 +307,14 @@ def _unpacked(packed: bytes) -> dict:
 
 def _sealed(content: bytes) -> bytes:
     """The archive with its checksum put in after magic and version."""
-    return content[:5] + hashlib.blake2b(content, digest_size=8).digest() + content[5:]
+    return content[:5] + _digest(content) + content[5:]
+
+
+def _digest(*parts: bytes | memoryview) -> bytes:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _packed_varint(value: int) -> bytes:

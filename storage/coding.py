@@ -42,8 +42,8 @@ class Writer:
 class Reader:
     """Decodes what a Writer has encoded; other bytes give other symbols, or AssertionError."""
 
-    def __init__(self, content: bytes):
-        self._coder = stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
+    def __init__(self, content: bytes | memoryview):
+        self._coder = stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32, copy=False))
 
     def symbols(self, weights: np.ndarray, count: int, values: None) -> np.ndarray:
         return self._coder.decode(_categorical(weights), count)

@@ -116,6 +116,17 @@ def open_onnx(path: Path, threads: int = 0, optimized: Path | None = None) -> on
     Raises:
         StorageError: the file is missing or no ONNX model.
     """
+    options = runtime_options(threads)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise StorageError(f"{path} is missing or no ONNX file that runs: delete it, and it is made again") from error
+
+
+def runtime_options(threads: int) -> onnxruntime.SessionOptions:
+    """How every session of this study runs, timed or not."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -125,12 +136,7 @@ def open_onnx(path: Path, threads: int = 0, optimized: Path | None = None) -> on
     # Its threads would spin after a run and take the cores of the session that is timed next: a file timed by turns
     # with itself came out 1.4 times as fast as itself.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise StorageError(f"{path} is missing or no ONNX file that runs: delete it, and it is made again") from error
+    return options
 
 
 def run_onnx(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:

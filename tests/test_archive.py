@@ -16,13 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from experiment import Recipe, run
 from experiment.records import ROOT
 from models import ARCHITECTURES, ResNet, build
 from models.quantized import insert_quantizers
+from quantization import Quantize
 from storage import ArchiveError, archive_table, export_onnx, load_archive, save_archive, weights_checksum
+from storage.__main__ import main
 from storage.archive import DICTIONARY, decode, encode, entropy
 from storage.coding import Counts, Meter, Reader, Writer, number
 from storage.modes import MODES, POSITIONS, Settings, _code, choose, code_words
+from training import Train
 
 
 def trained(quantized: bool = False) -> nn.Module:
@@ -259,16 +263,25 @@ def test_the_same_logits_bit_for_bit_and_the_same_checksum(kinds):
 
 def test_near_the_entropy_and_below_other_programs(kinds):
     kind, model, content = kinds
-    shannon = 0.0
+    assert len(content) <= 1.02 * shannon(model) + 2048
+    assert len(content) <= (1 if kind == "int8" else 0.95) * others(model), (kind, len(content) / others(model))
+
+
+def shannon(model: nn.Module) -> float:
+    """The order-0 entropy of a model's tensors in bytes; of floats, that of their bytes, each place by itself."""
+    total = 0.0
     for tensor in model.state_dict().values():
         values = tensor.contiguous().numpy().reshape(-1)
         places = [values] if values.dtype.itemsize == 1 else values.view(np.uint8).reshape(len(values), -1).T
         for place in places:
             share = np.unique(place, return_counts=True)[1] / len(place)
-            shannon -= (share * np.log2(share)).sum() * len(place) / 8
-    assert len(content) <= 1.02 * shannon + 2048
-    least = min(len(lzma.compress(raw(model), preset=9)), len(zstandard.compress(raw(model), 19)))
-    assert len(content) <= (1 if kind == "int8" else 0.95) * least, (kind, len(content) / least)
+            total -= (share * np.log2(share)).sum() * len(place) / 8
+    return total
+
+
+def others(model: nn.Module) -> int:
+    """Bytes of the better of xz and zstd on the same tensors."""
+    return min(len(lzma.compress(raw(model), preset=9)), len(zstandard.compress(raw(model), 19)))
 
 
 def test_the_table_tells_where_the_bytes_go(tmp_path):
@@ -371,9 +384,18 @@ def test_the_commands(tmp_path):
     assert shown.returncode == 0 and "blocks.8.conv2.weight" in shown.stdout
     assert f"{path.stat().st_size:,} bytes" in shown.stdout
     assert command("unpack", path, "-o", output).returncode == 0 and onnx.load(output).graph.node
+    refused = command("check", path, "--dataset", "digits")
+    assert refused.returncode == 1 and "takes images (3, 32, 32) of 10 classes, digits has (1, 8, 8)" in refused.stderr
     path.write_bytes(path.read_bytes()[:-1])
     refused = command("info", path)
     assert refused.returncode == 1 and "damaged" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_the_command_measures_the_records_accuracy(folders, monkeypatch, capsys):
+    record = run(Recipe("digits", (Train("tiny", epochs=1, batch_size=128), Quantize(images=64))))
+    path = folders[0] / "models" / f"{record['id']}.nna"
+    monkeypatch.setattr(sys, "argv", ["storage", "check", str(path), "--dataset", "digits"])
+    assert main() == 0 and f"{100 * record['accuracy']:.2f} %" in capsys.readouterr().out
 
 
 def test_committed_archives_are_those_of_their_records():
@@ -382,5 +404,11 @@ def test_committed_archives_are_those_of_their_records():
     assert archives
     for path in archives:
         record = json.loads((folder / f"{path.stem}.json").read_text())
+        model = load_archive(path)
         assert path.stat().st_size == record["archive_bytes"]
-        assert weights_checksum(load_archive(path)) == record["weights_sha256"]
+        assert weights_checksum(model) == record["weights_sha256"]
+        if record["parameters"] < 1e6:  # what the large ones take beside the others' is minutes
+            low_bit = model.spec.get("quantized") and record["recipe"]["steps"][-1].get("bits", 8) != 8
+            sparse = record["nonzero_parameters"] < 0.9 * record["parameters"]
+            assert record["archive_bytes"] <= 1.02 * shannon(model) + 2048
+            assert record["archive_bytes"] <= (0.95 if low_bit or sparse else 1) * others(model)

@@ -91,6 +91,9 @@ def forged(content: bytes, spec: bytes | None = None, size: int | None = None, l
 HUGE = b'{"architecture":"mutant","classes":%d,"quantized":true,"shape":[1,8,8]}'
 
 
+CROWD = b'{"architecture":"ensemble","classes":3,"shape":[1,8,8],"members":[%s]}' % b",".join([HUGE % 3] * 99)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -104,6 +107,7 @@ HUGE = b'{"architecture":"mutant","classes":%d,"quantized":true,"shape":[1,8,8]}
         {"length": 1 << 30},
         {"spec": b" " * 10**7},
         {"spec": b"[" * 60_000},
+        {"spec": CROWD},
         {"spec": b"null"},
         {"spec": b'"text"'},
         {"spec": b"\xff\xfe"},
