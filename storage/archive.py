@@ -122,6 +122,7 @@ def decode(content: bytes) -> nn.Module:
         if _table_digest(table) != digest:
             raise ArchiveError("the archive is of a network that this version of the code builds otherwise")
         reader, tensors = Reader(stream), {}
+        del content, stream  # the reader has its own
         for unit in units(table):
             tensors |= _decoded(reader, unit, table)
         return _filled(model, spec, tensors)

@@ -247,15 +247,21 @@ class _Expected:
         outputs, inputs, _ = self.shape
         rows = (CHANNEL * self._mean + self._sums.sum(1)) / (CHANNEL + position * inputs)
         columns = (CHANNEL * self._mean + self._sums.sum(0)) / (CHANNEL + position * outputs)
-        expected = rows[:, None] * columns / self._mean
-        expected = ((KERNEL * expected + self._sums) / (KERNEL + position)).reshape(-1)
+        expected = rows[:, None] * columns
+        expected /= self._mean
+        expected *= KERNEL
+        expected += self._sums
+        expected /= KERNEL + position
+        expected = expected.reshape(-1)
         magnitude = np.searchsorted(self._bounds, expected).astype(np.uint8)
         neighbours = self._neighbours(position)
         if neighbours is None:
             return _Context(magnitude, np.zeros(len(expected), np.uint8))
         usual = expected if self._layout.sizes else self._size / (position * len(expected))
-        level = np.abs(neighbours) > np.multiply.outer(np.array(LEVELS) * 2, usual).reshape(len(LEVELS), -1)
-        return _Context(magnitude, level.sum(0, dtype=np.uint8), neighbours < 0)
+        size, level = np.abs(neighbours), np.zeros(len(expected), np.uint8)
+        for bound in LEVELS:
+            level += size > 2 * bound * usual
+        return _Context(magnitude, level, neighbours < 0)
 
     def _neighbours(self, position: int) -> np.ndarray | None:
         """Twice what is predicted of a smooth kernel: left and above, less half of what lies between them."""

@@ -1,0 +1,51 @@
+"""Seconds and memory that an archive of ResNet-18's integers takes on one core, each in a process of its own.
+
+python benchmarks/archive_speed.py
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from models import build
+from models.quantized import insert_quantizers
+from storage import load_archive, save_archive
+
+
+def make(name: str, path: Path) -> None:
+    """An archive to measure with: fresh weights, which no entropy coder makes much smaller."""
+    torch.manual_seed(0)
+    save_archive(insert_quantizers(build(name, shape=(3, 32, 32), classes=10).eval()), path)
+
+
+def measure(what: str, path: Path) -> None:
+    """Encode or decode, and print what that took beyond the process (and, to encode, the model) itself."""
+    torch.set_num_threads(1)
+    make("resnet8", path.with_name("small.nna"))  # what is loaded at the first archive of all counts as the process
+    model = load_archive(path) if what == "encode" else None
+    before, started = psutil.Process().memory_info().rss, time.perf_counter()
+    if model is not None:
+        save_archive(model, path)
+    else:
+        model = load_archive(path)
+    seconds = time.perf_counter() - started
+    more = (1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6  # kilobytes, on Linux
+    size = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6
+    print(f"{what}: {seconds:.1f} s, at most {more:.0f} MB more, {more / size:.1f} times the model's {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        measure(sys.argv[1], Path(sys.argv[2]))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            large = Path(folder) / "resnet18.nna"
+            make("resnet18", large)
+            for what in ("decode", "encode"):
+                subprocess.run([sys.executable, __file__, what, str(large)], check=True)
