@@ -20,9 +20,7 @@ def accuracy_by_sparsity(table: pd.DataFrame, base_accuracy: float, ax: Axes | N
         points = 100 * group.groupby("sparsity")["accuracy"].agg(["mean", "std"])
         style = line_style(index)
         x = 100 * points.index.to_numpy() + 0.25 * (index - table["criterion"].nunique() / 2) / 10
-        ax.errorbar(
-            x, points["mean"], yerr=points["std"].fillna(0), capsize=2, label=criterion, **style
-        )
+        ax.errorbar(x, points["mean"], yerr=points["std"].fillna(0), capsize=2, label=criterion, **style)
     ax.axhline(100 * base_accuracy, color="0.3", linestyle="--", linewidth=1, label="not pruned")
     ax.set_xlabel("weights that are zero (%)")
     ax.set_ylabel("accuracy (%)")
