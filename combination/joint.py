@@ -84,7 +84,7 @@ class Joint:
             loss=taught(teacher, self.temperature, self.alpha),
             views=self.views,
             before_epoch=functools.partial(self._before_epoch, trained, student, pruner, context),
-            after_step=functools.partial(_after_step, trained, pruner),
+            after_step=functools.partial(self._after_step, trained, pruner),
             title=f"{self.model} in one training on {context.dataset.name}, seed {context.seed}",
         )
         return qat.finish(trained, student)
@@ -100,7 +100,15 @@ class Joint:
             calibrate(calibrated, context.dataset, self.images, self.percentile, context.seed)
             qat.start(trained, calibrated)
         qat.enable(trained)
-        qat.before_epoch(trained, (done - self.quantize_from) / (1 - self.quantize_from))
+        qat.before_epoch(trained, self._quantized(done))
+
+    def _after_step(self, trained: fx.GraphModule, pruner: Pruner, done: float) -> None:
+        pruner.after_step(done)
+        qat.after_step(trained, self._quantized(done))
+
+    def _quantized(self, done: float) -> float:
+        """The share of the training with rounded weights that is done."""
+        return (done - self.quantize_from) / (1 - self.quantize_from)
 
 
 def _share(student: nn.Module, trained: fx.GraphModule) -> None:
@@ -110,8 +118,3 @@ def _share(student: nn.Module, trained: fx.GraphModule) -> None:
             module.weight, module.bias = trained.get_submodule(name).weight, trained.get_submodule(name).bias
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             student.set_submodule(name, trained.get_submodule(name))
-
-
-def _after_step(trained: fx.GraphModule, pruner: Pruner, done: float) -> None:
-    pruner.after_step(done)
-    qat.after_step(trained)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import scipy.sparse
 from onnx import TensorProto, helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
+from measurement import available_cores
 from storage import runtime_options
 
 from . import records
@@ -87,11 +87,6 @@ def time_alternately(runs: Sequence[Callable[[], object]], seconds: float) -> li
             run()
             times.append((time.perf_counter() - start) * 1e3)
     return samples
-
-
-def available_cores() -> int:
-    """Cores that this process may use; where the system does not say, all of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:

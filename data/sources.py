@@ -16,6 +16,8 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 CIFAR10_HUB = "uoft-cs/cifar10"
 CIFAR10_IMAGES = {"train": 50_000, "test": 10_000}
 FOLDER_SIDE = 32
+# What Pillow raises on files that are damaged, or that would unpack into an unreasonable picture.
+BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class DataError(Exception):
@@ -95,7 +97,7 @@ def _read_shard(file: Path, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.nd
         if not np.issubdtype(labels.dtype, np.integer):  # text, or a number that is missing
             raise ValueError("labels that are no whole numbers")
         images = np.stack(list(pool.map(_decode, encoded)))
-    except (pyarrow.ArrowException, OSError, AttributeError, KeyError, ValueError, SyntaxError) as error:
+    except (pyarrow.ArrowException, AttributeError, KeyError, *BROKEN) as error:
         raise DataError(f"{file} is truncated or corrupt ({_first_line(error)}): fetch it again") from None
     return images, labels
 
@@ -170,7 +172,7 @@ def _read_image(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as image:
             return np.asarray(ImageOps.fit(image.convert("RGB"), (FOLDER_SIDE, FOLDER_SIDE)))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise DataError(f"{file} is no readable image ({_first_line(error)}): replace or remove it") from None
 
 

@@ -1,5 +1,6 @@
 """Records: one JSON file each under results/, read back as a DataFrame."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,11 +8,13 @@ import subprocess
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from storage import atomic_write
 
+NEEDED = {"label", "model", "dataset", "seed", "recipe", "accuracy", "onnx_bytes", "weights_sha256"}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -32,9 +35,7 @@ def artifacts_folder(dataset: str) -> Path:
 
 def figures_folder() -> Path:
     """Where charts and exported tables go."""
-    folder = Path(os.environ.get("RESULTS_DIR", ROOT / "results")) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return results_root() / "figures"
 
 
 def archive_path(record: Mapping) -> Path:
@@ -49,8 +50,8 @@ def read_record(path: Path) -> dict | None:
     """A record, or None where there is none; a damaged one is named, passed over and made again."""
     try:
         record = json.loads(path.read_text())
-        if not isinstance(record, dict) or record.get("id") != path.stem:
-            raise ValueError("not a record of that name")
+        if not isinstance(record, dict) or record.get("id") != path.stem or not record.keys() >= NEEDED:
+            raise ValueError("not a whole record of that name")
         return record
     except FileNotFoundError:
         return None
@@ -68,14 +69,30 @@ def write_record(path: Path, record: dict) -> None:
 def load_records(dataset: str) -> pd.DataFrame:
     """Every record of a data set, a row each; nested values become columns such as `latency_ms.batch1.median`.
 
-    Rows are sorted by model and size. Damaged files are passed over with a warning.
+    Rows are sorted by model and size. Records that differ in nothing but seeds share a label; where other recipes have
+    the same one (a network trained for another time, for instance), a piece of a hash tells them apart. Damaged files
+    are passed over with a warning.
     """
     files = sorted(results_folder(dataset).glob("*.json"))
-    records = [record for record in map(read_record, files) if record is not None]
+    records = [record for record in map(read_record, files) if record is not None and record["dataset"] == dataset]
     if not records:
         return pd.DataFrame(columns=["id", "label", "seed", "accuracy", "onnx_bytes"])
     frame = pd.json_normalize(records, max_level=None)
+    variant = pd.Series([_digest(_seedless(record["recipe"])) for record in records])
+    ambiguous = variant.groupby(frame["label"]).transform("nunique") > 1
+    frame.loc[ambiguous, "label"] += " #" + variant[ambiguous].str[:4]
     return frame.sort_values(["model", "onnx_bytes", "seed"], ascending=[True, False, True], ignore_index=True)
+
+
+def _seedless(value: Any) -> Any:
+    """A recipe's JSON without its seeds, those of teachers and members included."""
+    if isinstance(value, dict):
+        return {key: _seedless(own) for key, own in value.items() if key != "seed"}
+    return [_seedless(own) for own in value] if isinstance(value, list) else value
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def current_commit() -> str | None:

@@ -98,11 +98,26 @@ def _make(recipe: Recipe) -> tuple[nn.Module, dict]:
         )
         started = time.perf_counter()
         model = recipe.steps[-1].apply(model, context).cpu().eval()
-        log = {"train_seconds": time.perf_counter() - started} | context.log
+        log = {"train_seconds": time.perf_counter() - started, "made_on": _device_name()} | context.log
         log["train_seconds"] += earlier.get("train_seconds", 0)  # a record tells what its whole chain cost
         save_weights(model, folder / f"{recipe.id}.safetensors", log)
         checkpoint.clear()
+        _set_aside_other_weights(recipe, model)
         return model, log
+
+
+def _set_aside_other_weights(recipe: Recipe, model: nn.Module) -> None:
+    """A record of other weights, lost since, goes: it would have the model made again and again."""
+    path = results_folder(recipe.dataset) / f"{recipe.id}.json"
+    record = read_record(path)
+    if record is not None and record["weights_sha256"] != weights_checksum(model):
+        warnings.warn(
+            f"{recipe.label} was made again and has other weights than its record (another machine or version rounds "
+            f"otherwise): {path.name} is removed, run the recipe to measure it anew",
+            stacklevel=2,
+        )
+        path.unlink(missing_ok=True)
+        _committed_archive(recipe).unlink(missing_ok=True)
 
 
 def _restore(recipe: Recipe) -> tuple[nn.Module, dict] | None:
@@ -164,7 +179,7 @@ def _measure(recipe: Recipe) -> dict:
     if model.spec.get("quantized") and operators["convolutions"] and not operators["integer_convolutions"]:
         raise StorageError(
             f"no convolution of {file} runs on integers in this ONNX Runtime: its figures would be those of a float "
-            "model; use the version in requirements.txt"
+            "model; update onnxruntime"
         )
     answered = answers(session, dataset, dataset.test)
     test_accuracy = float((answered == dataset.test.labels.numpy()).mean())
@@ -191,7 +206,7 @@ def _measure(recipe: Recipe) -> dict:
         "operators": operators,
         "latency_ms": latency(file, base_file, base),
         **log,
-        "hardware": hardware() | {"training": _device_name()},
+        "hardware": hardware(),
         "versions": {package: version(package) for package in PACKAGES},
         "weights_sha256": weights_checksum(model),
         "onnx_sha256": sha256(file),

@@ -8,6 +8,7 @@ import pandas as pd
 from experiment.recipe import Recipe
 from experiment.records import ROOT, figures_folder, slug
 from experiment.run import run_all
+from storage import atomic_write
 from training import Train
 
 # Epochs that a laptop bears; every notebook starts from these, so that what one has trained the next reads back.
@@ -72,12 +73,14 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
 def export_table(table: pd.DataFrame, name: str) -> list[Path]:
     """Write a table as CSV and as LaTeX into results/figures; returns the paths."""
     csv, latex = (figures_folder() / f"{slug(name)}.{ending}" for ending in ("csv", "tex"))
-    table.to_csv(csv, index=False)
+    with atomic_write(csv) as temporary:
+        table.to_csv(temporary, index=False)
     escaped = table.rename(columns=lambda column: column.replace("%", r"\%"))
     escaped = escaped.map(
         lambda v: v.replace("_", r"\_").replace("%", r"\%").replace(">", "$>$") if isinstance(v, str) else v
     )
-    latex.write_text(escaped.to_latex(index=False, float_format="%.6g", na_rep=""))
+    with atomic_write(latex) as temporary:
+        temporary.write_text(escaped.to_latex(index=False, float_format="%.6g", na_rep=""))
     return [csv, latex]
 
 

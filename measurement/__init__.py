@@ -2,6 +2,17 @@
 
 from measurement.accuracy import accuracy, agreement, answers, wilson_interval
 from measurement.cost import cost, operator_counts
-from measurement.latency import latency, time_by_turns
+from measurement.latency import available_cores, hardware, latency, time_by_turns
 
-__all__ = ["accuracy", "agreement", "answers", "cost", "latency", "operator_counts", "time_by_turns", "wilson_interval"]
+__all__ = [
+    "accuracy",
+    "agreement",
+    "answers",
+    "available_cores",
+    "cost",
+    "hardware",
+    "latency",
+    "operator_counts",
+    "time_by_turns",
+    "wilson_interval",
+]

@@ -44,9 +44,14 @@ def latency(file: Path, base_file: Path, base: nn.Module) -> dict:
     shape = base.spec["shape"]
     for batch in BATCHES:
         images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
-        for suffix, threads in (("", os.cpu_count()), ("_one_thread", 1)):
+        for suffix, threads in (("", available_cores()), ("_one_thread", 1)):
             result[f"batch{batch}{suffix}"] = time_by_turns(file, base_file, base, images, threads)
     return result
+
+
+def available_cores() -> int:
+    """Cores that this process may use; where the system does not say, all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @lru_cache
@@ -56,7 +61,7 @@ def hardware() -> dict:
     wanted = {"avx2", "avx512f", "avx512_vnni", "avx512vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
     return {
         "cpu": info.get("brand_raw", platform.processor()),
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "instructions": sorted(wanted & set(info.get("flags", []))),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

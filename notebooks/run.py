@@ -20,7 +20,10 @@ def main() -> int:
     arguments = parser.parse_args()
     output = Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")) / "notebooks"
     output.mkdir(parents=True, exist_ok=True)
-    os.environ["DATASET"] = arguments.dataset  # read by every notebook's parameters cell
+    os.environ["DATASET"] = _absolute(arguments.dataset)  # read by every notebook's parameters cell
+    for name in ("CIFAR10_ROOT", "RESULTS_DIR", "ARTIFACTS_DIR"):  # notebooks run in their own folder
+        if name in os.environ:
+            os.environ[name] = str(Path(os.environ[name]).resolve())
     started = time.perf_counter()
     for notebook in sorted(FOLDER.glob("[0-9]_*.ipynb")):
         if arguments.only not in notebook.name:
@@ -38,6 +41,11 @@ def main() -> int:
     results = os.environ.get("RESULTS_DIR", ROOT / "results")
     print(f"Done in {time.perf_counter() - started:.0f} s.\nRecords: {results}\nNotebooks with charts: {output}")
     return 0
+
+
+def _absolute(dataset: str) -> str:
+    kind, _, path = dataset.partition(":")
+    return f"{kind}:{Path(path).resolve()}" if path else dataset
 
 
 if __name__ == "__main__":

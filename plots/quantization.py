@@ -34,7 +34,8 @@ def accuracy_by_bits(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     its interval. The bar is the 95 % interval of one seed.
     """
     ax = ax or plt.gca()
-    order = [b for b in (8, 4, 3, 2, "ternary") if b in set(table["bits"])]
+    present = set(table["bits"]) - {32}
+    order = sorted(present - {"ternary"}, reverse=True) + sorted(present & {"ternary"})
     for index, how in enumerate(("static", "trained")):
         group = table[table["how"] == how].groupby("bits")[["accuracy", "accuracy_low", "accuracy_high"]].mean()
         present = [b for b in order if b in group.index]

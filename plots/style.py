@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from experiment.records import figures_folder, slug
+from storage import atomic_write
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -31,7 +32,8 @@ def save_figure(ax: Axes, name: str) -> None:
     """Write the chart as PNG and SVG into results/figures."""
     for ending in ("png", "svg"):
         metadata = {"Date": None} if ending == "svg" else None  # the same chart is the same file
-        ax.figure.savefig(figures_folder() / f"{slug(name)}.{ending}", metadata=metadata)
+        with atomic_write(figures_folder() / f"{slug(name)}.{ending}") as temporary:
+            ax.figure.savefig(temporary, format=ending, metadata=metadata)
 
 
 def use_style() -> None:

@@ -1,5 +1,7 @@
 """How trainings went."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,7 +17,7 @@ def training_curves(records: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax = ax or plt.gca()
     with_curves = records[records["curves"].map(lambda value: isinstance(value, list))]
-    for color, (label, runs) in zip(PALETTE, with_curves.groupby("label", sort=False), strict=False):
+    for color, (label, runs) in zip(cycle(PALETTE), with_curves.groupby("label", sort=False), strict=False):
         for index, curves in enumerate(runs["curves"]):
             points = pd.DataFrame(curves)
             for column, style, what in (("accuracy", "--", "training"), ("validation_accuracy", "-", "validation")):

@@ -1,6 +1,5 @@
 """The ways from one FP32 network to an INT8 file, and what each is worth in the runtime."""
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import nn
 
 from data import Dataset, normalize
-from measurement import accuracy, operator_counts, time_by_turns
+from measurement import accuracy, available_cores, operator_counts, time_by_turns
 from models.quantized import Quantizer
 from quantization.quantize import Quantize
 from storage import export_onnx, open_onnx
@@ -34,7 +33,7 @@ def paths(model: nn.Module, context: Context) -> list[dict]:
         for name, make in PATHS.items():
             file = Path(folder) / "path.onnx"
             make(model, base, file, context)
-            counts, times = operator_counts(file), time_by_turns(file, base, model, example, os.cpu_count())
+            counts, times = operator_counts(file), time_by_turns(file, base, model, example, available_cores())
             rows.append(
                 {
                     "path": name,

@@ -13,7 +13,7 @@ from torch import fx, nn
 from models.quantized import Quantizer, by_channel, insert_quantizers, place_quantizers
 from quantization.weights import Bits, best_scale, levels, round_weight
 
-FREEZE = 0.6  # share of the training after which batch norm keeps its statistics
+FREEZE = 0.8  # share of the training after which batch norm keeps its statistics: earlier, at a high rate, it diverges
 SMALLEST_STEP = 1e-6
 
 
@@ -148,17 +148,24 @@ def enable(trained: nn.Module) -> None:
 
 
 def before_epoch(model: nn.Module, done: float) -> None:
-    """Take up the zeros that there are; late in the training batch norm keeps the statistics it will be folded with."""
+    """Take up the zeros that there are; `done` is the share of the training that is."""
     for module in model.modules():
         if isinstance(module, _FakeWeight):
             module.mask = module.weight.detach() != 0
-        if done >= FREEZE and isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+    _freeze(model, done)
+
+
+def _freeze(model: nn.Module, done: float) -> None:
+    """Late in the training batch norm keeps the statistics that it will be folded with."""
+    for module in model.modules() if done >= FREEZE else ():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             module.eval()
 
 
 @torch.no_grad()
-def after_step(model: nn.Module) -> None:
-    """No step may reach zero."""
+def after_step(model: nn.Module, done: float) -> None:
+    """No step may reach zero, and late in the training batch norm freezes, within an epoch too."""
+    _freeze(model, done)
     for module in model.modules():
         if isinstance(module, _FakeWeight):
             module.weight_scale.clamp_(min=SMALLEST_STEP)

@@ -76,6 +76,8 @@ class Quantize:
     def follows(self, previous: Step | None) -> None:
         if previous is None:
             raise StepError("Quantize needs a model to quantize: start the recipe with Train")
+        if hasattr(previous, "members"):
+            raise StepError("an ensemble has no integer form: quantize its members, and make an ensemble of those")
         if getattr(previous, "makes_integers", False):
             name = type(previous).__name__
             raise StepError(f"Quantize cannot follow {name}: the model is made of integers already")
@@ -115,7 +117,7 @@ class Quantize:
             weight_decay=self.weight_decay,
             loss=loss,
             before_epoch=functools.partial(qat.before_epoch, trained),
-            after_step=lambda done: qat.after_step(trained),
+            after_step=functools.partial(qat.after_step, trained),
             title=f"{self.bits} bits on {context.dataset.name}, seed {context.seed}",
         )
         return qat.finish(trained, model)

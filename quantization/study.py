@@ -7,6 +7,7 @@ import torch
 
 from data import load, normalize
 from experiment import Recipe, batch_size, kept_table, make
+from measurement import hardware
 from quantization.mixed import allocate, sensitivity
 from quantization.noise import signal_to_noise
 from quantization.paths import paths
@@ -23,15 +24,15 @@ EPOCHS: dict[str, dict[Bits, int]] = {
     "digits": {8: 2, 4: 3, 3: 4, 2: 6, "ternary": 6},
 }
 # The fewer the bits, the further the weights have to go.
-RATES: dict[Bits, float] = {8: 0.002, 4: 0.01, 3: 0.01, 2: 0.02, "ternary": 0.02}
+RATES: dict[Bits, float] = {8: 0.002, 4: 0.01, 3: 0.01, 2: 0.02, "ternary": 0.02}  # widths between: as the next below
 CANDIDATES = (2, 3, 4)  # bits that mixed precision chooses from
 
 
 def trained(base: Recipe, bits: Bits, **fields) -> Recipe:
     """Quantization-aware training of a base, for as long as the study gives so many bits."""
-    kind = base.dataset.partition(":")[0]
-    epochs = EPOCHS.get(kind, EPOCHS["digits"])[bits]
-    training = {"epochs": epochs, "learning_rate": RATES[bits], "batch_size": batch_size(base.dataset)}
+    epochs = EPOCHS.get(base.dataset, EPOCHS["digits"])
+    known = bits if bits in RATES else max(width for width in RATES if width != "ternary" and width < bits)
+    training = {"epochs": epochs[known], "learning_rate": RATES[known], "batch_size": batch_size(base.dataset)}
     return base.then(Quantize("qat", bits, **training, **fields))
 
 
@@ -59,8 +60,8 @@ def widths(bases: Iterable[Recipe], bits: Iterable[Bits]) -> list[Case]:
 
 def layer_sensitivity(base: Recipe) -> pd.DataFrame:
     """`sensitivity` of the base's layers, kept as a table."""
-    name = f"sensitivity-{base.id}"
     bits = (*CANDIDATES, 8)
+    name = f"sensitivity-{base.id}-{'-'.join(map(str, bits))}"
     return kept_table(name, base.dataset, lambda: sensitivity(make(base), load(base.dataset), bits))
 
 
@@ -82,7 +83,9 @@ def ways(base: Recipe) -> pd.DataFrame:
         nowhere = Checkpoint(None)
         return paths(make(base), Context(load(base.dataset), base.seed, torch.device("cpu"), nowhere, make, cache=None))
 
-    return kept_table(f"paths-{base.id}", base.dataset, rows)
+    machine = hardware()
+    words = f"{machine['cpu']} {machine['cores']} {' '.join(machine['instructions'])}"
+    return kept_table(f"paths-{base.id}-{words}", base.dataset, rows)
 
 
 def mixed(base: Recipe, average: int = 3) -> Recipe:

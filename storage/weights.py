@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from models import rebuild
+from models import ModelError, rebuild
 from storage.files import StorageError, atomic_write
 
 
@@ -36,8 +36,14 @@ def load_weights(path: Path, checksum: str | None = None) -> tuple[nn.Module, di
     tensors, header, own = _load(path, "spec")
     if checksum is not None and own != checksum:
         raise StorageError(f"{path} holds other weights than its record says: delete it, and it is made again")
-    model = rebuild(header["spec"])
-    model.load_state_dict(tensors)
+    try:
+        model = rebuild(header["spec"])
+        model.load_state_dict(tensors)
+    except (ModelError, RuntimeError) as error:
+        raise StorageError(
+            f"{path} is of a network that is built otherwise now ({str(error).splitlines()[0]}): delete it, and it is "
+            "made again"
+        ) from None
     return model.eval(), header.get("log", {})
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import storage.files
-from experiment import Recipe, load_records, run
+from distillation import Ensemble
+from experiment import Recipe, load_records, make, run
 from experiment.records import ROOT
 from models import ModelError
 from quantization import Quantize
@@ -107,12 +108,13 @@ def test_every_number_counts():
         (lambda: Recipe("digits", (Quantize(),)), StepError, "start the recipe with Train"),
         (lambda: BASE.then(Quantize()).then(Quantize()), StepError, "cannot follow Quantize"),
         (lambda: BASE.then(Train("resnet20")), StepError, "starts a recipe"),
+        (lambda: Recipe("digits", (Ensemble((BASE,)), Quantize())), StepError, "quantize its members"),
         (lambda: Quantize(mode="magic"), StepError, "magic"),
         (lambda: Quantize(bits=9), StepError, "9"),
         (lambda: Quantize(images=0), StepError, "0"),
         (lambda: Train("resnet21"), ModelError, "resnet21.*resnet18, resnet20"),
     ],
-    ids=["empty", "quantize-first", "quantize-twice", "train-second", "mode", "bits", "images", "model"],
+    ids=["empty", "quantize-first", "quantize-twice", "train-second", "ensemble", "mode", "bits", "images", "model"],
 )
 def test_wrong_recipes_are_refused_when_written_down(wrong, error, names):
     with pytest.raises(error, match=names) as caught:
@@ -134,7 +136,8 @@ def test_records_chains_and_repetition(folders, trainings, monkeypatch):
             "id", "label", "model", "method", "dataset", "seed", "recipe", "base", "accuracy", "accuracy_low",
             "accuracy_high", "validation_accuracy", "test_images", "agreement", "parameters", "nonzero_parameters",
             "macs", "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "archive_bytes", "archive_sha256", "operators",
-            "latency_ms", "train_seconds", "hardware", "versions", "weights_sha256", "onnx_sha256", "commit", "time",
+            "latency_ms", "made_on", "train_seconds", "hardware", "versions", "weights_sha256", "onnx_sha256", "commit",
+                "time",
         } | ({"curves", "images_per_second", "precision"} if record is base else set())  # fmt: skip
         assert set(record["latency_ms"]) == {"contention", *SETTINGS}
         assert record["base"] == base["id"] and record["test_images"] == 359
@@ -209,15 +212,39 @@ def test_an_old_record_gets_its_archive_without_being_measured_again(folders, mo
 
 
 @pytest.mark.parametrize("reason", ["Read-only file system", "No space left on device"])
-def test_folders_that_cannot_be_written(folders, monkeypatch, reason):
-    def refuse(*_):
-        raise OSError(28, reason)
+@pytest.mark.parametrize("folder", [0, 1], ids=["results", "artifacts"])
+def test_folders_that_cannot_be_written(folders, monkeypatch, reason, folder):
+    replace = os.replace
+
+    def refuse(source, target):
+        if folders[folder] in Path(target).parents:
+            raise OSError(28, reason)
+        replace(source, target)
 
     monkeypatch.setattr(storage.files.os, "replace", refuse)
     with pytest.raises(StorageError, match=reason) as caught:
         run(tiny())
     assert "\n" not in str(caught.value)
     assert not [file for folder in folders for file in folder.glob("*") if file.suffix in (".json", ".tmp")]
+
+
+def test_recipes_that_differ_in_more_than_seeds_have_labels_of_their_own(folders):
+    records = [run(tiny()), run(tiny().with_seed(1)), run(tiny(epochs=2))]
+    labels = load_records("digits").set_index("id")["label"]
+    first, second, other = (labels[record["id"]] for record in records)
+    assert first == second != other and all(label.startswith("tiny #") for label in labels)
+
+
+def test_a_model_made_again_with_other_weights_puts_its_old_record_away(folders, trainings):
+    results, artifacts = folders
+    record = run(tiny())
+    path = results / f"{record['id']}.json"
+    path.write_text(json.dumps(record | {"weights_sha256": "0" * 64}))
+    shutil.rmtree(artifacts)
+    with pytest.warns(UserWarning, match="measure it anew"):
+        make(tiny())
+    assert not path.exists() and run(tiny())["weights_sha256"] == record["weights_sha256"]
+    assert len(trainings) == 2
 
 
 # --- Several processes, and death at any moment -----------------------------------------------------------------------

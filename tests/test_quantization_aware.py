@@ -12,15 +12,16 @@ from onnx import numpy_helper
 from torch import nn
 
 from data import Split, load, normalize
+from experiment import Recipe
 from measurement import operator_counts
 from models import build
 from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, insert_quantizers
-from quantization import Quantize, qat
+from quantization import Quantize, qat, study
 from quantization.mixed import allocate, sensitivity
 from quantization.static import least_error_range, scale_and_zero_point
 from quantization.weights import best_scale, bits_by_layer, levels, round_weight
 from storage import Checkpoint, export_onnx
-from training import Context, StepError
+from training import Context, StepError, Train
 
 
 @pytest.fixture
@@ -196,8 +197,23 @@ def test_batch_norm_keeps_its_statistics_late():
     model = network().train()
     qat.before_epoch(model, 0.5)
     assert model.bn.training
-    qat.before_epoch(model, qat.FREEZE)
+    qat.after_step(model, qat.FREEZE)
     assert not model.bn.training and model.blocks.training
+
+
+def test_it_does_so_within_a_training_of_one_epoch(context, monkeypatch):
+    frozen = []
+    after_step = qat.after_step
+    monkeypatch.setattr(qat, "after_step", lambda m, done: after_step(m, done) or frozen.append((done, m.bn.training)))
+    Quantize("qat", epochs=1, batch_size=32, images=64).apply(network(), context)
+    assert {training for done, training in frozen if done < qat.FREEZE} == {True}
+    assert {training for done, training in frozen if done >= qat.FREEZE} == {False}
+
+
+@pytest.mark.parametrize(("bits", "as_for"), [(6, 4), (5, 4), (7, 4), (3, 3), ("ternary", "ternary")])
+def test_every_width_has_a_training(bits, as_for):
+    step = study.trained(Recipe("cifar10", (Train("resnet20"),)), bits).steps[-1]
+    assert step.bits == bits and step.epochs == study.EPOCHS["cifar10"][as_for]
 
 
 def test_static_low_bits(context):
