@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -95,7 +96,8 @@ class Joint:
         pruner.before_epoch(done)
         if done < self.quantize_from:
             return
-        if done < self.quantize_from + 1 / self.epochs:  # the first of these epochs; later the steps are those learned
+        first = math.ceil(self.quantize_from * self.epochs - 1e-9)
+        if round(done * self.epochs) == first:  # of these epochs; later the steps are those learned
             calibrated = insert_quantizers(copy.deepcopy(student))
             calibrate(calibrated, context.dataset, self.images, self.percentile, context.seed)
             qat.start(trained, calibrated)

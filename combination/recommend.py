@@ -107,7 +107,8 @@ def candidates(records: pd.DataFrame) -> pd.DataFrame:
     if whole.empty:
         raise BudgetError("no measured records to choose from: run the notebooks (`make study`) first")
     best = whole.sort_values("validation_accuracy", ascending=False).drop_duplicates("label").set_index("label")
-    means = whole.groupby("label")[[*needed, "accuracy"]].mean()
+    averaged = whole.columns.intersection([*needed, "accuracy", "accuracy_low", "accuracy_high"])
+    means = whole.groupby("label")[list(averaged)].mean()
     best[means.columns] = means.loc[best.index]
     return best.reset_index()
 

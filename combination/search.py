@@ -69,10 +69,11 @@ def _open(journal: Path, settings: dict, seed: int) -> optuna.Study:
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(journal))),
         study_name="search",
-        sampler=optuna.samplers.TPESampler(seed=seed),
         directions=["maximize", "minimize"],
         load_if_exists=True,
     )
+    # A search that goes on must not draw again what it drew at its start.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     before = study.user_attrs.get("settings")
     if before is not None and before != settings:
         changed = ", ".join(key for key in settings if settings[key] != before.get(key))

@@ -8,7 +8,7 @@ import pandas as pd
 
 from combination.joint import Joint
 from combination.search import search
-from distillation.study import student
+from distillation.study import VIEWS, student
 from experiment import Recipe, batch_size, kept_table
 from pruning.study import pruned
 from quantization.study import trained
@@ -49,7 +49,8 @@ def joint(base: Recipe, model: str, sparsity: float, bits: Bits, share: float = 
     """One training with `share` of the epochs that distilling, pruning and quantizing in a row take together."""
     chain = chains(base, model, bits, sparsity)[-1][1]
     epochs = round(share * sum(step.epochs for step in chain.steps[len(base.steps) :]))
-    return base.then(Joint(model, sparsity, bits, epochs=epochs, batch_size=batch_size(base.dataset), **fields))
+    fields = {"epochs": epochs, "batch_size": batch_size(base.dataset), "views": VIEWS.get(base.dataset)} | fields
+    return base.then(Joint(model, sparsity, bits, **fields))
 
 
 def loss_and_size(table: pd.DataFrame, base: dict) -> pd.DataFrame:

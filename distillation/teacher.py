@@ -39,7 +39,8 @@ class Teacher:
         if self.kept is None and start == sum(map(len, self.fresh)):  # in order from the epoch's start
             self.fresh.append(logits.cpu())
             if end + len(batch.labels) > len(self.context.dataset.train):  # the last whole batch
-                self._file(batch.epoch).save({"logits": torch.cat(self.fresh)}, {"teacher": self.checksum})
+                self.kept = torch.cat(self.fresh)
+                self._file(batch.epoch).save({"logits": self.kept}, {"teacher": self.checksum})
         return logits
 
     @torch.no_grad()

@@ -57,7 +57,7 @@ def density_bars(tables: dict[str, pd.DataFrame], ax: Axes | None = None) -> Axe
     height = 0.8 / len(tables)
     for index, (criterion, table) in enumerate(tables.items()):
         positions = np.arange(count) + (index - (len(tables) - 1) / 2) * height
-        ax.barh(positions, 100 * table["density"], height=height, color=PALETTE[index], label=criterion)
+        ax.barh(positions, 100 * table["density"], height=height, color=line_style(index)["color"], label=criterion)
     ax.set_yticks(range(count), table["layer"], fontsize=8)
     ax.invert_yaxis()
     ax.set_xscale("log")

@@ -71,8 +71,13 @@ class PruneChannels:
     def follows(self, previous: Step | None) -> None:
         if previous is None:
             raise StepError("PruneChannels needs a model to prune: start the recipe with Train")
+        kind = type(previous).__name__
         if getattr(previous, "makes_integers", False):
-            raise StepError(f"PruneChannels cannot follow {type(previous).__name__}, whose weights are integers")
+            raise StepError(f"PruneChannels cannot follow {kind}, whose weights are integers")
+        if hasattr(previous, "members"):
+            raise StepError("PruneChannels cannot follow Ensemble: narrow its members, and make an ensemble of those")
+        if hasattr(previous, "sparsity"):
+            raise StepError(f"PruneChannels cannot follow {kind}, whose zeros it would not keep: narrow first")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.cpu().eval()

@@ -41,7 +41,8 @@ def select(
 
 
 def _global(scores: Mapping[str, torch.Tensor], sparsity: float, comparable: bool) -> dict[str, torch.Tensor]:
-    parts = [score if comparable else score / score.norm().clamp(min=1e-30) for score in scores.values()]
+    # Negative scores mark what is gone: no part of a layer's scale.
+    parts = [s if comparable else s / s.clamp(min=0).norm().clamp(min=1e-30) for s in scores.values()]
     whole = torch.cat([part.flatten() for part in parts])
     mask = _largest(whole, len(whole) - round(sparsity * len(whole)))
     return {

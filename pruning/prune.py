@@ -63,6 +63,8 @@ class Prune:
     def follows(self, previous: Step | None) -> None:
         if previous is None:
             raise StepError("Prune needs a model to prune: start the recipe with Train")
+        if hasattr(previous, "members"):
+            raise StepError("Prune cannot follow Ensemble: prune its members, and make an ensemble of those")
         if getattr(previous, "makes_integers", False):
             raise StepError(f"Prune cannot follow {type(previous).__name__}, whose weights are integers: prune first")
 
@@ -103,6 +105,7 @@ class Pruner:
         self.model, self.context, self.step = model, context, step
         self.graph = layer_graph(model)
         self.masks: dict[str, torch.Tensor] = {}
+        self._asked = 0
 
     def before_epoch(self, done: float) -> None:
         """Take up the zeros that there are, and prune what is due."""
@@ -128,8 +131,9 @@ class Pruner:
     def _advance(self, done: float) -> None:
         sparsity = SCHEDULES[self.step.schedule](done, self.step.sparsity, self.step.rounds)
         total = sum(mask.numel() for mask in self.masks.values())
-        if round(sparsity * total) <= sum(int((~mask).sum()) for mask in self.masks.values()):
+        if round(sparsity * total) <= max(self._asked, sum(int((~mask).sum()) for mask in self.masks.values())):
             return
+        self._asked = round(sparsity * total)  # fewer go where a layer keeps its last weight: not to be tried again
         scores = CRITERIA[self.step.criterion](self.model, self.graph, self.context)
         # What is pruned stays so: it ranks below everything else.
         scores = {name: torch.where(self.masks[name], score, -1.0) for name, score in scores.items()}

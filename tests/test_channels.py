@@ -115,6 +115,8 @@ def test_bad_places_and_goals(context):
         PruneChannels().follows(None)
     with pytest.raises(StepError, match="integers"):
         PruneChannels().follows(Quantize())
+    with pytest.raises(StepError, match="would not keep"):
+        PruneChannels().follows(Prune())
     with pytest.raises(StepError, match="cannot be reached"):
         pruned(context, macs=0.001)
 

@@ -299,6 +299,17 @@ def test_global_selection_against_numpy(sparsity):
             assert set(np.flatnonzero(~found).tolist()) == gone
 
 
+def test_what_is_gone_does_not_count_in_a_layers_scale():
+    """Marked by -1, as in a schedule's later steps: half of `a` is gone, and what is left competes as if alone."""
+    draws = np.random.default_rng(9)
+    a, b = draws.uniform(size=40), draws.uniform(size=40)
+    marked = {"a": torch.from_numpy(np.where(np.arange(40) < 20, -1.0, a)), "b": torch.from_numpy(b)}
+    live = np.concatenate([a[20:] / np.sqrt((a[20:] ** 2).sum()), b / np.sqrt((b**2).sum())])
+    masks = select(marked, 0.5, "global", comparable=False)
+    found = np.concatenate([masks["a"].numpy()[20:], masks["b"].numpy()])
+    assert set(np.flatnonzero(~found)) == set(np.argsort(live)[:20]) and not masks["a"][:20].any()
+
+
 def test_a_layer_keeps_its_best_weight():
     scores = {"a": torch.tensor([1.0, 3.0, 2.0]), "b": torch.arange(10.0, 40.0)}
     with pytest.warns(UserWarning, match="every weight of a would go"):
