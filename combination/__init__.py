@@ -2,6 +2,7 @@
 
 from combination.joint import Joint
 from combination.recommend import BudgetError, Recommendation, pareto_front, recommend
+from combination.reported import beside_reported
 from combination.search import SearchError, search
 from combination.takeaways import compared, takeaways
 
@@ -10,6 +11,7 @@ __all__ = [
     "Joint",
     "Recommendation",
     "SearchError",
+    "beside_reported",
     "compared",
     "pareto_front",
     "recommend",

@@ -1,9 +1,12 @@
 """The best model for a budget: `recommend(load_records("cifar10"), size_kb=100, latency_ms=1)`."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+
+from experiment.records import ROOT, archive_path
 
 # What a budget may bound, and the record's column and unit. Validation accuracy chooses: the test set only reports.
 BUDGETS = {
@@ -45,6 +48,7 @@ class Recommendation:
                 "latency ms": [round(row["latency_ms.batch1.median"], 3) for row in rows.values()],
                 "MACs M": [round(row["macs"] / 1e6, 2) for row in rows.values()],
                 "record": [row["id"] for row in rows.values()],
+                "file": [_file(row) for row in rows.values()],
             }
         )
 
@@ -77,7 +81,7 @@ def recommend(
     if unknown:
         raise BudgetError(f"unknown budget {', '.join(unknown)}: use {', '.join(BUDGETS)}")
     given = {"accuracy": accuracy, "size_kb": size_kb, "latency_ms": latency_ms, "macs": macs}
-    budget = {name: float(value) for name, value in given.items() if value is not None}
+    budget = {name: _number(name, value) for name, value in given.items() if value is not None}
     _check(budget)
     table = candidates(records)
     excess = _excess(table, budget)
@@ -129,6 +133,18 @@ def _check(budget: dict[str, float]) -> None:
             raise BudgetError(f"accuracy is a share from 0 to below 1, not {value:g}: write 0.9 for 90 %")
         if name != "accuracy" and not value > 0:
             raise BudgetError(f"{name} must be above 0, not {value:g}: nothing could keep it")
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise BudgetError(f"{name} is a number in the unit that its name says, not {value!r}") from None
+
+
+def _file(row: pd.Series) -> str:
+    """Where the model's archive is, from the repository on."""
+    return os.path.relpath(archive_path(row), ROOT) if "dataset" in row else ""
 
 
 def _excess(table: pd.DataFrame, budget: dict[str, float]) -> pd.DataFrame:

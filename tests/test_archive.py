@@ -4,8 +4,10 @@ import hashlib
 import json
 import lzma
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,12 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from data import load, normalize
 from experiment import Recipe, run
 from experiment.records import ROOT
+from measurement import accuracy
 from models import ARCHITECTURES, ResNet, build
 from models.quantized import insert_quantizers
 from quantization import Quantize
-from storage import ArchiveError, archive_table, export_onnx, load_archive, save_archive, weights_checksum
+from storage import ArchiveError, archive_table, export_onnx, load_archive, open_onnx, save_archive, weights_checksum
 from storage.__main__ import main
 from storage.archive import DICTIONARY, decode, encode, entropy
 from storage.coding import Counts, Meter, Reader, Writer, number
@@ -396,6 +400,22 @@ def test_the_command_measures_the_records_accuracy(folders, monkeypatch, capsys)
     path = folders[0] / "models" / f"{record['id']}.nna"
     monkeypatch.setattr(sys, "argv", ["storage", "check", str(path), "--dataset", "digits"])
     assert main() == 0 and f"{100 * record['accuracy']:.2f} %" in capsys.readouterr().out
+
+
+def test_a_committed_archive_has_the_accuracy_of_its_record(tmp_path):
+    """From the file alone, on the real test images, where they are at hand."""
+    root = Path(os.environ.get("CIFAR10_ROOT", ROOT / "data" / "raw"))
+    if not any(root.rglob("train-*.parquet")) and not (root / "cifar-10-batches-py").is_dir():
+        pytest.skip("CIFAR-10 is not at hand, and a test does not download it: set CIFAR10_ROOT")
+    dataset, folder = load("cifar10"), ROOT / "results" / "cifar10"
+    small = [record for record in map(json.loads, map(Path.read_text, folder.glob("*.json"))) if record["macs"] < 1e8]
+    record = min(small, key=lambda record: record["archive_bytes"])
+    model = load_archive(folder / "models" / f"{record['id']}.nna")
+    export_onnx(model, tmp_path / "model.onnx", images=normalize(dataset.validation.images[:64], dataset))
+    assert accuracy(open_onnx(tmp_path / "model.onnx"), dataset, dataset.test) == pytest.approx(
+        record["accuracy"],
+        abs=0.001,  # another processor may round a logit or two otherwise
+    )
 
 
 def test_committed_archives_are_those_of_their_records():

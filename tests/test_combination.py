@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from combination import BudgetError, SearchError, pareto_front, recommend, search, takeaways
+from combination import BudgetError, SearchError, beside_reported, pareto_front, recommend, search, takeaways
+from combination.reported import reported_label
+from experiment import published_study
 
 COLUMNS = ["validation_accuracy", "archive_bytes", "latency_ms.batch1.median", "macs"]
 
@@ -112,6 +114,11 @@ def test_bad_budgets(budget, message):
         recommend(random_records(0), **budget)
 
 
+def test_a_budget_with_a_unit_of_its_own():
+    with pytest.raises(BudgetError, match="number in the unit that its name says, not '100 KB'"):
+        recommend(random_records(0), size_kb="100 KB")
+
+
 def test_no_records_says_how_to_make_them():
     with pytest.raises(BudgetError, match="make study"):
         recommend(pd.DataFrame(columns=["id", "label"]), size_kb=1)
@@ -151,6 +158,31 @@ def test_takeaways_by_hand():
     assert "0.99x with 98 % of them" in answers[10]
     assert answers[11] == "Not measured yet: an ensemble (notebook 4)."
     assert answers[12] == "Against the largest FP32 network: 250x within 2 points (tiny)."
+
+
+@pytest.mark.parametrize(
+    ("kinds", "model", "steps", "label"),
+    [
+        ("", "resnet18", [{"step": "Train"}], "ResNet-18 teacher"),
+        ("", "resnet20", [{"step": "Train"}], None),
+        ("Q", "resnet18", [{"step": "Train"}, {"step": "Quantize"}], "static INT8"),
+        ("Q", "resnet18", [{"step": "Train"}, {"step": "Quantize", "mode": "qat"}], "QAT INT8"),
+        ("Q", "resnet18", [{"step": "Train"}, {"step": "Quantize", "mode": "qat", "bits": 4}], None),
+        ("P", "resnet18", [{"step": "Train"}, {"step": "Prune", "sparsity": 0.96}], "pruned 96 %"),
+        ("P", "resnet18", [{"step": "Train"}, {"step": "PruneChannels"}], None),
+        ("D", "student_3", [{"step": "Train"}, {"step": "Distill"}], "Model 3"),
+        ("DPQ", "student_3conv", [{"step": "Prune", "sparsity": 0.77}, {"step": "Quantize"}], "distilled and pruned"),
+        ("DPQ", "resnet20", [{"step": "Prune", "sparsity": 0.77}, {"step": "Quantize"}], None),
+    ],
+)
+def test_what_the_study_reports_of_the_same(kinds, model, steps, label):
+    found = reported_label({"kinds": kinds, "model": model, "recipe.steps": steps})
+    assert found == label or (label and found.startswith(label) and found in set(published_study()["label"]))
+
+
+def test_the_studys_figures_stand_in_their_rows():
+    table = beside_reported(pd.DataFrame({"recipe": ["base", "small"]}), study_records())
+    assert table["study's %"].fillna(0).tolist() == [90.3, 0] and table["study's MB"][0] == 44.7
 
 
 def test_takeaways_of_a_base_alone_say_what_is_missing():

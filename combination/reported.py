@@ -1,0 +1,46 @@
+"""The published study's figures beside ours, where it reports the same method on the same kind of network."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from combination.takeaways import compared
+from distillation.study import STUDENTS
+from experiment import published_study
+
+CHAINS = {
+    "DP": "distilled and pruned 77 %",
+    "DQ": "distilled and quantized",
+    "PQ": "pruned 77 % and quantized",
+    "DPQ": "distilled and pruned 77 % and quantized",
+}
+
+
+def beside_reported(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+    """A `summary` of records with two columns more: what the study reports, accuracy in % and size in MB."""
+    study = published_study().set_index("label")
+    first = compared(records).drop_duplicates("label").set_index("label", drop=False)
+    labels = [reported_label(first.loc[recipe]) for recipe in table["recipe"]]
+    found = study.reindex(labels)[["accuracy", "size_mb"]].reset_index(drop=True)
+    columns = {"study's %": found["accuracy"], "study's MB": found["size_mb"]}
+    return table.reset_index(drop=True).assign(**columns)
+
+
+def reported_label(record: Mapping) -> str | None:
+    """The study's row for a record (with the columns of `compared`), None where it has none."""
+    kinds, model, steps = record["kinds"], record["model"], record["recipe.steps"]
+    sparsity = next((step.get("sparsity", 0.9) for step in steps if step.get("step") == "Prune"), None)
+    if kinds == "D" and model in STUDENTS:
+        return STUDENTS[model][0]
+    if kinds == "E":
+        members = [member["steps"][-1]["model"] for member in steps[0]["members"]]
+        return "ensemble of 4 5 6" if members == ["student_4", "student_5", "student_6"] else None
+    if kinds in CHAINS and model == ("resnet18" if kinds == "PQ" else "student_3conv"):
+        return CHAINS[kinds] if sparsity in (0.77, None) and steps[-1].get("bits", 8) == 8 else None
+    if model != "resnet18":
+        return None
+    if kinds == "P":
+        return f"pruned {100 * sparsity:.0f} %" if sparsity is not None else None
+    if kinds == "Q" and steps[-1].get("bits", 8) == 8:
+        return "QAT INT8" if steps[-1].get("mode") == "qat" else "static INT8"
+    return "ResNet-18 teacher" if kinds == "" else None
