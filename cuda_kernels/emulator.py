@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .launch import SOURCES, Launch, edited, kernel_names, sources
+from .launch import RUNNERS, SOURCES, Launch, edited, kernel_names, sources
 
 CACHE = Path(__file__).parents[1] / "artifacts" / "emulator"
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-w", "-DCUDA_EMULATOR")
@@ -81,3 +81,6 @@ def _compile(source: str, macros: list[str], library: Path) -> None:
         if done.returncode:
             raise RuntimeError(f"{source}.cu does not compile for the emulator: {done.stderr.strip()[:2000]}")
         os.replace(built, library)
+
+
+RUNNERS["cpu"] = launch

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-from .launch import SOURCES, Launch, edited
+from .launch import RUNNERS, SOURCES, Launch, edited
 
 
 def available() -> str | None:
@@ -102,3 +102,6 @@ def launch(work: Launch) -> None:
     function.prepared_async_call(
         work.grid, work.block, stream() if current else None, *values, shared_size=work.shared_bytes
     )
+
+
+RUNNERS["cuda"] = launch

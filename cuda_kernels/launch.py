@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,9 @@ import torch
 
 SOURCES = Path(__file__).parent / "kernels"
 LARGEST_INDEX = 2**31 - 4096  # what kernels add to an index, before they compare it, must fit 32 bits too
+
+
+RUNNERS: dict[str, Callable[[Launch], None]] = {}  # by the kind of device; `gpu` and `emulator` enter themselves
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,7 @@ class Launch:
 
     def run(self) -> torch.Tensor:
         """Launch on the GPU if the output lies there (asynchronously, as torch does), else in the emulator."""
-        from . import emulator, gpu  # each needs tools that the other machine may lack
-
-        (gpu if self.output.is_cuda else emulator).launch(self)
+        RUNNERS[self.output.device.type](self)
         return self.output
 
 
