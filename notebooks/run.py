@@ -6,7 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import papermill
+
+from storage import atomic_write
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
@@ -38,9 +41,29 @@ def main() -> int:
         except papermill.PapermillExecutionError as error:
             print(f"{notebook.name} stopped: {error.ename}: {error.evalue}\nIts cells so far: {target}")
             return 1
+        if arguments.in_place:
+            _tidy(notebook)
     results = os.environ.get("RESULTS_DIR", ROOT / "results")
     print(f"Done in {time.perf_counter() - started:.0f} s.\nRecords: {results}\nNotebooks with charts: {output}")
     return 0
+
+
+def _tidy(path: Path) -> None:
+    """Leave in a notebook what its readers want: no times and paths of this run, no warnings, no progress bars."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    for part in (notebook, *notebook.cells):
+        part.metadata.pop("papermill", None)
+        part.metadata.pop("execution", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not _is_bar(o)]
+    with atomic_write(path) as temporary:
+        nbformat.write(notebook, temporary)
+
+
+def _is_bar(output: dict) -> bool:
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
 def _absolute(dataset: str) -> str:

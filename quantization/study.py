@@ -20,7 +20,7 @@ from training import Context
 Case = tuple[dict, Recipe]
 # Fewer bits take longer to settle. A laptop bears these epochs.
 EPOCHS: dict[str, dict[Bits, int]] = {
-    "cifar10": {8: 1, 4: 3, 3: 3, 2: 4, "ternary": 4},
+    "cifar10": {8: 1, 4: 3, 3: 3, 2: 6, "ternary": 4},
     "digits": {8: 2, 4: 3, 3: 4, 2: 6, "ternary": 6},
 }
 # The fewer the bits, the further the weights have to go.
@@ -29,11 +29,11 @@ CANDIDATES = (2, 3, 4)  # bits that mixed precision chooses from
 
 
 def trained(base: Recipe, bits: Bits, **fields) -> Recipe:
-    """Quantization-aware training of a base, for as long as the study gives so many bits."""
+    """Quantization-aware training of a base under its own logits, for as long as the study gives so many bits."""
     epochs = EPOCHS.get(base.dataset, EPOCHS["digits"])
     known = bits if bits in RATES else max(width for width in RATES if width != "ternary" and width < bits)
     training = {"epochs": epochs[known], "learning_rate": RATES[known], "batch_size": batch_size(base.dataset)}
-    return base.then(Quantize("qat", bits, **training, **fields))
+    return base.then(Quantize("qat", bits, **{"teacher": base} | training | fields))
 
 
 def calibrations(base: Recipe, images: Iterable[int]) -> list[Case]:
