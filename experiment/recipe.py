@@ -62,11 +62,11 @@ class Recipe:
     @property
     def label(self) -> str:
         """For people: `resnet20 > Quantize`, `resnet18 > Distill(resnet20, epochs=60)`."""
-        return " > ".join(_label(step, first=step is self.steps[0]) for step in self.steps)
+        return " > ".join(_label(step, self.prefix(place) if place else None) for place, step in enumerate(self.steps))
 
 
-def _label(step: Step, first: bool) -> str:
-    if first and hasattr(step, "model"):
+def _label(step: Step, before: Recipe | None) -> str:
+    if before is None and hasattr(step, "model"):
         return step.model
     words = []
     for field in dataclasses.fields(step):
@@ -79,7 +79,7 @@ def _label(step: Step, first: bool) -> str:
             words.append("bits by layer")
         else:
             named = field.default is not dataclasses.MISSING
-            value = value.label if isinstance(value, Recipe) else value
+            value = "itself" if value == before else value.label if isinstance(value, Recipe) else value
             words.append(f"{field.name}={value}" if named else str(value))
     return type(step).__name__ + (f"({', '.join(words)})" if words else "")
 
