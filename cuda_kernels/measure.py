@@ -24,18 +24,29 @@ FIELDS = ("family", "kernel", "maker", "case", "m", "n", "k", "density", "bytes"
 def measure(sizes: Sizes | None = None, folder: Path = records.FOLDER, again: bool = True) -> pd.DataFrame:
     """Measure every kernel and its peers on this machine's GPU, write a record each, and return them.
 
-    again: False keeps the records that this GPU already has. RuntimeError, in one sentence, without a GPU.
+    again: False keeps the records of this GPU where they are whole, and takes up a run that was cut short.
+    RuntimeError, in one sentence, without a GPU.
     """
     gpu.require()
+    if not again and len(kept := _whole_run(folder)):
+        return kept
     torch.set_float32_matmul_precision("highest")  # the peer computes in full FP32, as we do
     shared = {**device_facts(), **ceilings()}
-    done = [_finish(record, shared, folder) for record in copy_records()]
+    done = []
     progress = tqdm(all_work(sizes or Sizes(), "cuda", buffers_needed), desc="GPU kernels", unit="kernel")
     for work in progress:
         progress.set_postfix_str(f"{work.case}: {work.kernel}")
         stored = None if again else records.read({**shared, **_fields(work)}, folder)
         done.append(stored or _finish(measure_work(work), shared, folder))
+    done += [_finish(record, shared, folder) for record in copy_records()]  # last: they tell that the run is whole
     return pd.DataFrame(done)
+
+
+def _whole_run(folder: Path) -> pd.DataFrame:
+    """The records of this GPU, if a run of it came to its end; else none."""
+    stored = records.load(folder)
+    own = stored[stored["device"] == device_facts()["device"]] if len(stored) else stored
+    return own if len(own) and "copy" in set(own["family"]) else own.iloc[:0]
 
 
 def measure_work(work: Work) -> dict:

@@ -70,19 +70,33 @@ def test_a_measurement_writes_one_record_a_kernel(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(measure, "time_runs", lambda runs: ([1.0, 2.0, 3.0], "graph"))
     ceilings = ("copy_gbytes", "fp32_gops", "int8_gops")
     monkeypatch.setattr(measure, "ceilings", lambda: {f"{name}_per_s": 1.0 for name in ceilings})
-    monkeypatch.setattr(measure, "copy_records", lambda: [])
+    monkeypatch.setattr(measure, "copy_records", lambda: [record(family="copy", kernel="copy pinned", device="A GPU")])
     monkeypatch.setattr(measure, "buffers_needed", lambda size: 1)
     facts = SimpleNamespace(name="A GPU", multi_processor_count=2, L2_cache_size=1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
     every = list(work.all_work(TINY, "cpu", lambda size: 1))
     monkeypatch.setattr(measure, "all_work", lambda sizes, device, copies: iter(every))
     frame = measure.measure(TINY, tmp_path)
-    assert len(frame) == len(every) == len(list(tmp_path.glob("*.json")))
+    assert len(frame) == len(every) + 1 == len(list(tmp_path.glob("*.json")))
     stored = records.load(tmp_path)
     assert (stored.time_ms == 2.0).all() and stored.commit.notna().any()
     assert (stored[["share_of_copy", "share_of_rate"]] > 0).all(axis=None)
     monkeypatch.setattr(measure, "measure_work", lambda item: pytest.fail("measured again what has a record"))
-    assert len(measure.measure(TINY, tmp_path, again=False)) == len(every)
+    assert len(measure.measure(TINY, tmp_path, again=False)) == len(every) + 1
+    next(tmp_path.glob("*copy*")).unlink()  # as if it had been cut short
+    assert len(measure.measure(TINY, tmp_path, again=False)) == len(every) + 1
+
+
+def test_what_does_not_fit_the_memory_is_left_out(monkeypatch) -> None:
+    def too_large(*_):
+        raise torch.OutOfMemoryError("no room")
+        yield
+
+    monkeypatch.setattr(work, "spmv_work", too_large)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with pytest.warns(UserWarning, match="does not fit this GPU"):
+        families = {item.family for item in work.all_work(TINY, "cpu", lambda size: 1)}
+    assert families == {"gemv_fp32", "gemm_fp32", "gemm_int8", "spmm_csr"}
 
 
 def test_a_wrong_kernel_is_not_timed() -> None:
