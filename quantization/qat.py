@@ -13,7 +13,7 @@ from torch import fx, nn
 from models.quantized import Quantizer, by_channel, insert_quantizers, place_quantizers
 from quantization.weights import Bits, best_scale, levels, round_weight
 
-FREEZE = 0.8  # share of the training after which batch norm keeps its statistics: earlier, at a high rate, it diverges
+FREEZE = 0.95  # share of the training after which batch norm keeps its statistics: at a higher rate few bits diverge
 SMALLEST_STEP = 1e-6
 
 
