@@ -45,7 +45,7 @@ def ours(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> No
 
 
 def rounds(kinds: dict, dataset: Dataset) -> Iterator[dict[str, float]]:
-    """Seconds of a step of each kind, and of getting its batch, on the same batches."""
+    """Seconds of a step of each kind, on the same batches."""
     for batch in batches(dataset, dataset.train, BATCH, seed=0, epoch=0):
         times = {}
         for name, (step, model, optimizer) in kinds.items():

@@ -33,7 +33,7 @@ def launch(work: Launch, reverse: bool = False) -> None:
     reverse: run the threads between two barriers in the opposite order; the result must not depend on it.
     RuntimeError if the kernel breaks a rule of the thread model (misaligned vector, barrier not reached by all).
     """
-    run = getattr(_library(work.source, work.defines, edited(work.source)), f"launch_{work.kernel}")
+    run = getattr(_library(work.source, work.defines, work.stamp), f"launch_{work.kernel}")
     run.restype = ctypes.c_char_p
     values = [_value(argument) for argument in work.arguments]
     pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
@@ -55,7 +55,7 @@ def _value(argument: torch.Tensor | int | None) -> ctypes._SimpleCData:
 
 
 @functools.cache
-def _library(source: str, defines: tuple[tuple[str, int], ...], edited: int) -> ctypes.CDLL:
+def _library(source: str, defines: tuple[tuple[str, int], ...], stamp: int) -> ctypes.CDLL:
     texts = "".join((SOURCES / name).read_text() for name in (f"{source}.cu", "device.cuh", "emulator.h"))
     macros = [f"-D{name}={value}" for name, value in defines]
     key = hashlib.sha256("\n".join([texts, compiler(), *FLAGS, *macros]).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-from .launch import RUNNERS, SOURCES, Launch, edited
+from .launch import RUNNERS, SOURCES, Launch
 
 
 def available() -> str | None:
@@ -59,7 +59,7 @@ def torch_stream() -> torch.cuda.ExternalStream:
 
 
 @functools.cache
-def _module(source: str, defines: tuple[tuple[str, int], ...], edited: int):
+def _module(source: str, defines: tuple[tuple[str, int], ...], stamp: int):
     _driver()
     from pycuda.compiler import SourceModule
 
@@ -70,9 +70,9 @@ def _module(source: str, defines: tuple[tuple[str, int], ...], edited: int):
 
 @functools.cache
 def _function(
-    source: str, kernel: str, defines: tuple[tuple[str, int], ...], formats: str, shared_bytes: int, edited: int
+    source: str, kernel: str, defines: tuple[tuple[str, int], ...], formats: str, shared_bytes: int, stamp: int
 ):
-    function = _module(source, defines, edited).get_function(kernel)
+    function = _module(source, defines, stamp).get_function(kernel)
     if shared_bytes > 48 << 10:  # beyond the default a kernel has to ask
         attribute = _driver().function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
         function.set_attribute(attribute, shared_bytes)
@@ -88,7 +88,7 @@ def launch(work: Launch) -> None:
             "card with CUDA_VISIBLE_DEVICES"
         )
     formats = "".join("i" if isinstance(argument, int) else "P" for argument in work.arguments)
-    function = _function(work.source, work.kernel, work.defines, formats, work.shared_bytes, edited(work.source))
+    function = _function(work.source, work.kernel, work.defines, formats, work.shared_bytes, work.stamp)
     current = torch.cuda.current_stream(work.output.device).cuda_stream
     if current not in (0, stream().handle):
         raise RuntimeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -40,6 +41,11 @@ class Launch:
                 f"{self.kernel} would need a grid of {self.grid} blocks, more than CUDA allows; split the "
                 "matrix and multiply its parts"
             )
+
+    @functools.cached_property
+    def stamp(self) -> int:
+        """The edit of the source that this launch runs, looked up once: a measurement repeats a launch."""
+        return edited(self.source)
 
     def run(self) -> torch.Tensor:
         """Launch on the GPU if the output lies there (asynchronously, as torch does), else in the emulator."""
