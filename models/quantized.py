@@ -134,6 +134,23 @@ def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> f
     return graph_module.eval()
 
 
+@torch.no_grad()
+def round_biases(integer: fx.GraphModule) -> None:
+    """Round biases as the deployed runtime does: to multiples of the scales of input and weight, what integers add up.
+
+    Left to it alone, one activation in a thousand falls on another level there, and of ResNet-20's answers on CIFAR-10
+    as many as 1 in 200 differ.
+    """
+    for node in integer.graph.nodes:
+        if _calls(integer, node, QuantizedConv2d, QuantizedLinear):
+            layer, source = integer.get_submodule(node.target), node.args[0]
+            while not _calls(integer, source, Quantizer):  # what only reshapes
+                source = source.args[0]
+            if layer.bias is not None:
+                step = integer.get_submodule(source.target).scale * layer.weight_scale
+                layer.bias.copy_(torch.round(layer.bias / step) * step)
+
+
 def place_quantizers(graph_module: fx.GraphModule, make: Callable[[], nn.Module]) -> None:
     """Put a module of `make` behind everything that the deployed model rounds, named after what it rounds."""
     graph = graph_module.graph

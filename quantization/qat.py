@@ -10,7 +10,7 @@ import math
 import torch
 from torch import fx, nn
 
-from models.quantized import Quantizer, by_channel, insert_quantizers, place_quantizers
+from models.quantized import Quantizer, by_channel, insert_quantizers, place_quantizers, round_biases
 from quantization.weights import Bits, best_scale, levels, round_weight
 
 FREEZE = 0.95  # share of the training after which batch norm keeps its statistics: at a higher rate few bits diverge
@@ -200,6 +200,7 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
             fake = trained.get_submodule(name)
             quantizer.scale.copy_(fake.scale)
             quantizer.zero_point.copy_(fake.zero_point)
+    round_biases(integer)
     return integer
 
 

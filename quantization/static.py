@@ -2,11 +2,11 @@
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx
 from tqdm.auto import tqdm
 
 from data import Dataset, normalize
-from models.quantized import Quantizer
+from models.quantized import Quantizer, round_biases
 
 BATCH = 64
 SAMPLE = 100_000  # values looked at of each tensor in each batch
@@ -16,9 +16,11 @@ METHODS = ("percentile", "minmax", "mse")
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, dataset: Dataset, images: int, percentile: float, seed: int, method: str = "percentile"
+    model: fx.GraphModule, dataset: Dataset, images: int, percentile: float, seed: int, method: str = "percentile"
 ) -> None:
-    """Set every quantizer of `model` to the range that it sees on `images` random training images.
+    """Set every quantizer of an integer `model` to the range that it sees on `images` random training images.
+
+    Then biases are rounded to the steps that follow.
 
     The range holds zero and, by the method "percentile", so many % of the values; what lies beyond is clipped, half of
     it at either end. "minmax" takes the extremes, with which a few outliers coarsen the step for all other values;
@@ -55,6 +57,7 @@ def calibrate(
         scale, zero_point = scale_and_zero_point(float(low), float(high))
         quantizer.scale.fill_(scale)
         quantizer.zero_point.fill_(zero_point)
+    round_biases(model)
 
 
 def least_error_range(values: np.ndarray) -> tuple[float, float]:

@@ -258,7 +258,9 @@ BAD = {
         "scale must be a torch tensor",
     ),
     "no device for it": (
-        lambda: gemv(torch.empty(3, 4, device="meta"), torch.empty(4, device="meta")), ValueError, "where no kernel"
+        lambda: gemv(torch.empty(3, 4, device="meta"), torch.empty(4, device="meta")),
+        ValueError,
+        "where no kernel",
     ),
     "output over an input": (lambda: (lambda x: gemv(ones(4, 4), x, out=x))(ones(4)), ValueError, "shares memory"),
     "product too large": (lambda: gemm_fp32(ones(60_000, 1), ones(1, 60_000)), ValueError, "overflows 32-bit"),

@@ -1,10 +1,13 @@
-"""`Train`: a network from fresh weights."""
+"""`Train`: a network on labels, from fresh weights or another recipe's."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from data import epoch_seed
 from models import build, check_model
 from training.context import Context, Step, StepError, check_training
 from training.loop import fit, smoothed_cross_entropy
@@ -16,6 +19,9 @@ class Train:
 
     Convolution and linear weights end rounded to bfloat16, the precision that training multiplies them in where the
     hardware can: the loss is far below what another seed changes, and the model restores exactly from half the bytes.
+
+    `start` is a recipe of the same network to train on from: with a learning rate that rises again, a warm restart
+    (Loshchilov and Hutter, "SGDR", 2017), whose epochs show other batches than those before.
     """
 
     model: str
@@ -25,6 +31,7 @@ class Train:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     width: float = 1.0
+    start: Any = None
 
     def __post_init__(self):
         check_model(self.model, self.width)
@@ -39,10 +46,14 @@ class Train:
 
     def follows(self, previous: Step | None) -> None:
         if previous is not None:
-            raise StepError("Train starts a recipe: it makes fresh weights, so nothing can come before it")
+            raise StepError("Train starts a recipe: to train on from one, give it as start")
+        if self.start is not None and not isinstance(self.start.steps[-1], Train):
+            raise StepError(f"start is a recipe that Train made, not {self.start.label}")
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         model = fresh(self.model, self.width, context)
+        if self.start is not None:
+            model, context = _further(model, self.start, context)
         fit(
             model,
             context,
@@ -54,6 +65,15 @@ class Train:
             title=f"{self.model} on {context.dataset.name}, seed {context.seed}",
         )
         return round_weights(model)
+
+
+def _further(model: nn.Module, start: Any, context: Context) -> tuple[nn.Module, Context]:
+    """The model with the weights of `start`, and a context whose batches those weights have not seen."""
+    earlier = context.make(start)
+    if start.dataset != context.dataset.name or earlier.spec != model.spec:
+        raise StepError(f"start, {start.label} of {start.dataset}, is another network or of another data set")
+    model.load_state_dict(earlier.state_dict())
+    return model, dataclasses.replace(context, seed=epoch_seed(context.seed, start.steps[-1].epochs))
 
 
 def fresh(name: str, width: float, context: Context) -> nn.Module:
