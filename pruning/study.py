@@ -22,9 +22,9 @@ Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 3, "digits": 4}  # of training with pruning: what a laptop bears
 
 
-def pruned(base: Recipe, criterion: str, sparsity: float) -> Recipe:
+def pruned(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
     """A base pruned gradually inside one training, for as long as the study gives it."""
-    return base.then(Prune(criterion, sparsity, **_training(base)))
+    return base.then(Prune(criterion, sparsity, **_training(base) | fields))
 
 
 def narrowed(base: Recipe, criterion: str, macs: float) -> Recipe:
