@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from data import batches
 from pruning.graph import Layer, by_weight, fit_channels, made, read
-from training import Context
+from training import Context, StepError
 
 Scores = dict[str, torch.Tensor]
 Graph = dict[str, Layer]
@@ -144,7 +144,9 @@ def _folded(layer: Layer) -> torch.Tensor:
 
 def _images(context: Context) -> tuple[torch.Tensor, torch.Tensor]:
     train = context.dataset.train.to(context.device)
-    batch = next(batches(context.dataset, train, IMAGES, seed=context.seed, epoch=0))
+    if not len(train):
+        raise StepError(f"this criterion looks at training images, and {context.dataset.name} has none")
+    batch = next(batches(context.dataset, train, min(IMAGES, len(train)), seed=context.seed, epoch=0))
     return batch.images, batch.labels
 
 

@@ -1,7 +1,9 @@
 """Which layers feed which: found by tracing, for criteria that look at a layer's neighbours."""
 
 import operator
+import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import fx, nn
@@ -45,7 +47,10 @@ def layer_graph(model: nn.Module) -> dict[str, Layer]:
     try:
         traced = fx.symbolic_trace(model)
     except Exception as error:  # whatever a forward does that depends on its input
-        raise StepError(f"the network cannot be traced ({type(error).__name__}: {error}): no layer graph") from None
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if "torch" not in Path(frame.filename).parts][-1]
+        where = f"{Path(own.filename).name}, line {own.lineno}, in {own.name}: {own.line}"
+        raise StepError(f"the network cannot be traced at {where} ({type(error).__name__}: {error})") from None
     modules = dict(traced.named_modules())
     layers = {
         node.target: Layer(node.target, modules[node.target])

@@ -13,7 +13,7 @@ LAST_SHARE = (
 
 
 def select(
-    scores: Mapping[str, torch.Tensor], sparsity: float, scope: str, comparable: bool
+    scores: Mapping[str, torch.Tensor], sparsity: float, scope: str, comparable: bool, may_empty: bool = False
 ) -> dict[str, torch.Tensor]:
     """Masks (True: kept) of the shape of each layer's scores, in the order of the forward pass.
 
@@ -22,7 +22,7 @@ def select(
     scope "layer": each layer loses the same share, but the first none and the last less, as in the published study;
         the share is the one at which the network as a whole has the sparsity.
 
-    A layer keeps its best weight in any case, with a warning.
+    A layer keeps its best weight, with a warning, unless it `may_empty`.
     """
     if scope == "global":
         masks = _global(scores, sparsity, comparable)
@@ -32,11 +32,11 @@ def select(
         total = sum(sizes.values())
         # The largest layer makes up for the rounding.
         kept[max(sizes, key=sizes.get)] += total - round(sparsity * total) - sum(kept.values())
-        masks = {name: _largest(score, kept[name]) for name, score in scores.items()}
+        masks = {name: largest(score, kept[name]) for name, score in scores.items()}
     for name, mask in masks.items():
-        if not mask.any():
+        if not mask.any() and not may_empty:
             warnings.warn(f"every weight of {name} would go: its best one is kept", stacklevel=2)
-            masks[name] = _largest(scores[name], 1)
+            masks[name] = largest(scores[name], 1)
     return masks
 
 
@@ -44,14 +44,14 @@ def _global(scores: Mapping[str, torch.Tensor], sparsity: float, comparable: boo
     # Negative scores mark what is gone: no part of a layer's scale.
     parts = [s if comparable else s / s.clamp(min=0).norm().clamp(min=1e-30) for s in scores.values()]
     whole = torch.cat([part.flatten() for part in parts])
-    mask = _largest(whole, len(whole) - round(sparsity * len(whole)))
+    mask = largest(whole, len(whole) - round(sparsity * len(whole)))
     return {
         name: own.reshape(score.shape)
         for (name, score), own in zip(scores.items(), mask.split([p.numel() for p in parts]), strict=True)
     }
 
 
-def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
+def largest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Exactly `count` True, at the largest scores; of equal ones at the bound the first."""
     flat = scores.flatten()
     if count <= 0:

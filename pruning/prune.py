@@ -9,7 +9,7 @@ from torch import nn
 from distillation import Teacher, check_teaching, taught
 from pruning.criteria import COMPARABLE, CRITERIA
 from pruning.graph import layer_graph
-from pruning.masks import select
+from pruning.masks import largest, select
 from pruning.schedules import SCHEDULES
 from training import Context, Step, StepError, check_training, fit, fresh, round_weights, smoothed_cross_entropy
 
@@ -22,6 +22,9 @@ class Prune:
     sparsity: share of the weights of convolutions and linear layers that is zero in the end, 0 <= sparsity < 1.
     schedule: "one_shot" prunes, then trains on; "iterative" in `rounds` rounds, "gradual" along a cubic, both inside
         the training; "rewind" starts over from the fresh weights with the mask (Frankle and Carbin, ICLR 2019).
+    order: "together"; or layer by layer, "forward" or "backward", each scored with those before it pruned already (Park
+        et al.'s LAP-forward and LAP-backward). Each layer loses as many weights as it would have lost together.
+    skip: names of layers to leave alone; the others make up for them. may_empty: whether a layer may lose all weights.
     epochs: of training; 0 only prunes (one_shot). `teacher` (a recipe) guides it by its logits.
     """
 
@@ -37,12 +40,16 @@ class Prune:
     teacher: Any = None
     temperature: float = 4.0
     alpha: float = 0.9
+    order: str = "together"
+    skip: tuple[str, ...] = ()
+    may_empty: bool = False
 
     def __post_init__(self):
         for what, name, known in (
             ("criterion", self.criterion, CRITERIA),
             ("scope", self.scope, ("global", "layer")),
             ("schedule", self.schedule, SCHEDULES),
+            ("order", self.order, ("together", "forward", "backward")),
         ):
             if name not in known:
                 raise StepError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
@@ -103,7 +110,16 @@ class Pruner:
 
     def __init__(self, model: nn.Module, context: Context, step: Prune):
         self.model, self.context, self.step = model, context, step
-        self.graph = layer_graph(model)
+        self.whole = layer_graph(model)
+        unknown = [name for name in step.skip if name not in self.whole]
+        if unknown:
+            raise StepError(f"skip names {unknown[0]!r}, which is no layer: use some of {', '.join(self.whole)}")
+        self.graph = {name: layer for name, layer in self.whole.items() if name not in step.skip}
+        sizes = {name: layer.module.weight.numel() for name, layer in self.whole.items()}
+        left = sum(sizes[name] for name in self.graph) / sum(sizes.values())
+        if step.sparsity >= left:
+            raise StepError(f"a sparsity of {step.sparsity} is more than skip leaves, {left:.3f}: skip fewer layers")
+        self._outside_skip = left
         self.masks: dict[str, torch.Tensor] = {}
         self._asked = 0
 
@@ -129,13 +145,22 @@ class Pruner:
             self.graph[name].module.weight.masked_fill_(~mask, 0)  # not a product, which would leave negative zeros
 
     def _advance(self, done: float) -> None:
-        sparsity = SCHEDULES[self.step.schedule](done, self.step.sparsity, self.step.rounds)
         total = sum(mask.numel() for mask in self.masks.values())
+        sparsity = SCHEDULES[self.step.schedule](done, self.step.sparsity, self.step.rounds) / self._outside_skip
         if round(sparsity * total) <= max(self._asked, sum(int((~mask).sum()) for mask in self.masks.values())):
             return
         self._asked = round(sparsity * total)  # fewer go where a layer keeps its last weight: not to be tried again
-        scores = CRITERIA[self.step.criterion](self.model, self.graph, self.context)
-        # What is pruned stays so: it ranks below everything else.
-        scores = {name: torch.where(self.masks[name], score, -1.0) for name, score in scores.items()}
-        self.masks = select(scores, sparsity, self.step.scope, self.step.criterion in COMPARABLE)
+        masks = select(
+            self._scores(), sparsity, self.step.scope, self.step.criterion in COMPARABLE, self.step.may_empty
+        )
+        if self.step.order == "together":
+            self.masks = masks
+        for name in {"forward": list(masks), "backward": list(masks)[::-1]}.get(self.step.order, ()):
+            self.masks[name] = largest(self._scores()[name], int(masks[name].sum()))
+            self._hold()
         self._hold()
+
+    def _scores(self) -> dict[str, torch.Tensor]:
+        """Of every layer's weights as they are; what is pruned stays so: it ranks below everything else."""
+        scores = CRITERIA[self.step.criterion](self.model, self.whole, self.context)
+        return {name: torch.where(mask, scores[name], -1.0) for name, mask in self.masks.items()}

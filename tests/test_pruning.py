@@ -265,7 +265,10 @@ class Unknown(nn.Module):
         return self.second(torch.roll(self.first(x), 1, 1))
 
 
-@pytest.mark.parametrize(("model", "message"), [(Branching(), "cannot be traced"), (Unknown(), "roll")])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(Branching(), r"test_pruning.py, line \d+, in forward: return self.layer\(x\) if"), (Unknown(), "roll")],
+)
 def test_networks_without_a_graph_are_refused_by_name(model, message):
     with pytest.raises(StepError, match=message):
         layer_graph(model)
@@ -315,6 +318,62 @@ def test_a_layer_keeps_its_best_weight():
     with pytest.warns(UserWarning, match="every weight of a would go"):
         masks = select(scores, 0.9, "global", comparable=True)
     assert masks["a"].tolist() == [False, True, False]
+
+
+def test_a_layer_may_be_emptied_if_told_so():
+    scores = {"a": torch.tensor([1.0, 3.0, 2.0]), "b": torch.arange(10.0, 40.0)}
+    masks = select(scores, 0.9, "global", comparable=True, may_empty=True)
+    assert not masks["a"].any() and masks["b"].sum() == 33 - 30
+
+
+@pytest.mark.parametrize("order", ["forward", "backward"])
+def test_lookahead_in_an_order_against_numpy(order, context):
+    """Each layer's scores by hand, from its neighbours as they are then: one side pruned already, the other not yet."""
+    torch.manual_seed(10)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 10))
+    weights = [model[place].weight.detach().numpy().copy() for place in (1, 3, 5)]
+
+    def scores():
+        before = [np.ones(64), *(np.linalg.norm(w, axis=1) for w in weights[:-1])]
+        after = [*(np.linalg.norm(w, axis=0) for w in weights[1:]), np.ones(10)]
+        return [np.abs(w) * i[None] * o[:, None] for w, i, o in zip(weights, before, after, strict=True)]
+
+    together = [s / np.linalg.norm(s) for s in scores()]
+    bound = np.sort(np.concatenate([s.ravel() for s in together]))[round(0.6 * 464) - 1]
+    gone = [int((s <= bound).sum()) for s in together]
+    for place in (0, 1, 2) if order == "forward" else (2, 1, 0):
+        lowest = np.argsort(scores()[place], axis=None)[: gone[place]]
+        weights[place].flat[lowest] = 0
+    Prune("lookahead", 0.6, schedule="one_shot", epochs=0, order=order).apply(model, context)
+    for place, expected in zip((1, 3, 5), weights, strict=True):
+        assert np.array_equal(model[place].weight.detach().numpy() == 0, expected == 0)
+
+
+def test_skipped_layers_are_left_alone(context):
+    model = network()
+    first = model.conv.weight.detach().clone()
+    step = Prune("magnitude", 0.7, schedule="one_shot", epochs=0, skip=("conv", "linear"))
+    step.apply(model, context)
+    assert zeros(model) == round(0.7 * weights(model))
+    assert torch.equal(model.conv.weight != 0, first != 0) and (model.linear.weight != 0).all()
+    with pytest.raises(StepError, match="'stem', which is no layer: use some of conv, blocks"):
+        Prune(skip=("stem",)).apply(network(), context)
+    with pytest.raises(StepError, match="more than skip leaves"):
+        Prune(skip=tuple(list(layer_graph(model))[1:])).apply(network(), context)
+
+
+def test_a_criterion_with_data_needs_data(context):
+    nothing = dataclasses.replace(context.dataset, train=Split(torch.empty(0, 1, 8, 8), torch.empty(0)))
+    with pytest.raises(StepError, match="digits has none"):
+        CRITERIA["snip"](network(), layer_graph(network()), dataclasses.replace(context, dataset=nothing))
+
+
+def test_zeros_after_each_round(context):
+    model = network()
+    pruner = Pruner(model, context, Prune("lookahead", 0.875, schedule="iterative", rounds=3))
+    for round_ in range(3):
+        pruner.before_epoch(round_ / 3)
+        assert zeros(model) == round((1 - 0.5 ** (round_ + 1)) * weights(model))  # half of what is left, each time
 
 
 def test_layer_scope_is_the_studys():
@@ -396,7 +455,7 @@ def test_zeros_survive_quantization(context):
         ({"criterion": "guess"}, "lookahead, "), ({"scope": "half"}, "global, layer"),
         ({"schedule": "now"}, "one_shot"), ({"rounds": 0}, "rounds"),
         ({"epochs": 0}, "one_shot prunes without"), ({"epochs": -1}, "at least 1"),
-        ({"temperature": 0}, "temperature"),
+        ({"temperature": 0}, "temperature"), ({"order": "sideways"}, "together, forward"),
     ],
 )  # fmt: skip
 def test_bad_fields(fields, message):
