@@ -11,9 +11,9 @@ from torch import nn
 
 from data import Dataset, normalize
 from measurement import accuracy, available_cores, operator_counts, time_by_turns
-from models.quantized import Quantizer
+from models.quantized import OPSET, Quantizer
 from quantization.quantize import Quantize
-from storage import export_onnx, open_onnx
+from storage import export_onnx, open_onnx, quiet_exporter
 from training import Context
 
 Way = Callable[[nn.Module, Path, Path, Context], None]
@@ -83,6 +83,25 @@ def _runtimes_own(activations: QuantType, weights: QuantType, form: QuantFormat)
     return make
 
 
+@torch.no_grad()
+def _pt2e(model: nn.Module, base: Path, file: Path, context: Context) -> None:
+    """PyTorch's own: torch.export, torchao's quantizer for x86 processors, and its integer graph as ONNX."""
+    with quiet_exporter():  # the import warns too, and takes a second
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+        example = (normalize(context.dataset.train.images[:2], context.dataset),)
+        free = ({0: torch.export.Dim("batch", min=1)},)
+        quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+        traced = torch.export.export(model.eval(), example, dynamic_shapes=free).module(check_guards=False)
+        prepared = prepare_pt2e(traced, quantizer)
+        for images in _Images(context.dataset).batches:
+            prepared(images)
+        program = torch.export.export(convert_pt2e(prepared), example, dynamic_shapes=free)
+        names = {"input_names": ["images"], "output_names": ["logits"]}
+        torch.onnx.export(program, example, file, dynamo=True, opset_version=OPSET, external_data=False, **names)
+
+
 class _Images(CalibrationDataReader):
     """Training images, a batch at a time."""
 
@@ -101,6 +120,7 @@ PATHS: dict[str, Way] = {
     "ours: U8S8, per tensor": lambda *given: _ours(*given, per_channel=False),
     "integer weights only": _weights_only,
     "dynamic ranges": _dynamic,
+    "PT2E, quantizer for x86": _pt2e,
     "runtime's own: U8S8": _runtimes_own(QuantType.QUInt8, QuantType.QInt8, QuantFormat.QDQ),
     "runtime's own: S8S8": _runtimes_own(QuantType.QInt8, QuantType.QInt8, QuantFormat.QDQ),
     "runtime's own: U8U8, operators": _runtimes_own(QuantType.QUInt8, QuantType.QUInt8, QuantFormat.QOperator),

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def _exported(model: nn.Module, shape: list[int]) -> onnx_ir.Model:
         scalar = tensor.numel() == 1 and not tensor.is_floating_point()
         tensor.copy_(torch.tensor(index) if scalar else 50 * torch.rand(tensor.shape, generator=generator) + 1)
     example = torch.randn(2, *shape, generator=generator)
-    with _quiet():
+    with quiet_exporter():
         program = torch.onnx.export(
             model, (example,), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=["images"], output_names=["logits"],
@@ -166,8 +167,8 @@ def run_onnx(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.nd
 
 
 @contextlib.contextmanager
-def _quiet():
-    """The exporter reports its progress on the screen, and warns of what does not concern the file."""
+def quiet_exporter() -> Iterator[None]:
+    """Around the exporter: it reports its progress on the screen, and warns of what does not concern the file."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
