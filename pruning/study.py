@@ -71,6 +71,19 @@ def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
     return kept_table(f"one-shot-{base.id}-{'-'.join(map(str, values))}", base.dataset, rows)
 
 
+def after_an_epoch(base: Recipe, sparsity: float) -> pd.DataFrame:
+    """Validation accuracy (0..1) of one-shot pruning and an epoch of training, by every criterion: criterion, accuracy."""
+    training = _training(base) | {"epochs": 1}
+    recipes = {name: base.then(Prune(name, sparsity, schedule="one_shot", **training)) for name in CRITERIA}
+
+    def rows() -> list[dict]:
+        dataset = load(base.dataset)
+        validate = partial(evaluate, dataset=dataset, split=dataset.validation)
+        return [{"criterion": name, "accuracy": validate(make(recipe))} for name, recipe in recipes.items()]
+
+    return kept_table(f"one-shot-tuned-{base.id}-{sparsity}", base.dataset, rows)
+
+
 def layer_sensitivity(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
     """Validation accuracy (0..1) with one layer alone pruned by magnitude: columns layer, sparsity, accuracy."""
 

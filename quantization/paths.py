@@ -123,5 +123,6 @@ PATHS: dict[str, Way] = {
     "PT2E, quantizer for x86": _pt2e,
     "runtime's own: U8S8": _runtimes_own(QuantType.QUInt8, QuantType.QInt8, QuantFormat.QDQ),
     "runtime's own: S8S8": _runtimes_own(QuantType.QInt8, QuantType.QInt8, QuantFormat.QDQ),
+    "runtime's own: S8S8, operators": _runtimes_own(QuantType.QInt8, QuantType.QInt8, QuantFormat.QOperator),
     "runtime's own: U8U8, operators": _runtimes_own(QuantType.QUInt8, QuantType.QUInt8, QuantFormat.QOperator),
 }
