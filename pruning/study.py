@@ -72,7 +72,7 @@ def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
 
 
 def after_an_epoch(base: Recipe, sparsity: float) -> pd.DataFrame:
-    """Validation accuracy (0..1) of one-shot pruning and an epoch of training, by every criterion: criterion, accuracy."""
+    """Validation accuracy (0..1) by every criterion after one-shot pruning and an epoch: criterion, accuracy."""
     training = _training(base) | {"epochs": 1}
     recipes = {name: base.then(Prune(name, sparsity, schedule="one_shot", **training)) for name in CRITERIA}
 
