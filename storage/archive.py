@@ -12,6 +12,8 @@
 
 The network that the spec describes gives the tensor table, so that it need not be stored; its checksum tells when the
 code has come to build another network. Small tensors of the same kind (the biases, the scales) are coded as one.
+In format version 2 the biases of an integer network are coded as the whole multiples that they are of the scales of
+input and weight; version 1 is written where there are none.
 Nothing in the file is code, and no size in it is believed before it is compared with a limit and with the network's.
 """
 
@@ -28,11 +30,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from models import rebuild
+from models.quantized import bias_steps
 from storage.coding import Coder, Reader, Writer
 from storage.files import StorageError, atomic_write
 from storage.modes import Shape, choose, code_words
 
-MAGIC, VERSION = b"\x8bNNA", 1
+MAGIC, VERSION = b"\x8bNNA", 2
 LIMIT = 1 << 30  # bytes of a file, and of the tensors in one
 SPEC_LIMIT = 1 << 16
 MEMBERS = 64  # networks in a spec, at most: building them takes time before any size can be compared
@@ -101,10 +104,11 @@ def read(path: Path) -> bytes:
 def encode(model: nn.Module) -> bytes:
     """The archive of a model as bytes; the same bytes for the same model."""
     spec, table = model.spec, _checked(model)
+    state, multiples = model.state_dict(), _multiples(model)
     writer = Writer()
-    for unit in units(table):
-        code_unit(writer, unit, model.state_dict())
-    return _sealed(_head(spec, table) + writer.content())
+    for unit in units(table | multiples):
+        code_unit(writer, unit, state | multiples)
+    return _sealed(_head(spec, table, version=2 if multiples else 1) + writer.content())
 
 
 def decode(content: bytes) -> nn.Module:
@@ -121,10 +125,14 @@ def decode(content: bytes) -> nn.Module:
             raise ArchiveError("the archive's length of tensors is not that of its network")
         if _table_digest(table) != digest:
             raise ArchiveError("the archive is of a network that this version of the code builds otherwise")
+        steps = bias_steps(model) if content[4] >= 2 else {}
+        coded = table | {name: table[name].to(torch.int32) for name in steps}
         reader, tensors = Reader(stream), {}
         del content, stream  # the reader has its own
-        for unit in units(table):
-            tensors |= _decoded(reader, unit, table)
+        for unit in units(coded):
+            tensors |= _decoded(reader, unit, coded)
+        for bias, scales in steps.items():
+            tensors[bias] = _multiplied(tensors[bias], tensors[scales[0]] * tensors[scales[1]])
         return _filled(model, spec, tensors)
     except ArchiveError:
         raise
@@ -162,7 +170,8 @@ def archive_table(path: Path) -> list[dict]:
     to the length of the file.
     """
     content = read(path)
-    state, writer = decode(content).state_dict(), Writer()
+    model, writer = decode(content), Writer()
+    state = model.state_dict() | (_multiples(model) if content[4] >= 2 else {})
     rows, head = [], len(content) - len(split(content)[3])
     end = head
     rows.append({"layer": "header", "mode": "", "type": "", "shape": "", "bytes": head})
@@ -231,6 +240,26 @@ def _decoded(reader: Reader, unit: Unit, table: dict[str, torch.Tensor]) -> dict
     }
 
 
+def _multiples(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The biases of an integer network as multiples of their steps, int32: 2k, or -2k - 1 of a negative k.
+
+    Nothing, if one of them is none: a network that was not calibrated.
+    """
+    state, multiples = model.state_dict(), {}
+    for bias, scales in bias_steps(model).items():
+        step = state[scales[0]] * state[scales[1]]
+        k = torch.round(state[bias] / step).nan_to_num().clamp(-(2**30), 2**30 - 1).to(torch.int32)
+        multiples[bias] = torch.where(k < 0, -2 * k - 1, 2 * k)
+        if not torch.equal(_words(_multiplied(multiples[bias], step)), _words(state[bias])):
+            return {}
+    return multiples
+
+
+def _multiplied(multiples: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    k = torch.where(multiples % 2 == 1, -(multiples // 2) - 1, multiples // 2)
+    return k.float() * step
+
+
 def _checked(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors, on paper, of the network that is rebuilt from the model's spec. The model's must be like them."""
     table = _on_paper(model.spec).state_dict()
@@ -288,14 +317,14 @@ def _table_digest(table: dict[str, torch.Tensor]) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=4).digest()
 
 
-def _head(spec: dict, table: dict[str, torch.Tensor]) -> bytes:
+def _head(spec: dict, table: dict[str, torch.Tensor], version: int) -> bytes:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=DICTIONARY)
     text = json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()
     packed = packer.compress(text) + packer.flush()
     if max(len(text), len(packed)) > SPEC_LIMIT:
         raise ArchiveError(f"the model's spec is longer than {SPEC_LIMIT} bytes: shorten it")
     lengths = _packed_varint(_size(table)) + _packed_varint(len(packed))
-    return MAGIC + bytes([VERSION]) + lengths + packed + _table_digest(table)
+    return MAGIC + bytes([version]) + lengths + packed + _table_digest(table)
 
 
 def _unpacked(packed: bytes) -> dict:

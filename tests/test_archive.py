@@ -23,7 +23,7 @@ from experiment import Recipe, run
 from experiment.records import ROOT
 from measurement import accuracy
 from models import ARCHITECTURES, ResNet, build
-from models.quantized import insert_quantizers
+from models.quantized import Quantizer, insert_quantizers, round_biases
 from quantization import Quantize
 from storage import ArchiveError, archive_table, export_onnx, load_archive, open_onnx, save_archive, weights_checksum
 from storage.__main__ import main
@@ -308,6 +308,29 @@ def test_the_onnx_files_weights_are_the_same(tmp_path):
         export_onnx(own, tmp_path / name)
     a, b = (onnx.load(tmp_path / name).graph.initializer for name in ("a", "b"))
     assert [(i.name, i.raw_data) for i in a] == [(i.name, i.raw_data) for i in b]
+
+
+def test_biases_are_stored_as_what_integers_add_up():
+    """Multiples of the scales of input and weight, with either sign, as their own few bits; others as floats."""
+    model = trained(quantized=True)
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            module.scale.fill_(0.013)
+    biases = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("bias")}
+    for tensor in biases.values():
+        nn.init.normal_(tensor, std=0.2)
+    as_floats = encode(model)
+    round_biases(model)
+    assert len(biases) == 22 and sum(int((tensor < 0).sum()) for tensor in biases.values()) > 300
+    as_multiples = encode(model)
+    assert (as_floats[4], as_multiples[4]) == (1, 2) and same(model, decode(as_multiples))
+    own = [
+        np.rint(b.numpy() / (0.013 * model.state_dict()[n.replace("bias", "weight_scale")].numpy()))
+        for n, b in biases.items()
+    ]
+    entropies = sum(entropy(plane) for plane in np.concatenate(own).astype("<i4").view(np.uint8).reshape(-1, 4).T)
+    saved = (8 * (len(as_floats) - len(as_multiples))) / sum(b.numel() for b in biases.values())
+    assert saved > 26 - entropies
 
 
 def test_channels_last_weights_are_stored_as_they_are_meant():
