@@ -4,13 +4,17 @@ import re
 
 import pandas as pd
 
+from combination.joint import Joint
 from combination.recommend import candidates
 from experiment import load_records, published_study
 from experiment.records import ROOT
+from pruning import Prune, PruneChannels
+from quantization import Quantize
 
 DATASET = "cifar10"
 PLACE = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
 HEAD = "| CIFAR-10 | accuracy % (95 % interval) | seeds | archive KB | x smaller than ResNet-18 in FP32 | latency ms |"
+KINDS = {"Prune": Prune, "Quantize": Quantize, "Joint": Joint}  # of steps, whose fields at their default are left out
 STUDY = ("ResNet-18 teacher", "QAT INT8", "ensemble of 4 5 6", "pruned 96 %", "distilled and pruned 77 % and quantized")
 
 
@@ -28,7 +32,8 @@ def table() -> str:
         kilobytes = row["archive_bytes"] / 1e3
         interval = f"{100 * row['accuracy_low']:.2f} - {100 * row['accuracy_high']:.2f}"
         lines.append(
-            f"| {row['label']} | {100 * row['accuracy']:.2f} ({interval}) | {row['seeds']} | {kilobytes:.1f} "
+            f"| [{plain(row['recipe.steps'])}](results/{DATASET}/{row['id']}.json) "
+            f"| {100 * row['accuracy']:.2f} ({interval}) | {row['seeds']} | {kilobytes:.1f} "
             f"| {whole / kilobytes:.0f} | {row['latency_ms.batch1.median']:.2f} |"
         )
     for label in STUDY:
@@ -44,6 +49,30 @@ def table() -> str:
     }
     lines += ["", f"Latencies: batch 1, all threads, median, on {' or '.join(sorted(machines))}."]
     return "\n".join(lines) + "\n"
+
+
+def plain(steps: list[dict]) -> str:
+    """A record's steps in a few words: `resnet20, distilled, pruned 72 %, ternary`. The record has the rest."""
+    words = []
+    for step in steps:
+        match step["step"]:
+            case "Train":
+                words = [step["model"]]
+            case "Distill" | "Joint":
+                words = [step["model"], "distilled"]
+            case "Ensemble":
+                words = ["ensemble of " + ", ".join(member["steps"][-1]["model"] for member in step["members"])]
+        kind = step["step"]
+        if kind in ("Prune", "Joint"):
+            words.append(f"pruned {100 * step.get('sparsity', KINDS[kind].sparsity):.0f} %")
+        if kind == "PruneChannels":
+            words.append(f"channels pruned to {100 * step.get('macs', PruneChannels.macs):.0f} % of the MACs")
+        if kind in ("Quantize", "Joint"):
+            bits = step.get("bits", KINDS[kind].bits)
+            words.append(bits if bits == "ternary" else f"{bits} bits{' by layer' if 'layer_bits' in step else ''}")
+        if kind == "Joint":
+            words.append("in one training")
+    return ", ".join(words)
 
 
 def front(rows: pd.DataFrame) -> pd.Series:

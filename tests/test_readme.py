@@ -4,14 +4,40 @@ import re
 
 import pytest
 
-from combination import readme
+from combination import Joint, readme
+from distillation import Distill, Ensemble
+from experiment import Recipe
 from experiment.records import ROOT
+from pruning import Prune, PruneChannels
+from quantization import Quantize
+from training import Train
+
+BASE = Recipe("digits", (Train("resnet18"),))
 
 
 def test_readme_shows_the_records_figures(monkeypatch):
     monkeypatch.delenv("RESULTS_DIR", raising=False)
     text = (ROOT / "README.md").read_text()
     assert readme.written(text) == text, "run `python -m combination.readme`"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (BASE, "resnet18"),
+        (BASE.then(Quantize()), "resnet18, 8 bits"),
+        (BASE.then(Quantize("qat", 3, layer_bits=(("conv", 8),))), "resnet18, 3 bits by layer"),
+        (
+            BASE.then(Distill("resnet20")).then(Prune(sparsity=0.72)).then(Quantize("qat", "ternary")),
+            "resnet20, distilled, pruned 72 %, ternary",
+        ),
+        (BASE.then(PruneChannels()), "resnet18, channels pruned to 50 % of the MACs"),
+        (BASE.then(Joint("resnet8", bits=2)), "resnet8, distilled, pruned 50 %, 2 bits, in one training"),
+        (Recipe("digits", (Ensemble((BASE, BASE)),)), "ensemble of resnet18, resnet18"),
+    ],
+)
+def test_recipes_in_plain_words(recipe, words):
+    assert readme.plain(recipe.describe()["steps"]) == words
 
 
 def test_its_pictures_and_links_are_there():
