@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import pandas as pd
 
@@ -100,13 +101,23 @@ def smallest(
 ) -> pd.DataFrame:
     """The search over Joint's fields (`model`, `width`, `sparsity`, `bits`), kept as a table: see `search`."""
 
-    def candidate(choices: Mapping, epochs: int) -> Recipe:
-        return base.then(Joint(**choices, epochs=epochs, batch_size=batch_size(base.dataset)))
-
     def rows() -> list[dict]:
         budget = candidates * epochs
-        found = search(f"{name}-{base.id}-{epochs}", base.dataset, space, candidate, budget=budget, epochs=epochs)
+        found = search(
+            f"{name}-{base.id}-{epochs}", base.dataset, space, partial(_candidate, base), budget=budget, epochs=epochs
+        )
         return found.to_dict("records")
 
     settings = hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:8]
     return kept_table(f"search-{name}-{base.id}-{candidates}x{epochs}-{settings}", base.dataset, rows)
+
+
+def at_length(base: Recipe, found: pd.DataFrame, epochs: int) -> list[Case]:
+    """The front of a search, each trained for so many epochs: short trainings chose, long ones are reported."""
+    chosen = found[found["front"]].sort_values("archive_bytes")
+    choices = chosen.drop(columns=["validation_accuracy", "archive_bytes", "front"]).to_dict("records")
+    return [(row, _candidate(base, row, epochs)) for row in choices]
+
+
+def _candidate(base: Recipe, choices: Mapping, epochs: int) -> Recipe:
+    return base.then(Joint(**choices, epochs=epochs, batch_size=batch_size(base.dataset)))

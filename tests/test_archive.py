@@ -24,6 +24,7 @@ from experiment.records import ROOT
 from measurement import accuracy
 from models import ARCHITECTURES, ResNet, build
 from models.quantized import Quantizer, insert_quantizers, round_biases
+from pruning import Prune
 from quantization import Quantize
 from storage import ArchiveError, archive_table, export_onnx, load_archive, open_onnx, save_archive, weights_checksum
 from storage.__main__ import main
@@ -455,3 +456,16 @@ def test_committed_archives_are_those_of_their_records():
             sparse = record["nonzero_parameters"] < 0.9 * record["parameters"]
             assert record["archive_bytes"] <= 1.02 * shannon(model) + 2048
             assert record["archive_bytes"] <= (0.95 if low_bit or sparse else 1) * others(model)
+
+
+def test_committed_models_that_were_pruned_before_quantization_keep_their_zeros():
+    """Counted in the archives alone."""
+    folder = ROOT / "results" / "cifar10"
+    for path in (folder / "models").glob("*.nna"):
+        steps = json.loads((folder / f"{path.stem}.json").read_text())["recipe"]["steps"]
+        sparsity = next((step.get("sparsity", Prune.sparsity) for step in steps if step["step"] == "Prune"), None)
+        if sparsity is not None and steps[-1]["step"] == "Quantize":
+            weights = [tensor for tensor in load_archive(path).state_dict().values() if tensor.ndim > 1]
+            assert all(weight.dtype == torch.int8 for weight in weights)
+            zeros = sum(int((weight == 0).sum()) for weight in weights)
+            assert zeros >= round(sparsity * sum(weight.numel() for weight in weights))
