@@ -53,23 +53,23 @@ def table() -> str:
 
 def plain(steps: list[dict]) -> str:
     """A record's steps in a few words: `resnet20, distilled, pruned 72 %, ternary`. The record has the rest."""
-    words = []
+    words: list[str] = []
     for step in steps:
-        match step["step"]:
-            case "Train":
-                words = [step["model"]]
-            case "Distill" | "Joint":
-                words = [step["model"], "distilled"]
-            case "Ensemble":
-                words = ["ensemble of " + ", ".join(member["steps"][-1]["model"] for member in step["members"])]
         kind = step["step"]
+        if "model" in step:  # another network than before
+            wide = f" of width {step['width']:g}" if "width" in step else ""
+            words = [step["model"] + wide] + ["distilled"] * (kind != "Train")
+        if kind == "Ensemble":
+            words = ["ensemble of " + " and ".join(plain(member["steps"]) for member in step["members"])]
         if kind in ("Prune", "Joint"):
-            words.append(f"pruned {100 * step.get('sparsity', KINDS[kind].sparsity):.0f} %")
+            words.append(f"pruned {100 * step.get('sparsity', KINDS[kind].sparsity):g} %")
         if kind == "PruneChannels":
-            words.append(f"channels pruned to {100 * step.get('macs', PruneChannels.macs):.0f} % of the MACs")
+            words.append(f"channels pruned to {100 * step.get('macs', PruneChannels.macs):g} % of the MACs")
         if kind in ("Quantize", "Joint"):
             bits = step.get("bits", KINDS[kind].bits)
             words.append(bits if bits == "ternary" else f"{bits} bits{' by layer' if 'layer_bits' in step else ''}")
+        if kind == "Quantize" and step.get("mode", Quantize.mode) == "static":
+            words[-1] += " without training"
         if kind == "Joint":
             words.append("in one training")
     return ", ".join(words)

@@ -9,8 +9,8 @@ import pandas as pd
 
 from combination.joint import Joint
 from combination.search import search
-from distillation.study import VIEWS, student
-from experiment import Recipe, batch_size, kept_table
+from distillation.study import student, student_training
+from experiment import Recipe, kept_table
 from pruning.study import pruned
 from quantization.study import trained
 from quantization.weights import Bits
@@ -63,8 +63,7 @@ def joint(base: Recipe, model: str, sparsity: float, bits: Bits, share: float = 
     """One training with `share` of the epochs that distilling, pruning and quantizing in a row take together."""
     chain = chains(base, model, bits, sparsity)[-1][1]
     epochs = round(share * sum(step.epochs for step in chain.steps[len(base.steps) :]))
-    fields = {"epochs": epochs, "batch_size": batch_size(base.dataset), "views": VIEWS.get(base.dataset)} | fields
-    return base.then(Joint(model, sparsity, bits, **fields))
+    return base.then(Joint(model, sparsity, bits, **student_training(base, model) | {"epochs": epochs} | fields))
 
 
 def loss_and_size(table: pd.DataFrame, base: dict) -> pd.DataFrame:
@@ -120,4 +119,4 @@ def at_length(base: Recipe, found: pd.DataFrame, epochs: int) -> list[Case]:
 
 
 def _candidate(base: Recipe, choices: Mapping, epochs: int) -> Recipe:
-    return base.then(Joint(**choices, epochs=epochs, batch_size=batch_size(base.dataset)))
+    return base.then(Joint(**student_training(base, choices["model"]) | choices | {"epochs": epochs}))

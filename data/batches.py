@@ -27,7 +27,7 @@ def normalize(images: torch.Tensor, dataset: Dataset) -> torch.Tensor:
 
 def epoch_seed(seed: int, epoch: int) -> int:
     """What all that is random in an epoch is drawn from: another for every epoch of every seed."""
-    return 1_000_003 * seed + epoch
+    return (1_000_003 * seed + epoch) % 2**63
 
 
 def batches(dataset: Dataset, split: Split, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:

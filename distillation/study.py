@@ -1,10 +1,8 @@
 """What notebook 4 compares: lists of cases, each some words about it and its recipe, and tables beside them."""
 
 import dataclasses
-import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +14,10 @@ from data import Dataset, Split, load, normalize
 from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.teacher import Teacher, taught
-from experiment import Recipe, batch_size, kept_table, make, published_study
+from experiment import Recipe, batch_size, kept_table, make, published_study, validated
 from models import build
 from storage import Checkpoint
-from training import Context, Train, evaluate, fit, fresh, smoothed_cross_entropy
+from training import Context, Train, fit, fresh, smoothed_cross_entropy
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 20, "digits": 3}  # of a student's training, as long as the published study's
@@ -45,7 +43,7 @@ TIMED_BATCHES, TIMED_ROUNDS = 40, 3  # of an epoch whose cost is measured
 
 def student(base: Recipe, model: str, **fields) -> Recipe:
     """A student of the base, for as long as the study gives it."""
-    return base.then(Distill(model, **_training(base, model) | fields))
+    return base.then(Distill(model, **student_training(base, model) | fields))
 
 
 def alone(base: Recipe, model: str) -> Recipe:
@@ -66,7 +64,7 @@ def ensemble(base: Recipe, models: Sequence[str], **fields) -> Recipe:
 
 def taught_by_ensemble(base: Recipe, members: Sequence[str], model: str) -> Recipe:
     """The ensemble distilled back into one student."""
-    return ensemble(base, members).then(Distill(model, **_training(base, model)))
+    return ensemble(base, members).then(Distill(model, **student_training(base, model)))
 
 
 def against_ensembles(base: Recipe, members: Sequence[str], parameters: int) -> list[Case]:
@@ -110,16 +108,7 @@ def with_features(base: Recipe, model: str, kinds: Iterable[str | None]) -> pd.D
 
 
 def _validated(name: str, base: Recipe, model: str, fields: list[dict]) -> pd.DataFrame:
-    """A row for each choice of a student's fields, by what is to be chosen: validation accuracy."""
-    recipes = [student(base, model, **choice) for choice in fields]
-
-    def rows() -> list[dict]:
-        dataset = load(base.dataset)
-        validate = partial(evaluate, dataset=dataset, split=dataset.validation)
-        return [choice | {"accuracy": validate(make(recipe))} for choice, recipe in zip(fields, recipes, strict=True)]
-
-    words = hashlib.sha256("".join(recipe.id for recipe in recipes).encode()).hexdigest()[:12]
-    return kept_table(f"{name}-{words}", base.dataset, rows)
+    return validated(name, [(choice, student(base, model, **choice)) for choice in fields])
 
 
 def diversity(members: Sequence[Recipe]) -> pd.DataFrame:
@@ -256,7 +245,8 @@ def _words(name: str, kind: str) -> dict:
     return {"student": name, "kind": kind, "strategy": STUDENTS.get(name, ("", "another design"))[1]}
 
 
-def _training(base: Recipe, model: str) -> dict:
+def student_training(base: Recipe, model: str) -> dict:
+    """The fields of a training under a teacher, as the study has it."""
     return _length(base, model) | {"views": VIEWS.get(base.dataset)}
 
 

@@ -3,7 +3,7 @@
 from experiment.recipe import Recipe
 from experiment.records import archive_path, kept_table, load_records
 from experiment.run import make, run, run_all
-from experiment.study import base_recipe, batch_size, export_table, published_study, run_table, summary
+from experiment.study import base_recipe, batch_size, export_table, published_study, run_table, summary, validated
 
 __all__ = [
     "Recipe",
@@ -19,4 +19,5 @@ __all__ = [
     "run_all",
     "run_table",
     "summary",
+    "validated",
 ]

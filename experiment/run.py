@@ -92,16 +92,16 @@ def _make(recipe: Recipe) -> tuple[nn.Module, dict]:
         model, earlier = None, {}
         if len(recipe.steps) > 1:
             model, earlier = _make(recipe.prefix(len(recipe.steps) - 1))
-        elif getattr(recipe.steps[0], "start", None):
-            _, earlier = _make(recipe.steps[0].start)
         checkpoint = Checkpoint(folder / f"{recipe.id}.checkpoint")
         context = Context(
             _dataset(recipe.dataset), recipe.seed, _device(), checkpoint, make=make, cache=folder / "cache"
         )
         started = time.perf_counter()
         model = recipe.steps[-1].apply(model, context).cpu().eval()
+        if getattr(recipe.steps[-1], "start", None):
+            _, earlier = _make(recipe.steps[-1].start)
         log = {"train_seconds": time.perf_counter() - started, "made_on": _device_name()} | context.log
-        log["train_seconds"] += earlier.get("train_seconds", 0)  # a record tells what all before it cost too
+        log["train_seconds"] += earlier.get("train_seconds", 0)  # of the whole chain, not of teachers and members
         save_weights(model, folder / f"{recipe.id}.safetensors", log)
         checkpoint.clear()
         _set_aside_other_weights(recipe, model)

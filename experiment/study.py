@@ -1,15 +1,17 @@
 """What the notebooks share: the base recipes, the table of records, and the published study's figures."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
+from data import load
 from experiment.recipe import Recipe
-from experiment.records import ROOT, figures_folder, slug
-from experiment.run import run_all
+from experiment.records import ROOT, figures_folder, kept_table, slug
+from experiment.run import make, run_all
 from storage import atomic_write
-from training import Train
+from training import Train, evaluate
 
 # Epochs that a laptop bears; every notebook starts from these, so that what one has trained the next reads back.
 TRAINING = {
@@ -37,6 +39,19 @@ def run_table(cases: Iterable[tuple[dict, Recipe]]) -> pd.DataFrame:
     cases = list(cases)
     records = pd.json_normalize(run_all(recipe for _, recipe in cases))
     return pd.concat([pd.DataFrame([words for words, _ in cases]), records], axis=1)
+
+
+def validated(name: str, cases: Iterable[tuple[dict, Recipe]]) -> pd.DataFrame:
+    """A row a case, kept as a table: some words about it, and the `accuracy` (0..1) on the images that choose."""
+    cases = list(cases)
+    dataset = cases[0][1].dataset
+    ids = hashlib.sha256("".join(recipe.id for _, recipe in cases).encode()).hexdigest()[:12]
+
+    def rows() -> list[dict]:
+        data = load(dataset)
+        return [words | {"accuracy": evaluate(make(recipe), data, data.validation)} for words, recipe in cases]
+
+    return kept_table(f"{name}-{ids}", dataset, rows)
 
 
 def summary(records: pd.DataFrame) -> pd.DataFrame:

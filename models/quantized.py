@@ -149,7 +149,7 @@ def round_biases(integer: fx.GraphModule) -> None:
 def bias_steps(model: nn.Module) -> dict[str, tuple[str, str]]:
     """Of each bias in an integer network, or in the members of an ensemble, the scales of its layer's input and weight.
 
-    Names are those of the state dict. A bias is a whole multiple of the product of the two.
+    Names are those of the state dict. In a calibrated network a bias is a whole multiple of the product of the two.
     """
     steps = {}
     for prefix, graph_module in model.named_modules():

@@ -48,7 +48,7 @@ def layer_graph(model: nn.Module) -> dict[str, Layer]:
         traced = fx.symbolic_trace(model)
     except Exception as error:  # whatever a forward does that depends on its input
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if "torch" not in Path(frame.filename).parts][-1]
+        own = [frame for frame in frames if Path(torch.__file__).parent not in Path(frame.filename).parents][-1]
         where = f"{Path(own.filename).name}, line {own.lineno}, in {own.name}: {own.line}"
         raise StepError(f"the network cannot be traced at {where} ({type(error).__name__}: {error})") from None
     modules = dict(traced.named_modules())

@@ -55,6 +55,10 @@ class Prune:
                 raise StepError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
         if not 0 <= self.sparsity < 1:
             raise StepError(f"sparsity is a share from 0 to below 1, not {self.sparsity}: write 0.9 for 90 %")
+        if self.skip and self.scope == "layer":
+            raise StepError(
+                "scope 'layer' has its own rule for the first and last layer: skip goes with scope 'global'"
+            )
         if self.rounds < 1:
             raise StepError(f"rounds must be at least 1, not {self.rounds}")
         if self.epochs == 0 and self.schedule != "one_shot":
@@ -110,22 +114,23 @@ class Pruner:
 
     def __init__(self, model: nn.Module, context: Context, step: Prune):
         self.model, self.context, self.step = model, context, step
-        self.whole = layer_graph(model)
-        unknown = [name for name in step.skip if name not in self.whole]
+        self.graph = layer_graph(model)
+        unknown = [name for name in step.skip if name not in self.graph]
         if unknown:
-            raise StepError(f"skip names {unknown[0]!r}, which is no layer: use some of {', '.join(self.whole)}")
-        self.graph = {name: layer for name, layer in self.whole.items() if name not in step.skip}
-        sizes = {name: layer.module.weight.numel() for name, layer in self.whole.items()}
-        left = sum(sizes[name] for name in self.graph) / sum(sizes.values())
+            raise StepError(f"skip names {unknown[0]!r}, which is no layer: use some of {', '.join(self.graph)}")
+        sizes = {name: layer.module.weight.numel() for name, layer in self.graph.items()}
+        self._free = [name for name in self.graph if name not in step.skip]
+        left = sum(sizes[name] for name in self._free) / sum(sizes.values())
         if step.sparsity >= left:
             raise StepError(f"a sparsity of {step.sparsity} is more than skip leaves, {left:.3f}: skip fewer layers")
-        self._outside_skip = left
         self.masks: dict[str, torch.Tensor] = {}
         self._asked = 0
 
     def before_epoch(self, done: float) -> None:
-        """Take up the zeros that there are, and prune what is due."""
+        """Take up the zeros that there are, and prune what is due; all was asked that is due after the start."""
         self.masks = {name: layer.module.weight.detach() != 0 for name, layer in self.graph.items()}
+        if done > 0:
+            self._asked = max(self._asked, self._due(done))
         self._advance(done)
 
     def after_step(self, done: float) -> None:
@@ -144,23 +149,27 @@ class Pruner:
         for name, mask in self.masks.items():
             self.graph[name].module.weight.masked_fill_(~mask, 0)  # not a product, which would leave negative zeros
 
+    def _due(self, done: float) -> int:
+        """How many weights of the layers that are not skipped are to be zero."""
+        everything = sum(mask.numel() for mask in self.masks.values())
+        skipped = sum(int((~self.masks[name]).sum()) for name in self.step.skip)
+        return round(SCHEDULES[self.step.schedule](done, self.step.sparsity, self.step.rounds) * everything) - skipped
+
     def _advance(self, done: float) -> None:
-        total = sum(mask.numel() for mask in self.masks.values())
-        sparsity = SCHEDULES[self.step.schedule](done, self.step.sparsity, self.step.rounds) / self._outside_skip
-        if round(sparsity * total) <= max(self._asked, sum(int((~mask).sum()) for mask in self.masks.values())):
+        due, step = self._due(done), self.step
+        if due <= max(self._asked, sum(int((~self.masks[name]).sum()) for name in self._free)):
             return
-        self._asked = round(sparsity * total)  # fewer go where a layer keeps its last weight: not to be tried again
-        masks = select(
-            self._scores(), sparsity, self.step.scope, self.step.criterion in COMPARABLE, self.step.may_empty
-        )
-        if self.step.order == "together":
-            self.masks = masks
-        for name in {"forward": list(masks), "backward": list(masks)[::-1]}.get(self.step.order, ()):
+        self._asked = due  # fewer go where a layer keeps its last weight: not to be tried again
+        sparsity = due / sum(self.masks[name].numel() for name in self._free)
+        masks = select(self._scores(), sparsity, step.scope, step.criterion in COMPARABLE, step.may_empty)
+        if step.order == "together":
+            self.masks |= masks
+        for name in {"forward": list(masks), "backward": list(masks)[::-1]}.get(step.order, ()):
             self.masks[name] = largest(self._scores()[name], int(masks[name].sum()))
             self._hold()
         self._hold()
 
     def _scores(self) -> dict[str, torch.Tensor]:
         """Of every layer's weights as they are; what is pruned stays so: it ranks below everything else."""
-        scores = CRITERIA[self.step.criterion](self.model, self.whole, self.context)
-        return {name: torch.where(mask, scores[name], -1.0) for name, mask in self.masks.items()}
+        scores = CRITERIA[self.step.criterion](self.model, self.graph, self.context)
+        return {name: torch.where(self.masks[name], scores[name], -1.0) for name in self._free}

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from data import Dataset, load
-from experiment import Recipe, batch_size, kept_table, make
+from experiment import Recipe, batch_size, kept_table, make, validated
 from models import build
 from pruning.channels import PruneChannels
 from pruning.criteria import COMPARABLE, CRITERIA
@@ -75,13 +75,7 @@ def after_an_epoch(base: Recipe, sparsity: float) -> pd.DataFrame:
     """Validation accuracy (0..1) by every criterion after one-shot pruning and an epoch: criterion, accuracy."""
     training = _training(base) | {"epochs": 1}
     recipes = {name: base.then(Prune(name, sparsity, schedule="one_shot", **training)) for name in CRITERIA}
-
-    def rows() -> list[dict]:
-        dataset = load(base.dataset)
-        validate = partial(evaluate, dataset=dataset, split=dataset.validation)
-        return [{"criterion": name, "accuracy": validate(make(recipe))} for name, recipe in recipes.items()]
-
-    return kept_table(f"one-shot-tuned-{base.id}-{sparsity}", base.dataset, rows)
+    return validated("one-shot-tuned", [({"criterion": name}, recipe) for name, recipe in recipes.items()])
 
 
 def layer_sensitivity(base: Recipe, values: Sequence[float]) -> pd.DataFrame:

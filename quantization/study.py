@@ -6,11 +6,11 @@ import pandas as pd
 import torch
 
 from data import load, normalize
-from experiment import Recipe, batch_size, kept_table, make, published_study
+from experiment import Recipe, batch_size, kept_table, make, published_study, run_table
 from measurement import hardware
 from quantization.mixed import allocate, sensitivity
 from quantization.noise import signal_to_noise
-from quantization.paths import paths
+from quantization.paths import PATHS, paths
 from quantization.quantize import Quantize
 from quantization.static import METHODS
 from quantization.weights import Bits
@@ -85,7 +85,7 @@ def ways(base: Recipe) -> pd.DataFrame:
 
     machine = hardware()
     words = f"{machine['cpu']} {machine['cores']} {' '.join(machine['instructions'])}"
-    return kept_table(f"paths-{base.id}-{words}", base.dataset, rows)
+    return kept_table(f"paths-{len(PATHS)}-{base.id}-{words}", base.dataset, rows)
 
 
 def mixed(base: Recipe, average: int = 3) -> Recipe:
@@ -99,35 +99,22 @@ def mixed(base: Recipe, average: int = 3) -> Recipe:
     return trained(base, average, layer_bits=tuple(sorted(chosen.items())))
 
 
-def beside_the_study(records: pd.DataFrame, model: str = "resnet18") -> pd.DataFrame:
-    """The published study's three rows of 8 bits, as reported, and those of our records of `model` beside them."""
-    kinds = {"FP32 baseline": None, "static INT8": "static", "QAT INT8": "qat"}
-    reported, own = published_study().set_index("label"), records[records["model"] == model]
-    rows = []
-    for label, mode in kinds.items():
-        found = own[[_mode_at_8_bits(steps) == mode for steps in own["recipe.steps"]]]
-        first = found.iloc[0] if len(found) else pd.Series(dtype=float)
-        rows.append(
-            {
-                "": label,
-                "accuracy %": 100 * found["accuracy"].mean(),
-                "reported %": reported.loc[label, "accuracy"],
-                "file MB": first.get("onnx_bytes", float("nan")) / 1e6,
-                "reported MB": reported.loc[label, "size_mb"],
-                "latency ms": first.get("latency_ms.batch1.median", float("nan")),
-                "reported ms": reported.loc[label, "latency_ms"],
-            }
-        )
-    return pd.DataFrame(rows).round(2)
-
-
-def _mode_at_8_bits(steps: list[dict]) -> str | None:
-    """How the network of a record's steps was quantized; None for a float one, "" for all that is no plain 8 bits."""
-    if [step["step"] for step in steps] == ["Train"]:
-        return None
-    trained = {"mode", "epochs", "learning_rate", "batch_size", "teacher"}  # with nothing else out of the usual
-    plain = [step["step"] for step in steps] == ["Train", "Quantize"] and {*steps[1]} <= {"step"} | trained
-    return steps[1].get("mode", "static") if plain else ""
+def beside_the_study(base: Recipe) -> pd.DataFrame:
+    """The published study's three rows of 8 bits, as reported, beside ours of `base`."""
+    cases = {"FP32 baseline": base, "static INT8": base.then(Quantize()), "QAT INT8": trained(base, 8)}
+    ours = run_table([({"label": label}, recipe) for label, recipe in cases.items()])
+    reported = published_study().set_index("label").loc[list(cases)].reset_index()
+    return pd.DataFrame(
+        {
+            "": list(cases),
+            "accuracy %": 100 * ours["accuracy"],
+            "reported %": reported["accuracy"],
+            "file MB": ours["onnx_bytes"] / 1e6,
+            "reported MB": reported["size_mb"],
+            "latency ms": ours["latency_ms.batch1.median"],
+            "reported ms": reported["latency_ms"],
+        }
+    ).round(2)
 
 
 def sentence(group: pd.DataFrame) -> str:

@@ -243,7 +243,7 @@ def _decoded(reader: Reader, unit: Unit, table: dict[str, torch.Tensor]) -> dict
 def _multiples(model: nn.Module) -> dict[str, torch.Tensor]:
     """The biases of an integer network as multiples of their steps, int32: 2k, or -2k - 1 of a negative k.
 
-    Nothing, if one of them is none: a network that was not calibrated.
+    Nothing, if one of them is none, as in a network that was not calibrated, or is beyond 30 bits.
     """
     state, multiples = model.state_dict(), {}
     for bias, scales in bias_steps(model).items():

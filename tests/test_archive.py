@@ -460,7 +460,7 @@ def test_committed_archives_are_those_of_their_records():
 
 def test_committed_models_that_were_pruned_before_quantization_keep_their_zeros():
     """Counted in the archives alone."""
-    folder = ROOT / "results" / "cifar10"
+    folder, seen = ROOT / "results" / "cifar10", 0
     for path in (folder / "models").glob("*.nna"):
         steps = json.loads((folder / f"{path.stem}.json").read_text())["recipe"]["steps"]
         sparsity = next((step.get("sparsity", Prune.sparsity) for step in steps if step["step"] == "Prune"), None)
@@ -469,3 +469,5 @@ def test_committed_models_that_were_pruned_before_quantization_keep_their_zeros(
             assert all(weight.dtype == torch.int8 for weight in weights)
             zeros = sum(int((weight == 0).sum()) for weight in weights)
             assert zeros >= round(sparsity * sum(weight.numel() for weight in weights))
+            seen += 1
+    assert seen

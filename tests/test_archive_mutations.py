@@ -25,7 +25,9 @@ def content():
     model.train()(torch.randn(8, 1, 8, 8))
     integer = insert_quantizers(model.eval())
     round_biases(integer)
-    yield encode(integer)
+    content = encode(integer)
+    assert content[4] == VERSION
+    yield content
     del ARCHITECTURES["mutant"]
 
 

@@ -356,6 +356,11 @@ def test_skipped_layers_are_left_alone(context):
     step.apply(model, context)
     assert zeros(model) == round(0.7 * weights(model))
     assert torch.equal(model.conv.weight != 0, first != 0) and (model.linear.weight != 0).all()
+    sparse = Prune("magnitude", 0.9, schedule="one_shot", epochs=0).apply(network(), context)
+    gone = sparse.linear.weight == 0
+    Prune("magnitude", 0.92, schedule="one_shot", epochs=1, batch_size=64, skip=("linear",)).apply(sparse, context)
+    assert gone.any() and torch.equal(sparse.linear.weight == 0, gone)
+    assert zeros(sparse) == round(0.92 * weights(sparse))
     with pytest.raises(StepError, match="'stem', which is no layer: use some of conv, blocks"):
         Prune(skip=("stem",)).apply(network(), context)
     with pytest.raises(StepError, match="more than skip leaves"):
@@ -371,9 +376,12 @@ def test_a_criterion_with_data_needs_data(context):
 def test_zeros_after_each_round(context):
     model = network()
     pruner = Pruner(model, context, Prune("lookahead", 0.875, schedule="iterative", rounds=3))
-    for round_ in range(3):
-        pruner.before_epoch(round_ / 3)
-        assert zeros(model) == round((1 - 0.5 ** (round_ + 1)) * weights(model))  # half of what is left, each time
+    pruner.before_epoch(0)
+    for rounds in (1, 2, 3):
+        assert zeros(model) == round((1 - 0.5**rounds) * weights(model))  # half of what is left, each time
+        pruner.after_step(rounds / 3 - 0.01)
+        assert zeros(model) == round((1 - 0.5**rounds) * weights(model))
+        pruner.after_step(rounds / 3)
 
 
 def test_layer_scope_is_the_studys():
@@ -456,6 +464,7 @@ def test_zeros_survive_quantization(context):
         ({"schedule": "now"}, "one_shot"), ({"rounds": 0}, "rounds"),
         ({"epochs": 0}, "one_shot prunes without"), ({"epochs": -1}, "at least 1"),
         ({"temperature": 0}, "temperature"), ({"order": "sideways"}, "together, forward"),
+        ({"scope": "layer", "skip": ("conv",)}, "scope 'global'"),
     ],
 )  # fmt: skip
 def test_bad_fields(fields, message):

@@ -25,7 +25,7 @@ def test_readme_shows_the_records_figures(monkeypatch):
     ("recipe", "words"),
     [
         (BASE, "resnet18"),
-        (BASE.then(Quantize()), "resnet18, 8 bits"),
+        (BASE.then(Quantize()), "resnet18, 8 bits without training"),
         (BASE.then(Quantize("qat", 3, layer_bits=(("conv", 8),))), "resnet18, 3 bits by layer"),
         (
             BASE.then(Distill("resnet20")).then(Prune(sparsity=0.72)).then(Quantize("qat", "ternary")),
@@ -33,7 +33,10 @@ def test_readme_shows_the_records_figures(monkeypatch):
         ),
         (BASE.then(PruneChannels()), "resnet18, channels pruned to 50 % of the MACs"),
         (BASE.then(Joint("resnet8", bits=2)), "resnet8, distilled, pruned 50 %, 2 bits, in one training"),
-        (Recipe("digits", (Ensemble((BASE, BASE)),)), "ensemble of resnet18, resnet18"),
+        (
+            Recipe("digits", (Ensemble((BASE, BASE.then(Distill("resnet8", width=0.5)).then(Quantize()))),)),
+            "ensemble of resnet18 and resnet8 of width 0.5, distilled, 8 bits without training",
+        ),
     ],
 )
 def test_recipes_in_plain_words(recipe, words):

@@ -15,7 +15,7 @@ from torch import nn
 
 from data import Batch, Split, load
 from experiment import Recipe
-from models import ModelError, build
+from models import ModelError
 from quantization import Quantize
 from storage import Checkpoint
 from training import Context, StepError, Train, TrainingDiverged, fit, loop, one_cycle
@@ -264,28 +264,34 @@ def test_unknown_model():
 
 
 def test_a_training_starts_where_another_ended(digits, tmp_path):
-    """With all but no learning rate the weights stay; and the batches are others than those of the first epochs."""
+    """With all but no learning rate the weights stay; and the batches are those of no epoch before, of no start."""
     first = Recipe("digits", (Train("resnet20", epochs=3, batch_size=80),), 5)
     model = first.steps[0].apply(None, context_of(digits, tmp_path / "first", seed=5))
-    context = dataclasses.replace(context_of(digits, tmp_path / "more", seed=5), make={first: model}.__getitem__)
+    second = Recipe("digits", (Train("resnet20", epochs=1, batch_size=80, start=first),), 5)
+    made = {first: model, second: model}.__getitem__
     before, seen = [p.detach().clone() for p in model.parameters()], []
     with pytest.MonkeyPatch.context() as patch:
         given = loop.batches
         patch.setattr(loop, "batches", lambda *a, **k: (seen.append(b.images) or b for b in given(*a, **k)))
-        after = Train("resnet20", epochs=1, batch_size=80, learning_rate=1e-12, start=first).apply(None, context)
+        for place, start in enumerate((first, second)):
+            context = dataclasses.replace(context_of(digits, tmp_path / f"more-{place}", seed=5), make=made)
+            after = Train("resnet20", epochs=1, batch_size=80, learning_rate=1e-12, start=start).apply(None, context)
     for old, new in zip(before, after.parameters(), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=1e-6)
     earlier = [b.images for e in range(3) for b in given(digits, digits.train, 80, seed=5, epoch=e)]
-    assert len(seen) == 2 and not any(torch.equal(a, b) for a in seen for b in earlier)
+    assert len(seen) == 4 and not any(torch.equal(a, b) for a in seen for b in earlier)
+    assert not any(torch.equal(a, b) for a in seen[:2] for b in seen[2:])
 
 
-@pytest.mark.parametrize("model, dataset", [("resnet18", "digits"), ("resnet20", "cifar10")])
-def test_a_start_of_another_kind(digits, tmp_path, model, dataset):
-    start = Recipe(dataset, (Train(model, epochs=1),))
-    made = build(model, shape=(1, 8, 8), classes=10)
-    context = dataclasses.replace(context_of(digits, tmp_path / "state"), make=lambda recipe: made)
-    with pytest.raises(StepError, match=f"{model} of {dataset}"):
-        Train("resnet20", start=start).apply(None, context)
+def test_a_start_of_another_kind(digits, tmp_path):
+    """Said before anything is trained."""
+    with pytest.raises(StepError, match="another network"):
+        Recipe("digits", (Train("resnet20", start=Recipe("digits", (Train("resnet18"),))),))
+    with pytest.raises(StepError, match="another network"):
+        Recipe("digits", (Train("resnet20", width=2, start=Recipe("digits", (Train("resnet20"),))),))
+    elsewhere = Train("resnet20", start=Recipe("cifar10", (Train("resnet20"),)))
+    with pytest.raises(StepError, match="start is of cifar10"):
+        elsewhere.apply(None, context_of(digits, tmp_path / "state"))
 
 
 def test_a_start_that_is_no_training():

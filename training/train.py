@@ -49,6 +49,11 @@ class Train:
             raise StepError("Train starts a recipe: to train on from one, give it as start")
         if self.start is not None and not isinstance(self.start.steps[-1], Train):
             raise StepError(f"start is a recipe that Train made, not {self.start.label}")
+        if self.start is not None and (self.model, self.width) != (
+            self.start.steps[-1].model,
+            self.start.steps[-1].width,
+        ):
+            raise StepError(f"{self.model} cannot start from {self.start.label}, which is another network")
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         model = fresh(self.model, self.width, context)
@@ -69,11 +74,15 @@ class Train:
 
 def _further(model: nn.Module, start: Any, context: Context) -> tuple[nn.Module, Context]:
     """The model with the weights of `start`, and a context whose batches those weights have not seen."""
-    earlier = context.make(start)
-    if start.dataset != context.dataset.name or earlier.spec != model.spec:
-        raise StepError(f"start, {start.label} of {start.dataset}, is another network or of another data set")
-    model.load_state_dict(earlier.state_dict())
-    return model, dataclasses.replace(context, seed=epoch_seed(context.seed, start.steps[-1].epochs))
+    if start.dataset != context.dataset.name:
+        raise StepError(
+            f"start is of {start.dataset}, the recipe of {context.dataset.name}: train on the same data set"
+        )
+    model.load_state_dict(context.make(start).state_dict())
+    seen, step = 0, start.steps[-1]
+    while step is not None:
+        seen, step = seen + step.epochs, step.start and step.start.steps[-1]
+    return model, dataclasses.replace(context, seed=epoch_seed(context.seed, seen))
 
 
 def fresh(name: str, width: float, context: Context) -> nn.Module:
