@@ -79,6 +79,7 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
                 "latency ms": round(group["latency_ms.batch1.median"].median(), 3),
                 "x faster": round(group["latency_ms.batch1.speedup"].median(), 2),
                 "x faster than eager": round(group["latency_ms.batch1.speedup_over_eager"].median(), 1),
+                "agrees with PyTorch %": round(100 * group["agreement"].mean(), 2),
                 "integer convolutions": f"{first['operators.integer_convolutions']}/{first['operators.convolutions']}",
                 "integer additions": f"{first['operators.integer_additions']}/{first['operators.additions']}",
             }
