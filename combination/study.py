@@ -115,7 +115,7 @@ def at_length(base: Recipe, found: pd.DataFrame, epochs: int) -> list[Case]:
     """The front of a search, each trained for so many epochs: short trainings chose, long ones are reported."""
     chosen = found[found["front"]].sort_values("archive_bytes")
     choices = chosen.drop(columns=["validation_accuracy", "archive_bytes", "front"]).to_dict("records")
-    return [(row, _candidate(base, row, epochs)) for row in choices]
+    return [({k: v for k, v in row.items() if k != "model"}, _candidate(base, row, epochs)) for row in choices]
 
 
 def _candidate(base: Recipe, choices: Mapping, epochs: int) -> Recipe:

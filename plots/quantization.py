@@ -105,6 +105,6 @@ def latency_by_path(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_yticks(range(len(table)), table["path"], fontsize=9)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set_xlim(0, 1.6 * table["latency_ms"].max())
+    ax.set_xlim(0, 1.75 * table["latency_ms"].max())
     ax.set_xlabel("latency (ms), batch 1, all threads; convolutions and additions")
     return ax
