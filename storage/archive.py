@@ -104,10 +104,10 @@ def read(path: Path) -> bytes:
 def encode(model: nn.Module) -> bytes:
     """The archive of a model as bytes; the same bytes for the same model."""
     spec, table = model.spec, _checked(model)
-    state, multiples = model.state_dict(), _multiples(model)
-    writer = Writer()
+    multiples, writer = _multiples(model), Writer()
+    state = model.state_dict() | multiples
     for unit in units(table | multiples):
-        code_unit(writer, unit, state | multiples)
+        code_unit(writer, unit, state)
     return _sealed(_head(spec, table, version=2 if multiples else 1) + writer.content())
 
 

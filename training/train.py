@@ -47,12 +47,12 @@ class Train:
     def follows(self, previous: Step | None) -> None:
         if previous is not None:
             raise StepError("Train starts a recipe: to train on from one, give it as start")
-        if self.start is not None and not isinstance(self.start.steps[-1], Train):
+        if self.start is None:
+            return
+        first = self.start.steps[-1]
+        if not isinstance(first, Train):
             raise StepError(f"start is a recipe that Train made, not {self.start.label}")
-        if self.start is not None and (self.model, self.width) != (
-            self.start.steps[-1].model,
-            self.start.steps[-1].width,
-        ):
+        if (self.model, self.width) != (first.model, first.width):
             raise StepError(f"{self.model} cannot start from {self.start.label}, which is another network")
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
