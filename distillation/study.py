@@ -14,7 +14,7 @@ from data import Dataset, Split, load, normalize
 from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.teacher import Teacher, taught
-from experiment import Recipe, batch_size, kept_table, make, published_study, validated
+from experiment import Recipe, batch_size, beside_published, kept_table, make, validated
 from models import build
 from storage import Checkpoint
 from training import Context, Train, fit, fresh, smoothed_cross_entropy
@@ -197,18 +197,8 @@ def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:
     """Our records (columns student, and those of a record) beside the published study's figures for the same model."""
     names = {"resnet18": "ResNet-18 teacher", "ensemble of 4 5 6": "ensemble of 4 5 6"}
     names |= {name: own for name, (own, _) in STUDENTS.items()}
-    ours = records[records["student"].isin(names)].drop_duplicates("student", ignore_index=True)
-    reported = published_study().set_index("label").loc[ours["student"].map(names)].reset_index()
-    pairs = {
-        "accuracy %": ((100 * ours["accuracy"]).round(2), "reported %", "accuracy"),
-        "parameters K": ((ours["parameters"] / 1e3).round(1), "reported K", "parameters_k"),
-        "file MB": ((ours["onnx_bytes"] / 1e6).round(2), "reported MB", "size_mb"),
-        "latency ms": (ours["latency_ms.batch1.median"].round(3), "reported ms", "latency_ms"),
-    }
-    table = pd.DataFrame({"student": ours["student"], "its name there": reported["label"]})
-    for name, (own, other, column) in pairs.items():
-        table[name], table[other] = own, pd.to_numeric(reported[column])
-    return table
+    ours = records[records["student"].isin(names)].drop_duplicates("student")
+    return beside_published(ours, ours["student"].map(names))
 
 
 def _timed_epoch(step: Distill, context: Context, teacher: nn.Module | None) -> float:

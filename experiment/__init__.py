@@ -3,13 +3,23 @@
 from experiment.recipe import Recipe
 from experiment.records import archive_path, kept_table, load_records
 from experiment.run import make, run, run_all
-from experiment.study import base_recipe, batch_size, export_table, published_study, run_table, summary, validated
+from experiment.study import (
+    base_recipe,
+    batch_size,
+    beside_published,
+    export_table,
+    published_study,
+    run_table,
+    summary,
+    validated,
+)
 
 __all__ = [
     "Recipe",
     "archive_path",
     "base_recipe",
     "batch_size",
+    "beside_published",
     "export_table",
     "kept_table",
     "load_records",

@@ -42,6 +42,11 @@ class Recipe:
         members = getattr(self.steps[0], "members", ())
         return members[0].base if members else self.prefix(1)
 
+    @property
+    def model(self) -> str | None:
+        """The network's name, as the last step that starts one gives it; None for an ensemble."""
+        return next((step.model for step in reversed(self.steps) if hasattr(step, "model")), None)
+
     def prefix(self, length: int) -> "Recipe":
         """The recipe of the first `length` steps alone."""
         return dataclasses.replace(self, steps=self.steps[:length])

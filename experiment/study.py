@@ -104,3 +104,25 @@ def export_table(table: pd.DataFrame, name: str) -> list[Path]:
 def published_study() -> pd.DataFrame:
     """The published study's figures, as reported: technique, label, accuracy (%), size_mb, latency_ms, parameters_k."""
     return pd.read_csv(ROOT / "results" / "published_study.csv")
+
+
+def beside_published(records: pd.DataFrame, labels: Iterable[str]) -> pd.DataFrame:
+    """Our records, a row each, beside the figures that the published study reports under `labels`, as many.
+
+    Its parameters are those that are not zero; its sizes are of files that it does not describe, or counted from
+    those parameters. Columns that it leaves out altogether are left out.
+    """
+    ours = records.reset_index(drop=True)
+    reported = published_study().set_index("label").loc[list(labels)].reset_index()
+    pairs = {
+        "accuracy %": (100 * ours["accuracy"], reported["accuracy"]),
+        "parameters K": (ours["nonzero_parameters"] / 1e3, reported["parameters_k"]),
+        "file MB": (ours["onnx_bytes"] / 1e6, reported["size_mb"]),
+        "latency ms": (ours["latency_ms.batch1.median"], reported["latency_ms"]),
+    }
+    table = pd.DataFrame({"recipe": ours["label"], "its name there": reported["label"]})
+    for name, (own, other) in pairs.items():
+        table[name], table[f"reported {name.rpartition(' ')[2]}"] = own, other.astype(float)
+        if name == "file MB":
+            table["archive MB"] = ours["archive_bytes"] / 1e6
+    return table.dropna(axis="columns", how="all").round(3)

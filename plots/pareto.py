@@ -48,51 +48,51 @@ def pareto_chart(
     ax = ax or plt.gca()
     title, unit = AXES[column]
     failed = records["accuracy"] < records["accuracy"].max() - BELOW  # they would squeeze all others together
+    _marks(records[~failed], column, unit, ax)
     front = _front(records[~failed], column)
-    for kinds, group in records[~failed].groupby("kinds", sort=False):
-        name, color, marker = GROUPS.get(kinds, CHAIN)
-        y = 100 * group["accuracy"]
-        bars = [y - 100 * group["accuracy_low"], 100 * group["accuracy_high"] - y]
-        ax.errorbar(
-            group[column] / unit,
-            y,
-            yerr=bars,
-            fmt=marker,
-            color=color,
-            markersize=6,
-            capsize=2,
-            elinewidth=0.8,
-            label=name,
-        )
     ax.plot(front[column] / unit, 100 * front["accuracy"], color="0.35", linewidth=1, zorder=1, label="Pareto front")
     if reported is not None:
-        ax.plot(
-            reported["x"], reported["accuracy"], "o", markerfacecolor="none", color="0.45",
-            label="published study (as reported)",
-        )  # fmt: skip
-    floor = ax.get_ylim()[0]
-    for row in records[failed].to_dict("records"):
-        color = GROUPS.get(row["kinds"], CHAIN)[1]
-        ax.plot(row[column] / unit, floor, "v", color=color, markerfacecolor="none", clip_on=False)
-        ax.annotate(
-            f"{100 * row['accuracy']:.0f} %", (row[column] / unit, floor), xytext=(0, 6),
-            textcoords="offset points", ha="center", fontsize=8, color=color,
-        )  # fmt: skip
-    ax.set_ylim(bottom=floor)
+        style = {"markerfacecolor": "none", "color": "0.45", "label": "published study (as reported)"}
+        ax.plot(reported["x"], reported["accuracy"], "o", **style)
+    _marks_at_the_edge(records[failed], column, unit, ax)
     for name, draw in (("x", ax.axvline), ("accuracy", ax.axhline)):
         if budget and name in budget:
             draw(budget[name] * (100 if name == "accuracy" else 1), color="0.2", linestyle=":", linewidth=1.2)
-    ax.set_xscale("log")
-    low, high = ax.get_xlim()
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1, 3)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    _log_scale(ax)
     ax.set_xlabel(title)
     ax.set_ylabel("test accuracy (%), 95 % interval")
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))  # chains of several kinds share one name
     ax.legend(unique.values(), unique.keys(), loc="best", fontsize=9)
     return ax
+
+
+def _marks(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:
+    for kinds, group in records.groupby("kinds", sort=False):
+        name, color, marker = GROUPS.get(kinds, CHAIN)
+        y = 100 * group["accuracy"]
+        bars = [y - 100 * group["accuracy_low"], 100 * group["accuracy_high"] - y]
+        style = {"fmt": marker, "color": color, "markersize": 6, "capsize": 2, "elinewidth": 0.8, "label": name}
+        ax.errorbar(group[column] / unit, y, yerr=bars, **style)
+
+
+def _marks_at_the_edge(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:
+    floor = ax.get_ylim()[0]
+    for row in records.to_dict("records"):
+        color, place = GROUPS.get(row["kinds"], CHAIN)[1], (row[column] / unit, floor)
+        ax.plot(*place, "v", color=color, markerfacecolor="none", clip_on=False)
+        style = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
+        ax.annotate(f"{100 * row['accuracy']:.0f} %", place, **style)
+    ax.set_ylim(bottom=floor)
+
+
+def _log_scale(ax: Axes) -> None:
+    """Ticks at 1, 2 and 5, or where there are many decades at 1 and 3, in plain numbers."""
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1, 3)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _front(records: pd.DataFrame, column: str) -> pd.DataFrame:

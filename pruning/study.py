@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from data import Dataset, load
-from experiment import Recipe, batch_size, kept_table, make, validated
+from experiment import Recipe, batch_size, beside_published, kept_table, make, run_table, validated
 from models import build
 from pruning.channels import PruneChannels
 from pruning.criteria import COMPARABLE, CRITERIA
@@ -49,6 +49,12 @@ def sparsities(bases: Iterable[Recipe], criteria: Sequence[str], values: Sequenc
         for criterion in criteria
         for value in values
     ]
+
+
+def beside_the_study(base: Recipe, values: Sequence[float], criterion: str = "lookahead") -> pd.DataFrame:
+    """The published study's rows of iterative magnitude pruning, as reported, beside `base` pruned as far by ours."""
+    ours = run_table(sparsities([base], [criterion], values))
+    return beside_published(ours, [f"pruned {100 * value:.0f} %" for value in values])
 
 
 def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
@@ -135,7 +141,7 @@ def scoring_costs(base: Recipe, criteria: Sequence[str], widths: Sequence[float]
         dataset, found = load(base.dataset), []
         context = _context(base, dataset)
         for width in widths:
-            network = base.steps[0].model
+            network = base.model
             model = build(network, shape=dataset.shape, classes=len(dataset.classes), width=width).eval()
             graph, count = layer_graph(model), sum(p.numel() for p in model.parameters())
             for name in criteria:

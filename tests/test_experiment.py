@@ -11,11 +11,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import storage.files
-from distillation import Ensemble
-from experiment import Recipe, load_records, make, run
+from distillation import Distill, Ensemble
+from experiment import Recipe, beside_published, load_records, make, run
 from experiment.records import ROOT
 from models import ModelError
 from quantization import Quantize
@@ -45,6 +46,26 @@ def trainings(folders, monkeypatch) -> list[Train]:
     begun, apply = [], Train.apply
     monkeypatch.setattr(Train, "apply", lambda step, *given: begun.append(step) or apply(step, *given))
     return begun
+
+
+def test_a_recipe_names_the_network_that_it_ends_with():
+    assert BASE.then(Quantize()).model == "resnet20"
+    assert BASE.then(Distill("resnet8")).then(Quantize()).model == "resnet8"
+    assert Recipe("digits", (Ensemble((BASE, BASE)),)).model is None
+
+
+def test_records_beside_the_published_figures():
+    """By hand from the study's tables: its teacher 90.3 %, 11.17 M, 44.7 MB, 0.856 ms; pruned 96 % 84.84 %."""
+    own = {"accuracy": 0.93, "nonzero_parameters": 5e5, "onnx_bytes": 2e6, "archive_bytes": 3e5}
+    records = pd.DataFrame(
+        [{"label": name, "latency_ms.batch1.median": 0.5, **own} for name in ("a", "b")], index=[7, 8]
+    )
+    table = beside_published(records, ["ResNet-18 teacher", "pruned 96 %"])
+    assert table["recipe"].tolist() == ["a", "b"] and (table["accuracy %"] == 93).all()
+    assert table["reported %"].tolist() == [90.3, 84.84] and table["reported K"].tolist() == [11170, 600]
+    assert table["reported MB"].tolist() == [44.7, 2.44] and (table["archive MB"] == 0.3).all()
+    assert table["reported ms"][0] == 0.856 and pd.isna(table["reported ms"][1])
+    assert "reported ms" not in beside_published(records[:1], ["pruned 96 %"])
 
 
 # --- Identity ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 from onnx import numpy_helper
@@ -214,6 +215,20 @@ def test_it_does_so_within_a_training_of_one_epoch(context, monkeypatch):
 def test_every_width_has_a_training(bits, as_for):
     step = study.trained(Recipe("cifar10", (Train("resnet20"),)), bits).steps[-1]
     assert step.bits == bits and step.epochs == study.EPOCHS["cifar10"][as_for]
+
+
+def test_a_large_network_has_a_training_of_its_own():
+    of = {name: study.trained(Recipe("cifar10", (Train(name),)), 2) for name in ("resnet18", "resnet20")}
+    epochs = {name: recipe.steps[-1].epochs for name, recipe in of.items()}
+    assert epochs == {"resnet18": study.EPOCHS["cifar10", "resnet18"][2], "resnet20": study.EPOCHS["cifar10"][2]}
+
+
+def test_widths_are_compared_with_the_float_network():
+    rows = [("float", 32, 0.9, 4e6), ("static", 2, 0.5, 3e5), ("trained", 2, 0.88, 2e5), ("trained", 2, 0.90, 2e5)]
+    table = pd.DataFrame(rows, columns=["how", "bits", "accuracy", "archive_bytes"])
+    row = study.by_width(table.assign(model="resnet20", base_onnx_bytes=4e6)).iloc[0]
+    assert (row["rounded only %"], row["points"], row["trained %"], row["points, trained"]) == (50, -40, 89, -1)
+    assert (row["archive KB"], row["x smaller"]) == (200, 20)
 
 
 def test_static_low_bits(context):
