@@ -14,7 +14,7 @@ from models.quantized import insert_quantizers
 from pruning import Prune, Pruner
 from quantization import Quantize, calibrate, qat
 from quantization.weights import Bits, bits_by_layer
-from training import Context, Step, StepError, check_training, fit, fresh
+from training import Context, Step, StepError, check_training, fit, fresh, training_fields
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,7 @@ class Joint:
     def __post_init__(self):
         check_model(self.model, self.width)
         check_teaching(self.temperature, self.alpha, self.views)
-        check_training(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-        )
+        check_training(**training_fields(self))
         self._pruning()
         Quantize("qat", self.bits, self.images, self.percentile, first_last_bits=self.first_last_bits)
         if not 0 <= self.quantize_from < 1:
@@ -78,10 +73,7 @@ class Joint:
         fit(
             trained,
             context,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
+            **training_fields(self),
             loss=taught(teacher, self.temperature, self.alpha),
             views=self.views,
             before_epoch=functools.partial(self._before_epoch, trained, student, pruner, context),

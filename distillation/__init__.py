@@ -4,7 +4,7 @@ from distillation.distill import Distill, check_teaching
 from distillation.ensemble import Ensemble
 from distillation.features import attention_loss, hint_loss
 from distillation.loss import distillation_loss
-from distillation.teacher import Teacher, taught
+from distillation.teacher import Teacher, guided_loss, taught
 
 __all__ = [
     "Distill",
@@ -13,6 +13,7 @@ __all__ = [
     "attention_loss",
     "check_teaching",
     "distillation_loss",
+    "guided_loss",
     "hint_loss",
     "taught",
 ]

@@ -9,7 +9,7 @@ from distillation.ensemble import Ensemble
 from distillation.features import KINDS, Guided
 from distillation.teacher import Teacher, taught
 from models import check_model
-from training import Context, Step, StepError, check_training, fit, fresh, round_weights
+from training import Context, Step, StepError, check_training, fit, fresh, round_weights, training_fields
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,7 @@ class Distill:
 
     def __post_init__(self):
         check_model(self.model, self.width)
-        check_training(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-        )
+        check_training(**training_fields(self))
         check_teaching(self.temperature, self.alpha, self.views)
         if self.features not in (None, *KINDS):
             raise StepError(f"features are one of {', '.join(KINDS)} or None, not {self.features!r}")
@@ -72,10 +67,7 @@ class Distill:
         fit(
             trained,
             context,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
+            **training_fields(self),
             loss=loss,
             views=self.views,
             title=f"{self.model} under its teacher on {context.dataset.name}, seed {context.seed}",

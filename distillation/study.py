@@ -17,7 +17,7 @@ from distillation.teacher import Teacher, taught
 from experiment import Recipe, batch_size, beside_published, kept_table, make, validated
 from models import build
 from storage import Checkpoint
-from training import Context, Train, fit, fresh, smoothed_cross_entropy
+from training import Context, Train, fit, fresh, smoothed_cross_entropy, training_fields
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 20, "digits": 3}  # of a student's training, as long as the published study's
@@ -209,10 +209,7 @@ def _timed_epoch(step: Distill, context: Context, teacher: nn.Module | None) -> 
     fit(
         fresh(step.model, step.width, context),
         context,
-        epochs=1,
-        learning_rate=step.learning_rate,
-        batch_size=step.batch_size,
-        weight_decay=step.weight_decay,
+        **training_fields(step) | {"epochs": 1},
         loss=loss,
     )
     return context.log["train_seconds"]

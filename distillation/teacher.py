@@ -9,7 +9,7 @@ from torch import nn
 from data import Batch
 from distillation.loss import distillation_loss
 from storage import Checkpoint, weights_checksum
-from training import Context, Loss, StepError, autocast
+from training import Context, Loss, Step, StepError, autocast, smoothed_cross_entropy
 
 
 class Teacher:
@@ -62,6 +62,13 @@ class Teacher:
     def _file(self, epoch: int) -> Checkpoint:
         self.context.cache.mkdir(parents=True, exist_ok=True)
         return Checkpoint(self.context.cache / f"logits-{self.checksum[:16]}-seed{self.context.seed}-epoch{epoch}")
+
+
+def guided_loss(step: Step, context: Context) -> Loss:
+    """Cross-entropy with the labels, or the distillation loss where the step names a recipe as its `teacher`."""
+    if step.teacher is None:
+        return smoothed_cross_entropy(0.0)
+    return taught(Teacher([context.make(step.teacher)], context), step.temperature, step.alpha)
 
 
 def taught(teacher: Teacher, temperature: float, alpha: float) -> Loss:

@@ -10,12 +10,12 @@ import torch
 import torch_pruning
 from torch import nn
 
-from distillation import Teacher, check_teaching, taught
+from distillation import check_teaching, guided_loss
 from measurement import cost
 from models import channel_table
 from pruning.criteria import lookahead
 from pruning.graph import layer_graph
-from training import Context, Step, StepError, check_training, fit, round_weights, smoothed_cross_entropy
+from training import Context, Step, StepError, check_training, fit, round_weights, training_fields
 
 Importance = dict[str, torch.Tensor]
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -60,12 +60,7 @@ class PruneChannels:
             raise StepError(f"unknown criterion {self.criterion!r}: use one of {', '.join(CHANNEL_CRITERIA)}")
         if self.multiple < 1:
             raise StepError(f"multiple must be at least 1 (any number of channels), not {self.multiple}")
-        check_training(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-        )
+        check_training(**training_fields(self))
         check_teaching(self.temperature, self.alpha)
 
     def follows(self, previous: Step | None) -> None:
@@ -83,17 +78,11 @@ class PruneChannels:
         model = model.cpu().eval()
         model = narrow(model, CHANNEL_CRITERIA[self.criterion](model, context), self.macs, self.multiple)
         model.spec = model.spec | {"channels": channel_table(model)}
-        loss = smoothed_cross_entropy(0.0)
-        if self.teacher is not None:
-            loss = taught(Teacher([context.make(self.teacher)], context), self.temperature, self.alpha)
         fit(
             model,
             context,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-            loss=loss,
+            **training_fields(self),
+            loss=guided_loss(self, context),
             title=f"{self.macs:.0%} of the MACs on {context.dataset.name}, seed {context.seed}",
         )
         return round_weights(model)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from distillation import Teacher, check_teaching, taught
+from distillation import check_teaching, guided_loss
 from pruning.criteria import COMPARABLE, CRITERIA
 from pruning.graph import layer_graph
 from pruning.masks import largest, select
 from pruning.schedules import SCHEDULES
-from training import Context, Step, StepError, check_training, fit, fresh, round_weights, smoothed_cross_entropy
+from training import Context, Step, StepError, check_training, fit, fresh, round_weights, training_fields
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,7 @@ class Prune:
             raise StepError(f"rounds must be at least 1, not {self.rounds}")
         if self.epochs == 0 and self.schedule != "one_shot":
             raise StepError(f"the schedule {self.schedule} needs epochs: only one_shot prunes without training")
-        check_training(
-            epochs=max(self.epochs, 1) if self.epochs >= 0 else self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-        )
+        check_training(**training_fields(self) | ({"epochs": 1} if self.epochs == 0 else {}))
         check_teaching(self.temperature, self.alpha)
 
     def follows(self, previous: Step | None) -> None:
@@ -88,17 +83,11 @@ class Prune:
         if self.schedule == "rewind":
             pruner.rewind()
         if self.epochs:
-            loss = smoothed_cross_entropy(0.0)
-            if self.teacher is not None:
-                loss = taught(Teacher([context.make(self.teacher)], context), self.temperature, self.alpha)
             fit(
                 model,
                 context,
-                epochs=self.epochs,
-                learning_rate=self.learning_rate,
-                batch_size=self.batch_size,
-                weight_decay=self.weight_decay,
-                loss=loss,
+                **training_fields(self),
+                loss=guided_loss(self, context),
                 before_epoch=pruner.before_epoch,
                 after_step=pruner.after_step,
                 title=f"{self.criterion} {self.sparsity:.0%} on {context.dataset.name}, seed {context.seed}",

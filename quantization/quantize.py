@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from distillation import Teacher, check_teaching, taught
+from distillation import check_teaching, guided_loss
 from models.quantized import insert_quantizers
 from quantization import qat
 from quantization.static import METHODS, calibrate
 from quantization.weights import Bits, best_scale, bits_by_layer, round_weight
-from training import Context, Step, StepError, check_training, fit, smoothed_cross_entropy
+from training import Context, Step, StepError, check_training, fit, training_fields
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,7 @@ class Quantize:
         if self.mode == "static" and self.teacher is not None:
             raise StepError("a teacher guides training, and static quantization has none: use mode='qat'")
         check_teaching(self.temperature, self.alpha)
-        check_training(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-        )
+        check_training(**training_fields(self))
 
     def follows(self, previous: Step | None) -> None:
         if previous is None:
@@ -105,17 +100,11 @@ class Quantize:
     def _train(self, model: nn.Module, calibrated: nn.Module, bits: dict[str, Bits], context: Context) -> nn.Module:
         trained = qat.prepare(model, bits)
         qat.start(trained, calibrated)
-        loss = smoothed_cross_entropy(0.0)
-        if self.teacher is not None:
-            loss = taught(Teacher([context.make(self.teacher)], context), self.temperature, self.alpha)
         fit(
             trained,
             context,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-            loss=loss,
+            **training_fields(self),
+            loss=guided_loss(self, context),
             before_epoch=functools.partial(qat.before_epoch, trained),
             after_step=functools.partial(qat.after_step, trained),
             title=f"{self.bits} bits on {context.dataset.name}, seed {context.seed}",

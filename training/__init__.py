@@ -1,6 +1,6 @@
 """The one training loop, and `Train`, the step that every recipe starts with."""
 
-from training.context import Context, Step, StepError, check_training
+from training.context import Context, Step, StepError, check_training, training_fields
 from training.loop import Loss, TrainingDiverged, autocast, evaluate, fit, one_cycle, smoothed_cross_entropy
 from training.train import Train, fresh, round_weights
 
@@ -19,4 +19,5 @@ __all__ = [
     "one_cycle",
     "round_weights",
     "smoothed_cross_entropy",
+    "training_fields",
 ]

@@ -43,6 +43,11 @@ class Step(Protocol):
         """Turn a model into a model. `model` may be changed in place."""
 
 
+def training_fields(step: Step) -> dict:
+    """The four fields that every step that trains has, by name, as `check_training` and `fit` take them."""
+    return {name: getattr(step, name) for name in ("epochs", "learning_rate", "batch_size", "weight_decay")}
+
+
 def check_training(*, epochs: int, learning_rate: float, batch_size: int, weight_decay: float) -> None:
     """Raise StepError where a training's hyperparameters are out of range; every step that trains asks it."""
     if epochs < 1 or batch_size < 1:

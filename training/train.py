@@ -9,7 +9,7 @@ from torch import nn
 
 from data import epoch_seed
 from models import build, check_model
-from training.context import Context, Step, StepError, check_training
+from training.context import Context, Step, StepError, check_training, training_fields
 from training.loop import fit, smoothed_cross_entropy
 
 
@@ -35,12 +35,7 @@ class Train:
 
     def __post_init__(self):
         check_model(self.model, self.width)
-        check_training(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-        )
+        check_training(**training_fields(self))
         if not 0 <= self.label_smoothing < 1:
             raise StepError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
 
@@ -62,10 +57,7 @@ class Train:
         fit(
             model,
             context,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
+            **training_fields(self),
             loss=smoothed_cross_entropy(self.label_smoothing),
             title=f"{self.model} on {context.dataset.name}, seed {context.seed}",
         )
