@@ -96,19 +96,19 @@ def width_of(dataset: str, model: str, parameters: int) -> float:
     return float(kept_table(f"width-{model}-{parameters}", dataset, rows)["width"][0])
 
 
-def losses(base: Recipe, model: str, temperatures: Iterable[float], alphas: Iterable[float]) -> pd.DataFrame:
+def losses(base: Recipe, model: str, temperatures: Iterable[float], alphas: Iterable[float], **fields) -> pd.DataFrame:
     """Validation accuracy (0..1) of a student over a grid: columns temperature, alpha, accuracy."""
     grid = [{"temperature": temperature, "alpha": alpha} for temperature in temperatures for alpha in alphas]
-    return _validated("losses", base, model, grid)
+    return _validated("losses", base, model, grid, **fields)
 
 
-def with_features(base: Recipe, model: str, kinds: Iterable[str | None]) -> pd.DataFrame:
+def with_features(base: Recipe, model: str, kinds: Iterable[str | None], **fields) -> pd.DataFrame:
     """Validation accuracy (0..1) of a student by what it learns from beside answers: columns features, accuracy."""
-    return _validated("features", base, model, [{"features": kind} for kind in kinds])
+    return _validated("features", base, model, [{"features": kind} for kind in kinds], **fields)
 
 
-def _validated(name: str, base: Recipe, model: str, fields: list[dict]) -> pd.DataFrame:
-    return validated(name, [(choice, student(base, model, **choice)) for choice in fields])
+def _validated(name: str, base: Recipe, model: str, choices: list[dict], **fields) -> pd.DataFrame:
+    return validated(name, [(choice, student(base, model, **fields, **choice)) for choice in choices])
 
 
 def diversity(members: Sequence[Recipe]) -> pd.DataFrame:
