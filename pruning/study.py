@@ -52,7 +52,7 @@ def sparsities(bases: Iterable[Recipe], criteria: Sequence[str], values: Sequenc
 
 
 def beside_the_study(base: Recipe, values: Sequence[float], criterion: str = "lookahead") -> pd.DataFrame:
-    """The study's rows of iterative magnitude pruning, as reported, beside `base` pruned as far under its own logits."""
+    """The study's rows of iterative pruning, as reported, beside `base` pruned as far under its own logits."""
     ours = run_table(({}, pruned(base, criterion, value, teacher=base)) for value in values)
     return beside_published(ours, [f"pruned {100 * value:.0f} %" for value in values])
 
