@@ -1,4 +1,4 @@
-"""Seconds and memory that an archive of ResNet-18's integers takes on one core, each in a process of its own.
+"""Seconds and memory that an archive of the trained ResNet-18's integers takes on one core, each in its own process.
 
 python benchmarks/archive_speed.py
 """
@@ -13,21 +13,22 @@ from pathlib import Path
 import psutil
 import torch
 
+from experiment import base_recipe
+from experiment import make as made
 from models import build
 from models.quantized import insert_quantizers
 from storage import load_archive, save_archive
 
 
-def make(name: str, path: Path) -> None:
-    """An archive to measure with: fresh weights, which no entropy coder makes much smaller."""
-    torch.manual_seed(0)
-    save_archive(insert_quantizers(build(name, shape=(3, 32, 32), classes=10).eval()), path)
+def write(model: torch.nn.Module, path: Path) -> None:
+    save_archive(insert_quantizers(model.eval()), path)
 
 
 def measure(what: str, path: Path) -> None:
     """Encode or decode, and print what that took beyond the process (and, to encode, the model) itself."""
     torch.set_num_threads(1)
-    make("resnet8", path.with_name("small.nna"))  # what is loaded at the first archive of all counts as the process
+    small = build("resnet8", shape=(3, 32, 32), classes=10)
+    write(small, path.with_name("small.nna"))  # what is loaded at the first archive of all counts as the process
     model = load_archive(path) if what == "encode" else None
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     if model is not None:
@@ -46,6 +47,6 @@ if __name__ == "__main__":
     else:
         with tempfile.TemporaryDirectory() as folder:
             large = Path(folder) / "resnet18.nna"
-            make("resnet18", large)
+            write(made(base_recipe("cifar10", "resnet18")), large)  # from the archive beside its record
             for what in ("decode", "encode"):
                 subprocess.run([sys.executable, __file__, what, str(large)], check=True)

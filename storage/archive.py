@@ -73,13 +73,12 @@ def save_archive(model: nn.Module, path: Path) -> None:
         ArchiveError: the model's spec does not describe it.
         StorageError: the file cannot be written.
     """
-    content = encode(model)
-    again, own = decode(content).state_dict(), model.state_dict()
-    different = [name for name in own if not torch.equal(_words(own[name]), _words(again[name]))]
-    if different:
-        raise ArchiveError(f"{path} would give another {different[0]}: not written; this is a fault to report")
     with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(encode(model))
+        again, own = load_archive(temporary).state_dict(), model.state_dict()
+        different = [name for name in own if not torch.equal(_words(own[name]), _words(again[name]))]
+        if different:
+            raise ArchiveError(f"{path} would give another {different[0]}: not written; this is a fault to report")
 
 
 def load_archive(path: Path) -> nn.Module:
@@ -88,7 +87,7 @@ def load_archive(path: Path) -> nn.Module:
     Raises:
         ArchiveError: the file is missing, damaged, too large, too new, or of a network that is built otherwise now.
     """
-    return decode(read(path))
+    return _built(*_opened(read(path)))
 
 
 def read(path: Path) -> bytes:
@@ -108,7 +107,7 @@ def encode(model: nn.Module) -> bytes:
     state = model.state_dict() | multiples
     for unit in units(table | multiples):
         code_unit(writer, unit, state)
-    return _sealed(_head(spec, table, version=2 if multiples else 1) + writer.content())
+    return _sealed(_head(spec, table, version=2 if multiples else 1), writer.content())
 
 
 def decode(content: bytes) -> nn.Module:
@@ -117,7 +116,19 @@ def decode(content: bytes) -> nn.Module:
     Raises:
         ArchiveError: as `load_archive`.
     """
+    return _built(*_opened(content))
+
+
+def _opened(content: bytes) -> tuple[int, dict, int, bytes, Reader]:
+    """Version, spec, length, checksum of the table, and a reader with a copy of the stream: the bytes may go."""
     spec, size, digest, stream = split(content)
+    try:
+        return content[4], spec, size, digest, Reader(stream)
+    except ValueError as error:
+        raise ArchiveError(f"the archive's stream cannot be read ({error})") from None
+
+
+def _built(version: int, spec: dict, size: int, digest: bytes, reader: Reader) -> nn.Module:
     try:
         model = _on_paper(spec)
         table = model.state_dict()
@@ -125,10 +136,9 @@ def decode(content: bytes) -> nn.Module:
             raise ArchiveError("the archive's length of tensors is not that of its network")
         if _table_digest(table) != digest:
             raise ArchiveError("the archive is of a network that this version of the code builds otherwise")
-        steps = bias_steps(model) if content[4] >= 2 else {}
+        steps = bias_steps(model) if version >= 2 else {}
         coded = table | {name: table[name].to(torch.int32) for name in steps}
-        reader, tensors = Reader(stream), {}
-        del content, stream  # the reader has its own
+        tensors: dict[str, torch.Tensor] = {}
         for unit in units(coded):
             tensors |= _decoded(reader, unit, coded)
         for bias, scales in steps.items():
@@ -234,10 +244,8 @@ def code_unit(coder: Coder, unit: Unit, state: dict[str, torch.Tensor]) -> None:
 def _decoded(reader: Reader, unit: Unit, table: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     words = torch.from_numpy(code_words(reader, None, unit.shape, unit.kind, unit.dtype == torch.float32))
     own = words.split([table[name].numel() for name in unit.names])
-    return {
-        name: part.clone().view(unit.dtype).reshape(table[name].shape)
-        for name, part in zip(unit.names, own, strict=True)
-    }
+    own = own if len(own) == 1 else [part.clone() for part in own]
+    return {name: part.view(unit.dtype).reshape(table[name].shape) for name, part in zip(unit.names, own, strict=True)}
 
 
 def _multiples(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -335,9 +343,9 @@ def _unpacked(packed: bytes) -> dict:
     return json.loads(text)
 
 
-def _sealed(content: bytes) -> bytes:
+def _sealed(head: bytes, stream: bytes | memoryview = b"") -> bytes:
     """The archive with its checksum put in after magic and version."""
-    return content[:5] + _digest(content) + content[5:]
+    return b"".join([head[:5], _digest(head, stream), head[5:], stream])
 
 
 def _digest(*parts: bytes | memoryview) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 from constriction import stream
 
 SEEN = 1 << 16  # what one counted symbol weighs
+SYMBOL = np.uint16  # of which there may be 65,536 kinds
 FIRST, GROWTH = 8, 2  # symbols in the first chunk; another is at most 1 / GROWTH of what was seen before
 
 
@@ -35,8 +36,8 @@ class Writer:
         """Length so far, in steps of the coder's words of 32 bits."""
         return self._coder.num_bits()
 
-    def content(self) -> bytes:
-        return self._coder.get_compressed().astype("<u4").tobytes()
+    def content(self) -> memoryview:
+        return self._coder.get_compressed().astype("<u4", copy=False).view(np.uint8).data
 
 
 class Reader:
@@ -98,18 +99,16 @@ class Counts:
 
     def code(self, coder: Coder, count: int, values: np.ndarray | None) -> np.ndarray:
         """Code `count` symbols; `values` are they, or None for a Reader."""
-        if len(self._weights) == 1:
-            return np.zeros(count, np.int32)
-        parts, start = [], 0
-        while start < count:
+        result, start = np.zeros(count, SYMBOL), 0
+        while start < count and len(self._weights) > 1:
             chunk = min(max(FIRST, self._total // GROWTH), count - start)
             given = None if values is None else values[start : start + chunk]
             part = coder.symbols(self._weights, chunk, given)
             self._weights += SEEN * np.bincount(part, minlength=len(self._weights))
             self._total += chunk
-            parts.append(part)
+            result[start : start + chunk] = part
             start += chunk
-        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+        return result
 
 
 def code_classes(
@@ -117,10 +116,10 @@ def code_classes(
 ) -> np.ndarray:
     """Code `count` symbols, each with the counts of its class (None: all are of class 0)."""
     if count == 0 or classes is None:
-        return counts[0].code(coder, count, values) if count else np.empty(0, np.int32)
+        return counts[0].code(coder, count, values) if count else np.empty(0, SYMBOL)
     order = np.argsort(classes, kind="stable")
     bounds = np.searchsorted(classes[order], np.arange(len(counts) + 1))
-    result = np.empty(count, np.int32)
+    result = np.empty(count, SYMBOL)
     for own, start, end in zip(counts, bounds[:-1], bounds[1:], strict=True):
         if start < end:
             members = order[start:end]

@@ -25,7 +25,7 @@ from itertools import product
 
 import numpy as np
 
-from storage.coding import SEEN, Coder, Counts, Meter, code_classes, number
+from storage.coding import SEEN, SYMBOL, Coder, Counts, Meter, code_classes, number
 
 MODES = ("constant", "raw", "bytes", "integers", "sparse", "floats")
 RANGE = 1024  # integers that get a count each, at most, from the smallest to the largest
@@ -35,6 +35,7 @@ LEVELS = (0.3, 1.0, 2.0)  # how far the neighbours are from zero, in expected ma
 CHANNEL, KERNEL = 8, 2  # what the layer's mean weighs against a channel's words; the channels' against a kernel's
 LARGEST = 1 << 20  # magnitudes are integers up to this
 POSITIONS = 1024  # of a kernel, at most, for words to have classes
+FIELDS = ((23, 255), (31, 1), (16, 127), (8, 255), (0, 255))  # of float32: where they begin, and their bits
 SAMPLE = 1 << 15  # words that settings are tried on
 _ROOTS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
 
@@ -138,15 +139,15 @@ def _code_positions(
 ) -> np.ndarray:
     counts = [plane.counts(expected.means, kappa) for plane in layout.planes]
     rows, columns, positions = expected.shape
-    result = np.empty((positions, rows * columns), layout.kind)
-    given = None if words is None else np.ascontiguousarray(words.reshape(-1, positions).T)
-    for position, row in enumerate(result):
+    result = np.empty((rows * columns, positions), layout.kind)
+    for position in range(positions):
         context = expected.context(position)
-        known = None if given is None else layout.split(given[position], context.opposite)
-        symbols = _code_planes(coder, layout, counts, context, known, len(row))
-        row[:] = layout.join(symbols, context.opposite)
-        expected.see(position, row)
-    return _turned(result.reshape(-1), rows * columns)
+        given = None if words is None else np.ascontiguousarray(words[position::positions])
+        symbols = _code_planes(coder, layout, counts, context, given, len(result))
+        coded = layout.join(symbols, context.opposite)
+        expected.see(position, coded)
+        result[:, position] = coded
+    return result.reshape(-1)
 
 
 def _code_planes(
@@ -154,7 +155,7 @@ def _code_planes(
     layout: "_Layout",
     counts: list[list[Counts]],
     context: "_Context",
-    known: list[np.ndarray] | None,
+    words: np.ndarray | None,
     length: int,
 ) -> list[np.ndarray]:
     """The symbols of `length` words, plane by plane; of zeros only the first plane's, where the layout says so."""
@@ -165,8 +166,8 @@ def _code_planes(
             left = np.flatnonzero(symbols[0])
         classes = plane.classes(context)
         inside = None if classes is None else classes[left]
-        values = None if known is None else known[index][left]
-        coded = np.zeros(length, np.int32)
+        values = None if words is None else layout.split(index, words, context.opposite)[left]
+        coded = np.zeros(length, SYMBOL)
         coded[left] = code_classes(coder, own, inside, len(coded[left]), values)
         symbols.append(coded)
     return symbols
@@ -237,7 +238,7 @@ class _Expected:
             octaves = range(-(CLASSES // 2), CLASSES // 2 + 1)
             self.means = [self._mean * power(4 * octave) for octave in octaves]
             self._bounds = [self._mean * power(4 * octave + 2) for octave in octaves][:-1]
-            self._sums = np.zeros(shape[:2], np.int64)  # of magnitudes, by kernel
+            self._sums = np.zeros(shape[:2], np.int32)  # of magnitudes, by kernel: at most POSITIONS * LARGEST
             self._size = 0  # sum of absolute values
             self._seen: dict[int, np.ndarray] = {}
 
@@ -253,12 +254,14 @@ class _Expected:
         expected += self._sums
         expected /= KERNEL + position
         expected = expected.reshape(-1)
-        magnitude = np.searchsorted(self._bounds, expected).astype(np.uint8)
+        magnitude, level = np.zeros((2, len(expected)), np.uint8)
+        for bound in self._bounds:
+            magnitude += expected > bound
         neighbours = self._neighbours(position)
         if neighbours is None:
-            return _Context(magnitude, np.zeros(len(expected), np.uint8))
+            return _Context(magnitude, level)
         usual = expected if self._layout.sizes else self._size / (position * len(expected))
-        size, level = np.abs(neighbours), np.zeros(len(expected), np.uint8)
+        size = np.abs(neighbours)
         for bound in LEVELS:
             level += size > 2 * bound * usual
         return _Context(magnitude, level, neighbours < 0)
@@ -280,7 +283,7 @@ class _Expected:
             self._sums += self._layout.magnitudes(values).reshape(self._sums.shape)
             self._size += int(np.abs(values).sum())
             if self._width:
-                self._seen[position] = values.astype(np.int32)
+                self._seen[position] = values
                 self._seen.pop(position - self._width - 1, None)  # no word to come is its neighbour
 
 
@@ -295,15 +298,16 @@ class _Layout:
     skips_zeros = False  # whether symbol 0 of the first plane says all
     sizes = True  # whether magnitudes are absolute values
 
-    def split(self, words: np.ndarray, opposite: np.ndarray | None) -> list[np.ndarray]:
+    def split(self, place: int, words: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
+        """The words' symbols in one of the planes."""
         raise NotImplementedError
 
     def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
         raise NotImplementedError
 
     def values(self, words: np.ndarray) -> np.ndarray:
-        """Integers, -LARGEST..LARGEST, in proportion to what the words stand for."""
-        return words.astype(np.int64)
+        """Integers, -LARGEST..LARGEST, in proportion to what the words stand for; four of them may be added up."""
+        return words.astype(np.int16)  # they are below RANGE
 
     def magnitudes(self, values: np.ndarray) -> np.ndarray:
         """What is to be expected of words of these values."""
@@ -313,15 +317,15 @@ class _Layout:
 class _Bytes(_Layout):
     def __init__(self, coder: Coder, words: np.ndarray | None, kind: np.dtype):
         self.kind = kind
-        own = [None if words is None else _byte(words, place) for place in range(kind.itemsize)]
-        self._limits = [_limits(coder, 256, values) for values in own]
+        places = range(kind.itemsize)
+        self._limits = [_limits(coder, 256, None if words is None else _byte(words, place)) for place in places]
         self.planes = [_Plane(size) for _, size in self._limits]
 
     def values(self, words: np.ndarray) -> np.ndarray:
-        return np.zeros(len(words), np.int64)
+        return np.zeros(len(words), np.int16)
 
-    def split(self, words: np.ndarray, opposite: np.ndarray | None) -> list[np.ndarray]:
-        return [_byte(words, place) - low for place, (low, _) in enumerate(self._limits)]
+    def split(self, place: int, words: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
+        return _byte(words, place) - self._limits[place][0]
 
     def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
         unsigned = np.zeros(len(symbols[0]), f"u{self.kind.itemsize}")
@@ -339,14 +343,14 @@ class _Integers(_Layout):
             negative, largest = int(words.min() < 0), max(abs(int(words.min())), abs(int(words.max())))
         lowest = -1 if number(coder, 2, negative) else 0
         largest = number(coder, RANGE // 2, largest)
-        self._all = np.arange(lowest * largest, largest + 1)
+        self._all = np.arange(lowest * largest, largest + 1, dtype=np.int32)
         self.planes = [_Plane(len(self._all), True, True, self._all)]
 
-    def split(self, words: np.ndarray, opposite: np.ndarray | None) -> list[np.ndarray]:
-        return [_signed(words.astype(np.int64), opposite) - self._all[0]]
+    def split(self, place: int, words: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
+        return _signed(words.astype(np.int32), opposite) - self._all[0]
 
     def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
-        return _signed(self._all[symbols[0]], opposite).astype(self.kind)
+        return _signed(symbols[0] + self._all[0], opposite).astype(self.kind)
 
 
 class _Sparse(_Integers):
@@ -360,15 +364,18 @@ class _Sparse(_Integers):
         self.planes = [_Plane(2, by_magnitude=True, values=np.arange(2)), _Plane(len(self._all), by_level=True)]
 
     def magnitudes(self, values: np.ndarray) -> np.ndarray:
-        return (values != 0).astype(np.int64)
+        return (values != 0).astype(np.int16)
 
-    def split(self, words: np.ndarray, opposite: np.ndarray | None) -> list[np.ndarray]:
-        values = _signed(words.astype(np.int64), opposite)
-        return [values != 0, values - self._all[0] - ((values > 0) & (self._all[0] < 0))]
+    def split(self, place: int, words: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
+        if place == 0:
+            return words != 0
+        values = _signed(words.astype(np.int32), opposite)
+        return values - self._all[0] - ((values > 0) & (self._all[0] < 0))
 
     def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
-        values = _signed(self._all[symbols[1]], opposite)
-        return np.where(symbols[0], values, 0).astype(self.kind)
+        values = symbols[1] + self._all[0]
+        values += (values >= 0) & (self._all[0] < 0)  # none of them stands for zero
+        return np.where(symbols[0], _signed(values, opposite), 0).astype(self.kind)
 
 
 class _Floats(_Layout):
@@ -376,42 +383,46 @@ class _Floats(_Layout):
 
     def __init__(self, coder: Coder, words: np.ndarray | None, kind: np.dtype):
         self.kind = kind
-        fields = [None] * 5 if words is None else _fields(words)
-        zeros = None if words is None else int(not words[fields[0] == 0].any())
+        exponents = None if words is None else _field(words, 0)
+        zeros = None if words is None else int(not words[exponents == 0].any())
         self.skips_zeros = bool(number(coder, 2, zeros))
-        exponents = None if words is None else np.append(fields[0][fields[0] > 0], fields[0].max())
+        if words is not None:
+            exponents = np.append(exponents[exponents > 0], exponents.max())
         self._low, exponents = _limits(coder, 256, exponents)
         self._scale = 2.0 ** (20 + 126 - (self._low + exponents - 1))
-        self._limits = [_limits(coder, size, own) for size, own in zip((128, 256, 256), fields[2:], strict=True)]
+        sizes = enumerate((128, 256, 256), start=2)
+        self._limits = [_limits(coder, size, None if words is None else _field(words, at)) for at, size in sizes]
         # All bits of a mantissa but the first few are noise, of which there is nothing to learn.
         mantissa = [_Plane(size, kappa=1 << 14) for _, size in self._limits]
         self.planes = [_Plane(exponents + 1, True, True), _Plane(2, by_level=True), *mantissa]
 
     def values(self, words: np.ndarray) -> np.ndarray:
         values = words.view(np.float32).astype(np.float64) * self._scale
-        return np.where(np.abs(values) < LARGEST, values, 0).astype(np.int64)
+        return np.where(np.abs(values) < LARGEST, values, 0).astype(np.int32)
 
-    def split(self, words: np.ndarray, opposite: np.ndarray | None) -> list[np.ndarray]:
-        exponent, sign, *mantissa = _fields(words)
-        first = np.where(exponent == 0, 0, exponent - self._low + 1)
-        sign = sign if opposite is None else sign ^ opposite
-        return [first, sign, *(own - low for own, (low, _) in zip(mantissa, self._limits, strict=True))]
+    def split(self, place: int, words: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
+        field = _field(words, place)
+        if place == 0:
+            return np.where(field == 0, 0, field - self._low + 1)
+        if place == 1:
+            return field if opposite is None else field ^ opposite
+        return field - self._limits[place - 2][0]
 
     def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
         first, sign, *mantissa = symbols
-        sign = sign if opposite is None else sign ^ opposite
-        exponent = np.where(first == 0, 0, first + self._low - 1).astype(np.int64)
-        upper, middle, lower = (own + low for own, (low, _) in zip(mantissa, self._limits, strict=True))
-        words = sign.astype(np.int64) << 31 | exponent << 23 | upper << 16 | middle << 8 | lower
+        words = (sign if opposite is None else sign ^ opposite).astype(np.uint32) << np.uint32(31)
+        words |= np.where(first == 0, 0, first + self._low - 1).astype(np.uint32) << np.uint32(23)
+        for own, (low, _), (shift, _) in zip(mantissa, self._limits, FIELDS[2:], strict=True):
+            words |= own.astype(np.uint32) + np.uint32(low) << np.uint32(shift)
         if self.skips_zeros:
-            words = np.where(first == 0, 0, words)
-        return words.astype(np.uint32).view(self.kind)
+            words[first == 0] = 0
+        return words.view(self.kind)
 
 
-def _fields(words: np.ndarray) -> list[np.ndarray]:
-    """Exponent, sign, and three parts of the mantissa of float32."""
-    bits = words.view(np.uint32).astype(np.int64)
-    return [bits >> 23 & 255, bits >> 31, bits >> 16 & 127, bits >> 8 & 255, bits & 255]
+def _field(words: np.ndarray, place: int) -> np.ndarray:
+    """Exponent, sign, or one of three parts of the mantissa of float32."""
+    shift, mask = FIELDS[place]
+    return (words.view(np.uint32) >> np.uint32(shift) & np.uint32(mask)).astype(np.int32)
 
 
 def _signed(values: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
@@ -430,4 +441,4 @@ def _unsigned(words: np.ndarray) -> np.ndarray:
 
 def _byte(words: np.ndarray, place: int) -> np.ndarray:
     unsigned = _unsigned(words)
-    return (unsigned >> unsigned.dtype.type(8 * place) & unsigned.dtype.type(255)).astype(np.int64)
+    return (unsigned >> unsigned.dtype.type(8 * place) & unsigned.dtype.type(255)).astype(np.int32)
