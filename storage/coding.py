@@ -117,13 +117,11 @@ def code_classes(
     """Code `count` symbols, each with the counts of its class (None: all are of class 0)."""
     if count == 0 or classes is None:
         return counts[0].code(coder, count, values) if count else np.empty(0, SYMBOL)
-    order = np.argsort(classes, kind="stable")
-    bounds = np.searchsorted(classes[order], np.arange(len(counts) + 1))
     result = np.empty(count, SYMBOL)
-    for own, start, end in zip(counts, bounds[:-1], bounds[1:], strict=True):
-        if start < end:
-            members = order[start:end]
-            result[members] = own.code(coder, end - start, None if values is None else values[members])
+    for index, own in enumerate(counts):
+        members = np.flatnonzero(classes == index)
+        if len(members):
+            result[members] = own.code(coder, len(members), None if values is None else values[members])
     return result
 
 

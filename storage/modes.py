@@ -34,6 +34,7 @@ CLASSES = 11  # octaves of expected magnitude, the layer's mean in the middle
 LEVELS = (0.3, 1.0, 2.0)  # how far the neighbours are from zero, in expected magnitudes: the bounds between classes
 CHANNEL, KERNEL = 8, 2  # what the layer's mean weighs against a channel's words; the channels' against a kernel's
 LARGEST = 1 << 20  # magnitudes are integers up to this
+ROWS = 64  # of kernels, whose expectations are held as float64 at once
 POSITIONS = 1024  # of a kernel, at most, for words to have classes
 FIELDS = ((23, 255), (31, 1), (16, 127), (8, 255), (0, 255))  # of float32: where they begin, and their bits
 SAMPLE = 1 << 15  # words that settings are tried on
@@ -248,32 +249,31 @@ class _Expected:
         outputs, inputs, _ = self.shape
         rows = (CHANNEL * self._mean + self._sums.sum(1)) / (CHANNEL + position * inputs)
         columns = (CHANNEL * self._mean + self._sums.sum(0)) / (CHANNEL + position * outputs)
-        expected = rows[:, None] * columns
-        expected /= self._mean
-        expected *= KERNEL
-        expected += self._sums
-        expected /= KERNEL + position
-        expected = expected.reshape(-1)
-        magnitude, level = np.zeros((2, len(expected)), np.uint8)
-        for bound in self._bounds:
-            magnitude += expected > bound
-        neighbours = self._neighbours(position)
-        if neighbours is None:
-            return _Context(magnitude, level)
-        usual = expected if self._layout.sizes else self._size / (position * len(expected))
-        size = np.abs(neighbours)
-        for bound in LEVELS:
-            level += size > 2 * bound * usual
-        return _Context(magnitude, level, neighbours < 0)
+        magnitude, level, opposite = np.zeros((3, outputs, inputs), np.uint8)
+        for start in range(0, outputs, ROWS):
+            part = slice(start, start + ROWS)
+            expected = rows[part, None] * columns
+            expected /= self._mean
+            expected *= KERNEL
+            expected += self._sums[part]
+            expected /= KERNEL + position
+            for bound in self._bounds:
+                magnitude[part] += expected > bound
+            if self._width and position:
+                neighbours = self._neighbours(position, part)
+                usual = expected if self._layout.sizes else self._size / (position * outputs * inputs)
+                for bound in LEVELS:
+                    level[part] += np.abs(neighbours) > 2 * bound * usual
+                opposite[part] = neighbours < 0
+        known = opposite.reshape(-1).view(bool) if self._width and position else None
+        return _Context(magnitude.reshape(-1), level.reshape(-1), known)
 
-    def _neighbours(self, position: int) -> np.ndarray | None:
+    def _neighbours(self, position: int, part: slice) -> np.ndarray:
         """Twice what is predicted of a smooth kernel: left and above, less half of what lies between them."""
-        if not self._width or position == 0:
-            return None
         row, column = divmod(position, self._width)
-        left = self._seen[position - 1] if column else 0
-        above = self._seen[position - self._width] if row else 0
-        between = self._seen[position - self._width - 1] if row and column else 0
+        left = self._seen[position - 1][part] if column else 0
+        above = self._seen[position - self._width][part] if row else 0
+        between = self._seen[position - self._width - 1][part] if row and column else 0
         return 2 * (left + above) - between
 
     def see(self, position: int, words: np.ndarray) -> None:
@@ -283,7 +283,7 @@ class _Expected:
             self._sums += self._layout.magnitudes(values).reshape(self._sums.shape)
             self._size += int(np.abs(values).sum())
             if self._width:
-                self._seen[position] = values
+                self._seen[position] = values.reshape(self._sums.shape)
                 self._seen.pop(position - self._width - 1, None)  # no word to come is its neighbour
 
 
