@@ -144,8 +144,7 @@ def _code_positions(
     for position in range(positions):
         context = expected.context(position)
         given = None if words is None else np.ascontiguousarray(words[position::positions])
-        symbols = _code_planes(coder, layout, counts, context, given, len(result))
-        coded = layout.join(symbols, context.opposite)
+        coded = layout.join(_code_planes(coder, layout, counts, context, given, len(result)), context.opposite)
         expected.see(position, coded)
         result[:, position] = coded
     return result.reshape(-1)
@@ -164,7 +163,7 @@ def _code_planes(
     left = slice(None)
     for index, (plane, own) in enumerate(zip(layout.planes, counts, strict=True)):
         if index == 1 and layout.skips_zeros:
-            left = np.flatnonzero(symbols[0])
+            left = symbols[0].astype(bool)
         classes = plane.classes(context)
         inside = None if classes is None else classes[left]
         values = None if words is None else layout.split(index, words, context.opposite)[left]
