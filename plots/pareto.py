@@ -78,10 +78,11 @@ def _marks(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:
 
 def _marks_at_the_edge(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:
     floor = ax.get_ylim()[0]
-    for row in records.to_dict("records"):
+    for index, row in enumerate(records.sort_values(column).to_dict("records")):
         color, place = GROUPS.get(row["kinds"], CHAIN)[1], (row[column] / unit, floor)
         ax.plot(*place, "v", color=color, markerfacecolor="none", clip_on=False)
-        style = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
+        height = 6 + 10 * (index % 2)  # neighbours' words would overlap
+        style = {"xytext": (0, height), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
         ax.annotate(f"{100 * row['accuracy']:.0f} %", place, **style)
     ax.set_ylim(bottom=floor)
 
