@@ -13,8 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from experiment import base_recipe
-from experiment import make as made
+from experiment import base_recipe, make
 from models import build
 from models.quantized import insert_quantizers
 from storage import load_archive, save_archive
@@ -49,6 +48,6 @@ if __name__ == "__main__":
     else:
         with tempfile.TemporaryDirectory() as folder:
             large = Path(folder) / "resnet18.nna"
-            write(made(base_recipe("cifar10", "resnet18")), large)  # from the archive beside its record
+            write(make(base_recipe("cifar10", "resnet18")), large)  # from the archive beside its record
             for what in ("decode", "encode"):
                 subprocess.run([sys.executable, __file__, what, str(large)], check=True)

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from plots.style import METHOD_COLORS
+from plots.style import METHOD_COLORS, REPORTED
 
 
 def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
@@ -25,10 +25,7 @@ def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None =
             ax.errorbar(size, y, yerr=bars, fmt=marker, color=color, capsize=3, markersize=7, label=name)
             ax.annotate(model, (size.iloc[0], y.max()), xytext=(8, 5), textcoords="offset points", fontsize=9)
     if reported is not None:
-        ax.plot(
-            reported["size_mb"], reported["accuracy"], "o", markerfacecolor="none", color="0.45",
-            label="published study (as reported)",
-        )  # fmt: skip
+        ax.plot(reported["size_mb"], reported["accuracy"], **REPORTED)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

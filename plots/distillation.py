@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from plots.style import MARKERS, PALETTE
+from plots.style import MARKERS, PALETTE, REPORTED
 
 
 def accuracy_by_parameters(
@@ -25,8 +25,7 @@ def accuracy_by_parameters(
         style = {"color": PALETTE[index], "fmt": MARKERS[index], "capsize": 3, "elinewidth": 0.8}
         ax.errorbar(group["parameters"] / 1e3, y, yerr=bars, label=kind, **style)
     if reported is not None:
-        style = {"markerfacecolor": "none", "color": "0.45", "label": "published study (as reported)"}
-        ax.plot(reported["parameters_k"].astype(float), reported["accuracy"], "o", **style)
+        ax.plot(reported["parameters_k"].astype(float), reported["accuracy"], **REPORTED)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

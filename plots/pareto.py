@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from plots.style import PALETTE
+from plots.style import PALETTE, REPORTED
 
 AXES = {
     "archive_bytes": ("archive (KB, log scale)", 1e3),
@@ -52,8 +52,7 @@ def pareto_chart(
     front = _front(records[~failed], column)
     ax.plot(front[column] / unit, 100 * front["accuracy"], color="0.35", linewidth=1, zorder=1, label="Pareto front")
     if reported is not None:
-        style = {"markerfacecolor": "none", "color": "0.45", "label": "published study (as reported)"}
-        ax.plot(reported["x"], reported["accuracy"], "o", **style)
+        ax.plot(reported["x"], reported["accuracy"], **REPORTED)
     _marks_at_the_edge(records[failed], column, unit, ax)
     for name, draw in (("x", ax.axvline), ("accuracy", ax.axhline)):
         if budget and name in budget:

@@ -8,6 +8,13 @@ from storage import atomic_write
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+REPORTED = {  # hollow marks of others' figures
+    "marker": "o",
+    "linestyle": "none",
+    "markerfacecolor": "none",
+    "color": "0.45",
+    "label": "published study (as reported)",
+}
 
 
 class _Cycle(dict):
