@@ -1,13 +1,13 @@
 """What notebook 3 compares: lists of cases, each some words about it and its recipe, and tables beside them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import pandas as pd
 import torch
 
 from data import Dataset, load
-from experiment import Recipe, batch_size, beside_published, kept_table, make, run_table, validated
+from experiment import Recipe, batch_size, beside_published, kept_table, make, validated
 from models import build
 from pruning.channels import PruneChannels
 from pruning.criteria import COMPARABLE, CRITERIA
@@ -20,6 +20,7 @@ from training import Context, evaluate
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 3, "digits": 4}  # of training with pruning: what a laptop bears
+BRIEF, DENSE = {"cifar10": 1}, 0.9  # a large network loses little up to this sparsity, and its epoch takes minutes
 
 
 def pruned(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
@@ -27,34 +28,45 @@ def pruned(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
     return base.then(Prune(criterion, sparsity, **_training(base) | fields))
 
 
-def narrowed(base: Recipe, criterion: str, macs: float) -> Recipe:
+def under_itself(base: Recipe, criterion: str, sparsity: float) -> Recipe:
+    """A large base pruned under its own logits, which spare it most of the epochs."""
+    kind = base.dataset.partition(":")[0]
+    brief = {"epochs": BRIEF[kind]} if sparsity <= DENSE and kind in BRIEF else {}
+    return pruned(base, criterion, sparsity, teacher=base, **brief)
+
+
+def narrowed(base: Recipe, criterion: str, macs: float, **fields) -> Recipe:
     """A base that keeps a share of its multiply-accumulates, its channels pruned, trained for as long."""
-    return base.then(PruneChannels(macs, criterion, **_training(base)))
+    return base.then(PruneChannels(macs, criterion, **_training(base) | fields))
 
 
-def shares_of_channels(base: Recipe, criteria: Sequence[str], shares: Sequence[float]) -> list[Case]:
+def shares_of_channels(base: Recipe, criteria: Sequence[str], shares: Sequence[float], **fields) -> list[Case]:
     """A base narrowed by each criterion to each share of its multiply-accumulates."""
     return [
-        ({"kind": f"channels by {criterion}", "macs kept": share}, narrowed(base, criterion, share))
+        ({"kind": f"channels by {criterion}", "macs kept": share}, narrowed(base, criterion, share, **fields))
         for criterion in criteria
         for share in shares
     ]
 
 
-def sparsities(bases: Iterable[Recipe], criteria: Sequence[str], values: Sequence[float]) -> list[Case]:
-    """Each base pruned by each criterion to each sparsity."""
+def sparsities(
+    bases: Iterable[Recipe],
+    criteria: Sequence[str],
+    values: Sequence[float],
+    prune: Callable[[Recipe, str, float], Recipe] = pruned,
+) -> list[Case]:
+    """Each base pruned by each criterion to each sparsity: `pruned`, or `under_itself`."""
     return [
-        ({"criterion": criterion, "sparsity": value}, pruned(base, criterion, value))
+        ({"criterion": criterion, "sparsity": value}, prune(base, criterion, value))
         for base in bases
         for criterion in criteria
         for value in values
     ]
 
 
-def beside_the_study(base: Recipe, values: Sequence[float], criterion: str = "lookahead") -> pd.DataFrame:
-    """The study's rows of iterative pruning, as reported, beside `base` pruned as far under its own logits."""
-    ours = run_table(({}, pruned(base, criterion, value, teacher=base)) for value in values)
-    return beside_published(ours, [f"pruned {100 * value:.0f} %" for value in values])
+def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:
+    """Records of pruned models (columns sparsity, and those of a record) beside what the study reports for as many."""
+    return beside_published(records, [f"pruned {100 * value:.0f} %" for value in records["sparsity"]])
 
 
 def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
