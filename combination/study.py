@@ -11,7 +11,7 @@ from combination.joint import Joint
 from combination.search import search
 from distillation.study import student, student_training
 from experiment import Recipe, kept_table
-from pruning.study import pruned
+from pruning.study import pruned, under_itself
 from quantization.study import trained
 from quantization.weights import Bits
 
@@ -30,7 +30,7 @@ HEADLINE: tuple[tuple[str, float, Bits, int, int], ...] = (
 
 def chains(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY) -> list[Case]:
     """The published study's combinations, in its order, with the three methods alone: D distil, P prune, Q quantize."""
-    distilled, pruned_base = student(base, model), pruned(base, "lookahead", sparsity)
+    distilled, pruned_base = student(base, model), under_itself(base, "lookahead", sparsity)
     both = pruned(distilled, "lookahead", sparsity)
     made = {
         "Q": trained(base, bits),
@@ -38,7 +38,7 @@ def chains(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY)
         "P": pruned_base,
         "DP": both,
         "DQ": trained(distilled, bits),
-        "PQ": trained(pruned_base, bits),
+        "PQ": trained(pruned_base, bits, teacher=base),
         "DPQ": trained(both, bits),
     }
     return [({"methods": name}, recipe) for name, recipe in made.items()]
@@ -59,7 +59,7 @@ def headline(base: Recipe, model: str) -> list[Case]:
 
 def orders(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY) -> list[Case]:
     """All orders that make sense: integers come last, and a student of a pruned teacher is pruned itself or not."""
-    of_pruned = student(pruned(base, "lookahead", sparsity), model)
+    of_pruned = student(under_itself(base, "lookahead", sparsity), model)
     twice = pruned(of_pruned, "lookahead", sparsity)
     return [
         ({"order": "distil, prune, quantize"}, chains(base, model, bits, sparsity)[-1][1]),
