@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from data import batches
-from pruning.graph import Layer, by_weight, fit_channels, made, read
+from pruning.graph import Layer, active_shares, by_weight, fit_channels, made, read
 from training import Context, StepError
 
 Scores = dict[str, torch.Tensor]
@@ -52,9 +52,13 @@ def obd(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
 
 
 def obd_hessian(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """w^2 h / 2 with h the diagonal of the Hessian by Hutchinson's estimator; negative curvature counts as none."""
+    """w^2 |h| / 2 with h the diagonal of the Hessian by Hutchinson's estimator.
+
+    Of a few draws half the estimates are negative: their size still says how large the curvature can be (as Yao et al.
+    take it, AAAI 2021), where as zeros they would leave the choice among half the weights to their place.
+    """
     diagonal = hutchinson(model, graph, *_images(context), seed=context.seed)
-    return {name: weight.square() * diagonal[name].clamp(min=0) / 2 for name, weight in _weights(graph).items()}
+    return {name: weight.square() * diagonal[name].abs() / 2 for name, weight in _weights(graph).items()}
 
 
 def lookahead(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
@@ -73,19 +77,25 @@ def lookahead_bn(model: torch.nn.Module, graph: Graph, context: Context) -> Scor
 
 def lookahead_act(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
     """`lookahead` times the square root of how often both channels of the weight are active on images."""
-    active = _activity(model, graph, context)
+    active = active_shares(model, _images(context)[0])
     scores = lookahead(model, graph, context)
     for name, layer in graph.items():
         weight, groups = layer.module.weight, getattr(layer.module, "groups", 1)
-        own = _mean([_share_of_channels(active[c], len(weight)) for c in layer.consumers if c is not None], weight)
-        inputs = by_weight(active[name].sqrt(), weight, groups)
+        own = _mean([active[consumer] for consumer in layer.consumers if consumer is not None], weight)
+        inputs = by_weight(fit_channels(active[name], weight.shape[1] * groups).sqrt(), weight, groups)
         scores[name] = scores[name] * inputs * own.sqrt().reshape(-1, *[1] * (weight.ndim - 1))
     return scores
 
 
 def lookahead_obd(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """`lookahead` on the roots of the OBD scores in place of the weights."""
-    return _lookahead(graph, {name: score.sqrt() for name, score in obd(model, graph, context).items()})
+    """`lookahead` on the roots of the OBD scores in place of the weights.
+
+    The identity is a weight of 1 too: its score is taken at the network's mean curvature, or it would drown the others.
+    """
+    diagonal = fisher(model, graph, *_images(context))
+    mean = sum(h.sum() for h in diagonal.values()) / sum(h.numel() for h in diagonal.values())
+    roots = {name: weight.abs() * (diagonal[name] / 2).sqrt() for name, weight in _weights(graph).items()}
+    return _lookahead(graph, roots, float(mean / 2) ** 0.5)
 
 
 Criterion = Callable[[torch.nn.Module, Graph, Context], Scores]
@@ -93,28 +103,29 @@ _ALL = (random, magnitude, lamp, snip, obd, obd_hessian, lookahead, lookahead_bn
 CRITERIA: dict[str, Criterion] = {criterion.__name__: criterion for criterion in _ALL}
 # Scores that mean the same in every layer; the others are divided by their norm over the layer before layers compete.
 COMPARABLE = {"random", "lamp", "snip", "obd", "obd_hessian"}
+BY_ITSELF = {"random", "magnitude", "lamp"}  # a layer's scores from its own weights alone
 
 
-def _lookahead(graph: Graph, weights: Scores) -> Scores:
+def _lookahead(graph: Graph, weights: Scores, identity: float = 1.0) -> Scores:
     scores = {}
     for name, layer in graph.items():
         weight, groups = weights[name], getattr(layer.module, "groups", 1)
         inputs = weight.shape[1] * groups
-        before = _together([_made(graph, weights, producer, inputs, weight) for producer in layer.producers])
-        after = _together([_read(graph, weights, consumer, weight) for consumer in layer.consumers])
-        after = after.reshape(-1, *[1] * (weight.ndim - 1))
-        scores[name] = weight.abs() * by_weight(before, weight, groups) * after
+        before = [
+            weight.new_full([inputs], identity) if name is None else fit_channels(made(weights[name]), inputs)
+            for name in layer.producers
+        ]
+        after = [
+            weight.new_full([len(weight)], identity) if name is None else _read(graph, weights, name, len(weight))
+            for name in layer.consumers
+        ]
+        outputs = _together(after).reshape(-1, *[1] * (weight.ndim - 1))
+        scores[name] = weight.abs() * by_weight(_together(before), weight, groups) * outputs
     return scores
 
 
-def _made(graph: Graph, weights: Scores, producer: str | None, inputs: int, like: torch.Tensor) -> torch.Tensor:
-    return like.new_ones(inputs) if producer is None else fit_channels(made(weights[producer]), inputs)
-
-
-def _read(graph: Graph, weights: Scores, consumer: str | None, weight: torch.Tensor) -> torch.Tensor:
-    if consumer is None:
-        return weight.new_ones(len(weight))
-    return fit_channels(read(weights[consumer], getattr(graph[consumer].module, "groups", 1)), len(weight))
+def _read(graph: Graph, weights: Scores, consumer: str, channels: int) -> torch.Tensor:
+    return fit_channels(read(weights[consumer], getattr(graph[consumer].module, "groups", 1)), channels)
 
 
 def _together(norms: list[torch.Tensor]) -> torch.Tensor:
@@ -125,11 +136,6 @@ def _mean(shares: list[torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
     return torch.stack(shares).mean(0) if shares else weight.new_ones(len(weight))
 
 
-def _share_of_channels(values: torch.Tensor, channels: int) -> torch.Tensor:
-    """The share of activity of each channel, from that of the columns behind a flatten."""
-    return values if len(values) == channels else values.reshape(channels, -1).mean(1)
-
-
 def _weights(graph: Graph) -> Scores:
     return {name: layer.module.weight.detach() for name, layer in graph.items()}
 
@@ -138,7 +144,10 @@ def _folded(layer: Layer) -> torch.Tensor:
     weight = layer.module.weight.detach()
     if layer.norm is None:
         return weight
-    factor = layer.norm.weight.detach() / torch.sqrt(layer.norm.running_var + layer.norm.eps)
+    if layer.norm.running_var is None:
+        raise StepError(f"the batch norm behind {layer.name} keeps no statistics: lookahead_bn cannot fold it")
+    factor = 1 / torch.sqrt(layer.norm.running_var + layer.norm.eps)
+    factor = factor if layer.norm.weight is None else factor * layer.norm.weight.detach()
     return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
 
 
@@ -185,23 +194,3 @@ def hutchinson(
         for own, sign, product in zip(diagonal, signs, products, strict=True):
             own += sign * product / draws
     return dict(zip(graph, diagonal, strict=True))
-
-
-@torch.no_grad()
-def _activity(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """The share of non-zero values in each input channel of each layer, on images."""
-    shares: Scores = {}
-
-    def look(name: str, inputs: torch.Tensor) -> None:
-        shares[name] = (inputs != 0).float().mean([d for d in range(inputs.ndim) if d != 1])
-
-    hooks = [
-        layer.module.register_forward_pre_hook(lambda module, inputs, name=name: look(name, inputs[0]))
-        for name, layer in graph.items()
-    ]
-    training = model.training
-    model.eval()(_images(context)[0])
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
-    return shares

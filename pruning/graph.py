@@ -12,12 +12,14 @@ from training import StepError
 
 LAYERS = (nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
-# What a channel passes through as itself.
-PASSING = (*NORMS, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten,
-           nn.Dropout, nn.Identity)  # fmt: skip
-PASSING_FUNCTIONS = (torch.flatten, torch.relu, nn.functional.relu, nn.functional.adaptive_avg_pool2d,
-                     nn.functional.avg_pool2d, nn.functional.max_pool2d, nn.functional.dropout)  # fmt: skip
-PASSING_METHODS = ("flatten", "relu", "mean")
+# What a channel passes through as itself; pooling and the like leave it as it is where it is zero all over.
+POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
+POOLING_FUNCTIONS = (torch.flatten, nn.functional.adaptive_avg_pool2d, nn.functional.avg_pool2d,
+                     nn.functional.max_pool2d, nn.functional.dropout)  # fmt: skip
+POOLING_METHODS = ("flatten", "mean")
+PASSING = (*NORMS, nn.ReLU, nn.ReLU6, nn.Hardswish, *POOLING)
+PASSING_FUNCTIONS = (torch.relu, nn.functional.relu, *POOLING_FUNCTIONS)
+PASSING_METHODS = ("relu", *POOLING_METHODS)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
@@ -52,18 +54,62 @@ def layer_graph(model: nn.Module) -> dict[str, Layer]:
         where = f"{Path(own.filename).name}, line {own.lineno}, in {own.name}: {own.line}"
         raise StepError(f"the network cannot be traced at {where} ({type(error).__name__}: {error})") from None
     modules = dict(traced.named_modules())
-    layers = {
-        node.target: Layer(node.target, modules[node.target])
-        for node in traced.graph.nodes
-        if node.op == "call_module" and isinstance(modules[node.target], LAYERS)
-    }
+    layers: dict[str, Layer] = {}
     for node in traced.graph.nodes:
-        if node.op == "call_module" and node.target in layers:
-            layer = layers[node.target]
-            layer.producers = _unique(_upstream(node.args[0], modules))
-            layer.consumers = _unique(_downstream(node, modules))
-            layer.norm = next((modules[user.target] for user in node.users if _is(user, modules, NORMS)), None)
+        if not _is(node, modules, LAYERS):
+            continue
+        if node.target in layers:
+            raise StepError(f"the network calls {node.target} twice: its neighbours would be two layers' in one")
+        layers[node.target] = Layer(
+            node.target,
+            modules[node.target],
+            next((modules[user.target] for user in node.users if _is(user, modules, NORMS)), None),
+            _unique(_upstream(_input(node), modules)),
+            _unique(_downstream(node, modules)),
+        )
     return layers
+
+
+@torch.no_grad()
+def active_shares(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How often each channel that a layer reads is not zero, on images: a share `[C]` for each layer by name.
+
+    It is that of the activation itself, before pooling and flatten: of 64 pixels one is nearly always active.
+    """
+    traced = fx.symbolic_trace(model)
+    modules = dict(traced.named_modules())
+    read = {node.target: _before_pooling(node, modules) for node in traced.graph.nodes if _is(node, modules, LAYERS)}
+    recorder = _Recorder(traced, set(read.values()))
+    training = model.training
+    model.eval()
+    recorder.run(images)
+    model.train(training)
+    return {name: recorder.shares[node] for name, node in read.items()}
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a network, and keeps how often the channels of some values are not zero."""
+
+    def __init__(self, traced: fx.GraphModule, wanted: set[fx.Node]):
+        super().__init__(traced)
+        self.wanted, self.shares = wanted, {}
+
+    def run_node(self, node: fx.Node):
+        value = super().run_node(node)
+        if node in self.wanted:
+            self.shares[node] = (value != 0).float().mean([d for d in range(value.ndim) if d != 1])
+        return value
+
+
+def _before_pooling(layer: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
+    node = _input(layer)
+    while (
+        _is(node, modules, POOLING)
+        or (node.op == "call_function" and node.target in POOLING_FUNCTIONS)
+        or (node.op == "call_method" and node.target in POOLING_METHODS)
+    ):
+        node = _input(node)
+    return node
 
 
 def _upstream(node: fx.Node, modules: dict[str, nn.Module]) -> list[str | None]:
@@ -72,9 +118,9 @@ def _upstream(node: fx.Node, modules: dict[str, nn.Module]) -> list[str | None]:
     if _is(node, modules, LAYERS):
         return [node.target]
     if _adds(node):
-        return [name for operand in _operands(node) for name in _through(operand, modules)]
+        return [name for operand in node.all_input_nodes for name in _through(operand, modules)]
     _refuse_unknown(node, modules)
-    return _upstream(node.args[0], modules)
+    return _upstream(_input(node), modules)
 
 
 def _through(operand: fx.Node, modules: dict[str, nn.Module]) -> list[str | None]:
@@ -98,8 +144,8 @@ def _downstream(node: fx.Node, modules: dict[str, nn.Module]) -> list[str | None
     return found
 
 
-def _operands(node: fx.Node) -> list[fx.Node]:
-    return [argument for argument in node.args if isinstance(argument, fx.Node)]
+def _input(node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0]  # also where it is given by name, as in relu(input=x)
 
 
 def _adds(node: fx.Node) -> bool:
@@ -118,11 +164,19 @@ def _refuse_unknown(node: fx.Node, modules: dict[str, nn.Module]) -> None:
     known = (
         _is(node, modules, PASSING)
         or (node.op == "call_function" and node.target in PASSING_FUNCTIONS)
-        or (node.op == "call_method" and node.target in PASSING_METHODS)
+        or (node.op == "call_method" and node.target in PASSING_METHODS and not _over_channels(node))
     )
     if not known:
         kind = type(modules[node.target]).__name__ if node.op == "call_module" else node.target
         raise StepError(f"{node.name} ({kind}) stands between two layers, and what it does to channels is not known")
+
+
+def _over_channels(node: fx.Node) -> bool:
+    """Whether it is a mean that runs over dimension 1, the channels; without a dimension it runs over all."""
+    if node.target != "mean":
+        return False
+    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 1)
+    return 1 in (dims if isinstance(dims, tuple | list) else [dims])
 
 
 def _unique(names: list[str | None]) -> list[str | None]:

@@ -17,6 +17,8 @@ def select(
 ) -> dict[str, torch.Tensor]:
     """Masks (True: kept) of the shape of each layer's scores, in the order of the forward pass.
 
+    A negative score marks a weight that is gone already, and stays so.
+
     scope "global": the lowest scores of the whole network go; unless `comparable`, each layer's are divided by their
         norm first, so that layers of other scales compete fairly.
     scope "layer": each layer loses the same share, but the first none and the last less, as in the published study;
@@ -24,17 +26,9 @@ def select(
 
     A layer keeps its best weight, with a warning, unless it `may_empty`.
     """
-    if scope == "global":
-        masks = _global(scores, sparsity, comparable)
-    else:
-        sizes = {name: score.numel() for name, score in scores.items()}
-        kept = {name: round(share * sizes[name]) for name, share in layer_shares(sizes, sparsity).items()}
-        total = sum(sizes.values())
-        # The largest layer makes up for the rounding.
-        kept[max(sizes, key=sizes.get)] += total - round(sparsity * total) - sum(kept.values())
-        masks = {name: largest(score, kept[name]) for name, score in scores.items()}
+    masks = _global(scores, sparsity, comparable) if scope == "global" else _by_layer(scores, sparsity)
     for name, mask in masks.items():
-        if not mask.any() and not may_empty:
+        if not mask.any() and not may_empty and (scores[name] >= 0).any():
             warnings.warn(f"every weight of {name} would go: its best one is kept", stacklevel=2)
             masks[name] = largest(scores[name], 1)
     return masks
@@ -49,6 +43,19 @@ def _global(scores: Mapping[str, torch.Tensor], sparsity: float, comparable: boo
         name: own.reshape(score.shape)
         for (name, score), own in zip(scores.items(), mask.split([p.numel() for p in parts]), strict=True)
     }
+
+
+def _by_layer(scores: Mapping[str, torch.Tensor], sparsity: float) -> dict[str, torch.Tensor]:
+    sizes = {name: score.numel() for name, score in scores.items()}
+    live = {name: int((score >= 0).sum()) for name, score in scores.items()}
+    kept = {name: min(round(part * sizes[name]), live[name]) for name, part in layer_shares(sizes, sparsity).items()}
+    total = sum(sizes.values())
+    owed = total - round(sparsity * total) - sum(kept.values())
+    # The largest layers make up for the rounding, and for what others had lost before; the first one last.
+    for name in sorted(sizes, key=lambda name: (name == next(iter(sizes)), -sizes[name])):
+        change = max(-kept[name], min(owed, live[name] - kept[name]))
+        kept[name], owed = kept[name] + change, owed - change
+    return {name: largest(score, kept[name]) for name, score in scores.items()}
 
 
 def largest(scores: torch.Tensor, count: int) -> torch.Tensor:

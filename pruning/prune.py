@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from distillation import check_teaching, guided_loss
-from pruning.criteria import COMPARABLE, CRITERIA
+from pruning.criteria import BY_ITSELF, COMPARABLE, CRITERIA
 from pruning.graph import layer_graph
-from pruning.masks import largest, select
+from pruning.masks import largest, layer_shares, select
 from pruning.schedules import SCHEDULES
 from training import Context, Step, StepError, check_training, fit, fresh, round_weights, training_fields
 
@@ -21,9 +21,12 @@ class Prune:
     criterion: one of `pruning.criteria.CRITERIA`; scope: "global" or "layer" (see `pruning.masks.select`).
     sparsity: share of the weights of convolutions and linear layers that is zero in the end, 0 <= sparsity < 1.
     schedule: "one_shot" prunes, then trains on; "iterative" in `rounds` rounds, "gradual" along a cubic, both inside
-        the training; "rewind" starts over from the fresh weights with the mask (Frankle and Carbin, ICLR 2019).
+        the training; "rewind" takes the mask back to earlier weights and trains those: the fresh ones of the seed
+        (Frankle and Carbin, ICLR 2019), or those of the recipe `rewind_to`, the same network after a few epochs
+        (Renda et al., ICLR 2020).
     order: "together"; or layer by layer, "forward" or "backward", each scored with those before it pruned already (Park
-        et al.'s LAP-forward and LAP-backward). Each layer loses as many weights as it would have lost together.
+        et al.'s LAP-forward and LAP-backward). Each layer loses as many weights as it would have lost together. Not
+        for criteria that score a layer by itself.
     skip: names of layers to leave alone; the others make up for them. may_empty: whether a layer may lose all weights.
     epochs: of training; 0 only prunes (one_shot). `teacher` (a recipe) guides it by its logits.
     """
@@ -43,6 +46,7 @@ class Prune:
     order: str = "together"
     skip: tuple[str, ...] = ()
     may_empty: bool = False
+    rewind_to: Any = None
 
     def __post_init__(self):
         for what, name, known in (
@@ -55,6 +59,12 @@ class Prune:
                 raise StepError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
         if not 0 <= self.sparsity < 1:
             raise StepError(f"sparsity is a share from 0 to below 1, not {self.sparsity}: write 0.9 for 90 %")
+        if isinstance(self.skip, str):
+            raise StepError(f"skip is a tuple of layers' names: write skip=({self.skip!r},)")
+        if self.order != "together" and self.criterion in BY_ITSELF:
+            raise StepError(f"{self.criterion} scores a layer by itself: an order changes nothing, leave it out")
+        if self.rewind_to is not None and self.schedule != "rewind":
+            raise StepError(f"the schedule {self.schedule} does not rewind: rewind_to goes with 'rewind'")
         if self.skip and self.scope == "layer":
             raise StepError(
                 "scope 'layer' has its own rule for the first and last layer: skip goes with scope 'global'"
@@ -76,8 +86,8 @@ class Prune:
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model.to(context.device)
-        if self.schedule == "rewind" and "channels" in model.spec:
-            raise StepError("a network without some of its channels has no fresh weights to rewind to: use 'gradual'")
+        if self.schedule == "rewind" and self.rewind_to is None and "channels" in model.spec:
+            raise StepError("a network without some of its channels has no fresh weights: name a recipe in rewind_to")
         pruner = Pruner(model, context, self)
         pruner.before_epoch(0.0)
         if self.schedule == "rewind":
@@ -112,6 +122,8 @@ class Pruner:
         left = sum(sizes[name] for name in self._free) / sum(sizes.values())
         if step.sparsity >= left:
             raise StepError(f"a sparsity of {step.sparsity} is more than skip leaves, {left:.3f}: skip fewer layers")
+        if step.scope == "layer":
+            layer_shares(sizes, step.sparsity)  # now, and not where a long training first asks for too much
         self.masks: dict[str, torch.Tensor] = {}
         self._asked = 0
 
@@ -120,6 +132,8 @@ class Pruner:
         self.masks = {name: layer.module.weight.detach() != 0 for name, layer in self.graph.items()}
         if done > 0:
             self._asked = max(self._asked, self._due(done))
+        else:
+            self._refuse_sparser()
         self._advance(done)
 
     def after_step(self, done: float) -> None:
@@ -128,10 +142,23 @@ class Pruner:
         self._advance(done)
 
     def rewind(self) -> None:
-        """Fresh weights from the seed, with the masks."""
+        """Earlier weights, fresh ones from the seed or those of `rewind_to`, with the masks."""
         spec = self.model.spec
-        self.model.load_state_dict(fresh(spec["architecture"], spec.get("width", 1.0), self.context).state_dict())
+        if self.step.rewind_to is None:
+            earlier = fresh(spec["architecture"], spec.get("width", 1.0), self.context)
+        else:
+            earlier = self.context.make(self.step.rewind_to)
+        if earlier.spec != spec:
+            raise StepError(f"rewind_to makes another network ({self.step.rewind_to.label}) than the one it prunes")
+        self.model.load_state_dict(earlier.state_dict())
         self._hold()
+
+    def _refuse_sparser(self) -> None:
+        zeros = sum(int((~mask).sum()) for mask in self.masks.values())
+        everything = sum(mask.numel() for mask in self.masks.values())
+        if zeros > round(self.step.sparsity * everything):
+            share = f"{100 * zeros / everything:.1f} % of the weights are zero already"
+            raise StepError(f"{share}: a sparsity of {self.step.sparsity} cannot bring them back, ask for more")
 
     @torch.no_grad()
     def _hold(self) -> None:

@@ -11,6 +11,7 @@ from measurement import cost
 from models import ModelError, build, channel_table, rebuild
 from pruning import Prune, PruneChannels, layer_graph
 from pruning.channels import CHANNEL_CRITERIA, narrow
+from pruning.criteria import lookahead
 from quantization import Quantize
 from storage import Checkpoint, load_archive, save_archive
 from training import Context, StepError
@@ -77,6 +78,13 @@ def test_channel_scores_against_loops(context):
     for name, layer in layer_graph(model).items():
         by_hand = [sum(w**2 for w in channel.flatten().tolist()) for channel in layer.module.weight]
         torch.testing.assert_close(scores[name], torch.tensor(by_hand), rtol=1e-4, atol=1e-6)
+    graph = layer_graph(model)
+    sums, single = CHANNEL_CRITERIA["lookahead"](model, context), lookahead(model, graph, context)
+    for name, scores in single.items():
+        by_hand = [sum(channel.flatten().tolist()) for channel in scores]
+        torch.testing.assert_close(sums[name], torch.tensor(by_hand), rtol=1e-4, atol=1e-6)
+    scales = CHANNEL_CRITERIA["batchnorm"](model, context)
+    assert torch.equal(scales["blocks.0.conv1"], model.blocks[0].bn1.weight.abs()) and "linear" not in scales
 
 
 def test_a_narrower_network_is_restored_from_its_archive(context, tmp_path):

@@ -1,5 +1,6 @@
 """Pruning: criteria against brute force and numpy, the graph by hand, exact zeros through trainings."""
 
+import copy
 import dataclasses
 import itertools
 
@@ -11,15 +12,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from data import Split, load
+from experiment import Recipe
 from models import ARCHITECTURES, build
 from pruning import CRITERIA, Prune, Pruner, layer_graph
-from pruning.criteria import fisher, hutchinson, lookahead, lookahead_act, lookahead_bn, lookahead_obd, obd
+from pruning.criteria import _images, fisher, hutchinson, lookahead, lookahead_act, lookahead_bn, lookahead_obd, obd
 from pruning.graph import by_weight, read
 from pruning.masks import layer_shares, select
 from pruning.schedules import gradual, iterative
 from quantization import Quantize
 from storage import Checkpoint
-from training import Context, StepError
+from training import Context, StepError, Train, fresh
 
 TORCHVISION = ("torchvision.resnet18", "torchvision.vgg11_bn", "torchvision.mobilenet_v2")
 
@@ -72,15 +74,16 @@ def dense(convolution, height, width):
         return (convolution(inputs)).flatten(1).T
 
 
-def test_lookahead_of_convolutions_against_dense_matrices(context):
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (3, 1), (1, 3)])
+def test_lookahead_of_convolutions_against_dense_matrices(before, after, context):
     """Each weight of a kernel stands in the matrix once a pixel, at different places: its share of the change is one.
 
-    The product's change is that of all of them together; for a 1x1 neighbourhood on either side they do not overlap,
-    so that its square is pixels times the score's square.
+    The product's change is that of all of them together; with a 1x1 kernel on one side they do not overlap, so that
+    its square is pixels times the score's square.
     """
     torch.manual_seed(2)
     kind = {"bias": False, "padding_mode": "circular"}
-    first, third = nn.Conv2d(2, 3, 1, **kind), nn.Conv2d(4, 2, 1, **kind)
+    first, third = (nn.Conv2d(a, b, k, padding=k // 2, **kind) for a, b, k in ((2, 3, before), (4, 2, after)))
     second = nn.Conv2d(3, 4, 3, padding=1, **kind)
     model = nn.Sequential(first, second, third)
     scores = lookahead(model, layer_graph(model), context)["1"]
@@ -93,6 +96,38 @@ def test_lookahead_of_convolutions_against_dense_matrices(context):
         with torch.no_grad():
             second.weight[j, i, y, x] = kept
         assert scores[j, i, y, x].item() == pytest.approx(change.item() / 4, rel=1e-4)  # 4 is the root of 16 pixels
+
+
+class Residual(nn.Module):
+    """Four linear layers, the two in the middle with a residual connection around them."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.end = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.start(x)
+        x = self.first(x) + x
+        return self.end(self.second(x) + x)
+
+
+def test_lookahead_beside_a_residual_connection_is_the_change_of_the_stacked_product(context):
+    """The identity stands beside the layer before, and below the layer after, as a matrix of ones and zeros."""
+    torch.manual_seed(11)
+    model = Residual()
+    start, first, second, end = (layer.weight.detach() for layer in model.children())
+    one = torch.eye(4)
+    scores = lookahead(model, layer_graph(model), context)
+    for name, before, weight, after in [
+        ("first", start, first, torch.cat([second, one])),
+        ("second", torch.cat([first, one], 1), second, end),
+    ]:
+        for j, i in itertools.product(range(4), range(4)):
+            change = torch.zeros(4, 4)
+            change[j, i] = weight[j, i]
+            expected = torch.linalg.norm(after @ change @ before)
+            assert scores[name][j, i].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_lookahead_with_batch_norm_is_that_of_the_folded_network(context):
@@ -109,27 +144,58 @@ def test_lookahead_with_batch_norm_is_that_of_the_folded_network(context):
         torch.testing.assert_close(scores, by_hand[name])
 
 
-def test_lookahead_with_activity_by_hand(context):
-    """Two linear layers around a ReLU, on a data set of which the share of active units is counted by hand."""
-    torch.manual_seed(4)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 10))
-    graph = layer_graph(model)
+def shares(model, context, *names):
+    """How often the outputs of these modules are positive, on the images that criteria look at; a share a channel."""
     seen = {}
-    model[2].register_forward_hook(lambda module, inputs, output: seen.update(share=(output > 0).float().mean(0)))
-    inputs = {}
-    model[1].register_forward_pre_hook(lambda module, value: inputs.update(share=(value[0] != 0).float().mean(0)))
+    for name in names:
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: (output > 0).float()})
+        )
+    lookahead_act(model, layer_graph(model), context)
+    return [seen[name].transpose(0, 1).flatten(1).mean(1) for name in names]
+
+
+def test_lookahead_with_activity_is_the_mean_over_gates(context):
+    """The mean of the squared change of W3 G W2 F W1 over all gates G and F, each open as often as its ReLU is on."""
+    torch.manual_seed(4)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 10)
+    )  # fmt: skip
+    w1, w2, w3 = (model[place].weight.detach() for place in (1, 3, 5))
+    first, second = shares(model, context, "2", "4")
+    expected = torch.zeros(2, 3)
+    for gates in itertools.product((0.0, 1.0), repeat=5):
+        f, g = torch.tensor(gates[:3]), torch.tensor(gates[3:])
+        chance = torch.where(f > 0, first, 1 - first).prod() * torch.where(g > 0, second, 1 - second).prod()
+        for j, i in itertools.product(range(2), range(3)):
+            change = torch.zeros(2, 3)
+            change[j, i] = w2[j, i]
+            expected[j, i] += chance * torch.linalg.norm(w3 @ torch.diag(g) @ change @ torch.diag(f) @ w1).square()
+    torch.testing.assert_close(lookahead_act(model, layer_graph(model), context)["3"], expected.sqrt())
+
+
+def test_activity_is_that_of_the_relu_and_not_of_what_pooling_makes_of_it(context):
+    """Before a linear layer behind pooling and flatten: each of its columns has its channel's share."""
+    torch.manual_seed(12)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(3), nn.Flatten(), nn.Linear(12, 10))
+    share, pooled = shares(model, context, "1", "2")
+    graph = layer_graph(model)
     scores, plain = lookahead_act(model, graph, context), lookahead(model, graph, context)
-    expected = plain["1"] * seen["share"].sqrt()[:, None] * inputs["share"].sqrt()[None]
-    torch.testing.assert_close(scores["1"], expected)
-    torch.testing.assert_close(scores["3"], plain["3"] * seen["share"].sqrt()[None])
+    torch.testing.assert_close(scores["4"], plain["4"] * share.sqrt().repeat_interleave(4))
+    assert (pooled > share).all()
 
 
 def test_lookahead_on_obd_replaces_the_weights(context):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 10))
+    """Inside, by the roots alone; at the network's input the identity is a weight of 1 at the mean curvature."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 10))
     graph = layer_graph(model)
     roots = {name: score.sqrt() for name, score in obd(model, graph, context).items()}
-    expected = roots["1"] * torch.linalg.norm(roots["3"], dim=0)[:, None]
-    torch.testing.assert_close(lookahead_obd(model, graph, context)["1"], expected)
+    rows, columns = torch.linalg.norm(roots["1"], dim=1), torch.linalg.norm(roots["5"], dim=0)
+    scores = lookahead_obd(model, graph, context)
+    torch.testing.assert_close(scores["3"], roots["3"] * columns[:, None] * rows)
+    curvatures = [(2 * roots[n].square() / graph[n].module.weight.detach().square()).flatten() for n in graph]
+    one = (torch.cat(curvatures).mean() / 2).sqrt()
+    torch.testing.assert_close(scores["1"], roots["1"] * torch.linalg.norm(roots["3"], dim=0)[:, None] * one)
 
 
 def test_lookahead_of_grouped_convolutions_against_loops(context):
@@ -157,6 +223,39 @@ def test_lamp_against_its_formula(context):
         squares = dict(model.named_parameters())[f"{name}.weight"].detach().square().numpy().ravel().astype(np.float64)
         expected = [value / squares[squares >= value].sum() for value in squares[:50]]
         np.testing.assert_allclose(scores.flatten()[:50].numpy(), expected, rtol=1e-3)
+
+
+def test_snip_is_the_slope_of_the_loss_by_a_factor_of_the_weight(context):
+    """Central differences of the loss as one connection is a little stronger and weaker."""
+    torch.manual_seed(13)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 10))
+    scores = CRITERIA["snip"](model, layer_graph(model), context)["3"]
+    (images, labels), exact = _images(context), copy.deepcopy(model).double()
+    for j, i in itertools.product(range(10), range(3)):
+        weight, losses = exact[3].weight.detach().clone(), []
+        for factor in (1.001, 0.999):
+            exact[3].weight.data[j, i] = weight[j, i] * factor
+            losses.append(cross_entropy(exact(images.double()), labels).item())
+        exact[3].weight.data.copy_(weight)
+        assert scores[j, i].item() == pytest.approx(abs(losses[0] - losses[1]) / 0.002, rel=1e-3, abs=1e-6)
+
+
+def test_obd_is_half_the_curvature_times_the_square(context):
+    """From the Fisher diagonal by a loop over images; from the Hessian's by what Hutchinson's draws gave."""
+    torch.manual_seed(14)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 10))
+    graph, (images, labels) = layer_graph(model), _images(context)
+    squares = torch.zeros(10, 3)
+    for image, label in zip(images, labels, strict=True):
+        model.zero_grad()
+        cross_entropy(model(image[None]), label[None]).backward()
+        squares += model[3].weight.grad.square() / len(images)
+    weight = model[3].weight.detach()
+    torch.testing.assert_close(CRITERIA["obd"](model, graph, context)["3"], weight**2 * squares / 2)
+    drawn = hutchinson(model, graph, images, labels, seed=context.seed)["1"]
+    expected = model[1].weight.detach() ** 2 * drawn.abs() / 2
+    torch.testing.assert_close(CRITERIA["obd_hessian"](model, graph, context)["1"], expected)
+    assert (drawn < 0).any()
 
 
 def test_fisher_and_hessian_against_autograd():
@@ -265,9 +364,59 @@ class Unknown(nn.Module):
         return self.second(torch.roll(self.first(x), 1, 1))
 
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.second(self.first(self.first(x)))
+
+
+class OverChannels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.second(self.first(x).mean(1))
+
+
+class ByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        added = torch.add(self.first(input=x), other=self.second(x))
+        return self.third(input=torch.relu(input=added))
+
+
+def test_arguments_given_by_name_are_seen():
+    graph = layer_graph(ByName())
+    assert graph["third"].producers == ["first", "second"] and graph["first"].consumers == ["third"]
+
+
+@pytest.mark.parametrize("kind", [{"affine": False}, {"track_running_stats": False}])
+def test_batch_norms_without_all_of_their_tensors(kind, context):
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, **kind), nn.ReLU(), nn.Conv2d(3, 2, 3))
+    if "affine" in kind:
+        nn.init.constant_(model[1].running_var, 4.0)
+        halved, plain = (rule(model, layer_graph(model), context)["3"] for rule in (lookahead_bn, lookahead))
+        torch.testing.assert_close(halved, plain / 2, rtol=1e-4, atol=0)
+    else:
+        with pytest.raises(StepError, match="behind 0 keeps no statistics"):
+            lookahead_bn(model, layer_graph(model), context)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
-    [(Branching(), r"test_pruning.py, line \d+, in forward: return self.layer\(x\) if"), (Unknown(), "roll")],
+    [
+        (Twice(), "calls first twice"),
+        (OverChannels(), "mean"),
+        (Branching(), r"test_pruning.py, line \d+, in forward: return self.layer\(x\) if"),
+        (Unknown(), "roll"),
+    ],
 )
 def test_networks_without_a_graph_are_refused_by_name(model, message):
     with pytest.raises(StepError, match=message):
@@ -295,11 +444,9 @@ def test_global_selection_against_numpy(sparsity):
         parts = [value if comparable else value / np.sqrt((value**2).sum()) for value in scores.values()]
         flat = np.concatenate([part.ravel() for part in parts])
         gone = set(np.argsort(flat, kind="stable")[: round(sparsity * 56)].tolist())
-        masks = select(tensors, sparsity, "global", comparable)
+        masks = select(tensors, sparsity, "global", comparable, may_empty=True)
         found = np.concatenate([mask.numpy().ravel() for mask in masks.values()])
-        emptied = [name for name, mask in masks.items() if mask.sum() == 1]
-        if not emptied:
-            assert set(np.flatnonzero(~found).tolist()) == gone
+        assert set(np.flatnonzero(~found).tolist()) == gone
 
 
 def test_what_is_gone_does_not_count_in_a_layers_scale():
@@ -395,6 +542,26 @@ def test_layer_scope_is_the_studys():
         layer_shares(sizes, 0.95)
 
 
+@pytest.mark.parametrize("schedule", ["one_shot", "gradual"])
+def test_layer_scope_leaves_what_is_gone_and_reaches_its_sparsity(schedule, context):
+    """After a global pruning that took more of some layers than scope "layer" would, and some of the first."""
+    sparse = Prune("magnitude", 0.85, schedule="one_shot", epochs=0).apply(network(), context)
+    gone = {name: layer.module.weight == 0 for name, layer in layer_graph(sparse).items()}
+    step = Prune("magnitude", 0.9, "layer", schedule, epochs=1, batch_size=64)
+    after = step.apply(sparse, context)
+    assert all((after.get_submodule(name).weight[mask] == 0).all() for name, mask in gone.items())
+    assert zeros(after) == round(0.9 * weights(after))
+
+
+def test_what_cannot_be_reached_is_said_at_once(context):
+    sparse = Prune("magnitude", 0.9, schedule="one_shot", epochs=0).apply(network(), context)
+    with pytest.raises(StepError, match="90.0 % of the weights are zero already: a sparsity of 0.5"):
+        Prune("magnitude", 0.5, schedule="one_shot", epochs=0).apply(sparse, context)
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 60), nn.ReLU(), nn.Linear(60, 10))
+    with pytest.raises(StepError, match="a sparsity of 0.5 needs the first layer"):
+        Pruner(wide, context, Prune("magnitude", 0.5, "layer"))
+
+
 # Schedules
 
 
@@ -411,6 +578,49 @@ def test_exact_zeros_after_training(schedule, scope, context):
     step = Prune("lookahead", 0.7, scope, schedule, rounds=2, epochs=2, batch_size=64, learning_rate=0.05)
     pruned = step.apply(model, context)
     assert zeros(pruned) == round(0.7 * weights(pruned))
+
+
+def test_rewinding_takes_the_mask_back_to_earlier_weights(context):
+    """Fresh ones of the seed, or those of another recipe."""
+    for to, earlier in (
+        (None, fresh("resnet8", 0.5, context)),
+        (Recipe("digits", (Train("resnet8", width=0.5),)), network()),
+    ):
+        model = network()
+        with torch.no_grad():
+            for layer in layer_graph(model).values():
+                layer.module.weight += 0.05 * torch.randn_like(layer.module.weight)
+        made = dataclasses.replace(context, make=lambda recipe, earlier=earlier: earlier)
+        pruner = Pruner(model, made, Prune("magnitude", 0.6, schedule="rewind", rewind_to=to))
+        pruner.before_epoch(0.0)
+        masks = {name: layer.module.weight != 0 for name, layer in layer_graph(model).items()}
+        pruner.rewind()
+        for name, layer in layer_graph(model).items():
+            assert torch.equal(layer.module.weight, earlier.get_submodule(name).weight * masks[name])
+        assert zeros(model) == round(0.6 * weights(model))
+    other = dataclasses.replace(context, make=lambda recipe: network("resnet14"))
+    with pytest.raises(StepError, match="rewind_to makes another network"):
+        Pruner(model, other, Prune(schedule="rewind", rewind_to=to)).rewind()
+
+
+def test_a_teacher_guides_the_training(context, tmp_path):
+    """With alpha 1 the labels count for nothing: other labels give the same weights."""
+    train, ends = context.dataset.train, []
+    for turn in (0, 1):
+        labels = Split(train.images, (train.labels + turn) % 10)
+        place = Checkpoint(tmp_path / f"turn{turn}")
+        made = dataclasses.replace(
+            context,
+            dataset=dataclasses.replace(context.dataset, train=labels),
+            checkpoint=place,
+            cache=tmp_path / f"cache{turn}",
+            make=lambda recipe: network(),
+        )
+        step = Prune(
+            "magnitude", 0.5, epochs=1, batch_size=64, alpha=1.0, teacher=Recipe("digits", (Train("resnet8"),))
+        )
+        ends.append(step.apply(network(), made).state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
 
 
 def test_masks_stay_through_momentum_and_decay(context):
@@ -464,7 +674,8 @@ def test_zeros_survive_quantization(context):
         ({"schedule": "now"}, "one_shot"), ({"rounds": 0}, "rounds"),
         ({"epochs": 0}, "one_shot prunes without"), ({"epochs": -1}, "at least 1"),
         ({"temperature": 0}, "temperature"), ({"order": "sideways"}, "together, forward"),
-        ({"scope": "layer", "skip": ("conv",)}, "scope 'global'"),
+        ({"scope": "layer", "skip": ("conv",)}, "scope 'global'"), ({"skip": "conv"}, r"write skip=\('conv',\)"),
+        ({"criterion": "lamp", "order": "forward"}, "by itself"), ({"rewind_to": 1}, "does not rewind"),
     ],
 )  # fmt: skip
 def test_bad_fields(fields, message):
