@@ -1,5 +1,6 @@
 """What notebook 3 compares: lists of cases, each some words about it and its recipe, and tables beside them."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -20,6 +21,7 @@ from training import Context, evaluate
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 3, "digits": 4}  # of training with pruning: what a laptop bears
+EARLY = 0.1  # share of the base's training after which it is rewound to
 BRIEF, DENSE = {"cifar10": 1}, 0.9  # a large network loses little up to this sparsity, and its epoch takes minutes
 
 
@@ -86,7 +88,7 @@ def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
                 found.append({"criterion": name, "sparsity": value, "accuracy": accuracy, "seed": base.seed})
         return found
 
-    return kept_table(f"one-shot-{base.id}-{'-'.join(map(str, values))}", base.dataset, rows)
+    return kept_table(f"one-shot-{base.id}-{'-'.join(map(str, (*values, *CRITERIA)))}", base.dataset, rows)
 
 
 def after_an_epoch(base: Recipe, sparsity: float) -> pd.DataFrame:
@@ -94,6 +96,27 @@ def after_an_epoch(base: Recipe, sparsity: float) -> pd.DataFrame:
     training = _training(base) | {"epochs": 1}
     recipes = {name: base.then(Prune(name, sparsity, schedule="one_shot", **training)) for name in CRITERIA}
     return validated("one-shot-tuned", [({"criterion": name}, recipe) for name, recipe in recipes.items()])
+
+
+def ways(base: Recipe, criterion: str, sparsity: float) -> pd.DataFrame:
+    """Validation accuracy (0..1) of one criterion by schedule, scope and order, at equal epochs: columns way, accuracy.
+
+    Orders are of pruning at once: layer by layer along a schedule, each step would score the network once a layer.
+    """
+    start = base.steps[0]
+    early = Recipe(base.dataset, (dataclasses.replace(start, epochs=max(1, round(EARLY * start.epochs))),), base.seed)
+    fields = {
+        "gradual": {},
+        "gradual, scope layer": {"scope": "layer"},
+        "iterative": {"schedule": "iterative"},
+        "at once": {"schedule": "one_shot"},
+        "at once, forward": {"schedule": "one_shot", "order": "forward"},
+        "at once, backward": {"schedule": "one_shot", "order": "backward"},
+        "rewound to fresh weights": {"schedule": "rewind"},
+        "rewound to early weights": {"schedule": "rewind", "rewind_to": early},
+    }
+    cases = [({"way": way}, pruned(base, criterion, sparsity, **own)) for way, own in fields.items()]
+    return validated("ways-to-prune", cases)
 
 
 def layer_sensitivity(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
