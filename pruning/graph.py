@@ -194,7 +194,7 @@ def made(weight: torch.Tensor) -> torch.Tensor:
 def read(weight: torch.Tensor, groups: int = 1) -> torch.Tensor:
     """Frobenius norm `[I]` of what reads each input channel of a weight `[O, I / groups, ...]`."""
     outputs, inputs = weight.shape[:2]
-    return weight.reshape(groups, outputs // groups, inputs, -1).square().sum((1, 3)).sqrt().flatten()
+    return torch.linalg.vector_norm(weight.reshape(groups, outputs // groups, inputs, -1), dim=(1, 3)).flatten()
 
 
 def by_weight(of_input: torch.Tensor, weight: torch.Tensor, groups: int = 1) -> torch.Tensor:

@@ -2,9 +2,10 @@
 //
 // Blocks run one after another; every thread of a block is a fiber (its own stack, switched by hand). A fiber runs
 // until it meets a barrier, a shuffle or a matrix instruction; there it waits until its warp or block has arrived.
-// The emulator is stricter than a GPU where it can be: vector accesses must be aligned, asynchronous copies land
-// only when they are waited for, shared memory starts as NaN in every block, barriers that not all threads reach
-// are an error, and fibers can run in reverse order, so that a missing barrier shows.
+// The emulator is stricter than a GPU where it can be: vector accesses must be aligned, shared memory starts as NaN in
+// every block, and barriers that not all threads reach, and shuffles that not all lanes reach, are errors. A missing
+// barrier shows because a warp runs as far as its next block barrier before another warp starts, in either order of
+// warps and lanes; asynchronous copies land as late as they may in one order, and as early in the other.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -20,7 +21,7 @@
 #define __global__ __attribute__((noinline))
 #define __device__
 #define __forceinline__ static inline
-#define __launch_bounds__(...)
+#define __launch_bounds__(...)  // kept by who starts the kernel
 #define __align__(n) __attribute__((aligned(n)))
 // A named section, so that the whole of shared memory can be filled with NaN before each block.
 #define __shared__ static __attribute__((section("cuda_shared")))
@@ -44,7 +45,7 @@ extern "C" char __start_cuda_shared[] __attribute__((weak));
 extern "C" char __stop_cuda_shared[] __attribute__((weak));
 
 namespace emulator {
-enum State { READY, AT_WARP_BARRIER, AT_BLOCK_BARRIER, DONE };
+enum State { READY, AT_WARP_BARRIER, AT_EXCHANGE, AT_BLOCK_BARRIER, DONE, STATES };
 
 struct Copy {
     void* to;
@@ -74,6 +75,7 @@ inline std::vector<double> dynamic_shared;
 inline Thread* current = nullptr;
 inline ucontext_t scheduler;
 inline std::string error;
+inline bool reverse;  // the last block, warp and lane first
 inline void (*body)(void*);
 inline void* body_arguments;
 
@@ -103,7 +105,7 @@ const T* exchange(const T& mine) {
     auto* slots = current->warp->slot[current->turn];
     memcpy(slots[current->lane], &mine, sizeof(T));
     current->turn ^= 1;
-    wait_as(AT_WARP_BARRIER);
+    wait_as(AT_EXCHANGE);
     static T seen[32];  // copied out at once: no fiber switch before the caller has read it
     for (int i = 0; i < 32; ++i) memcpy(&seen[i], slots[i], sizeof(T));
     return seen;
@@ -125,44 +127,53 @@ inline void prepare_thread(int i) {
     makecontext(&t.context, enter, 0);
 }
 
-inline void run_ready(int count, bool reverse) {
-    for (int i = 0; i < count && error.empty(); ++i) {
-        current = threads[reverse ? count - 1 - i : i].get();
-        if (current->state == READY) swapcontext(&scheduler, &current->context);
-    }
+// Lets the warp go on if its living lanes wait at one barrier, or all 32 at an exchange.
+inline bool release_warp(int begin, int end) {
+    int waiting[STATES] = {};
+    for (int i = begin; i < end; ++i) ++waiting[threads[i]->state];
+    if (waiting[AT_EXCHANGE] % 32) error = "a shuffle or matrix instruction that not all 32 lanes of a warp reach";
+    if (!waiting[AT_EXCHANGE] && !(waiting[AT_WARP_BARRIER] && waiting[AT_WARP_BARRIER] + waiting[DONE] == end - begin))
+        return false;
+    for (int i = begin; i < end; ++i)
+        if (threads[i]->state != DONE) threads[i]->state = READY;
+    return true;
 }
 
-// Lets every warp whose living lanes have all arrived go on; then, if all the block's have, the block.
-inline bool release(int count) {
-    bool released = false, all_at_block = true;
-    for (int w = 0; w < count; w += 32) {
-        int stop = min(count, w + 32), living = 0, arrived = 0;
-        for (int i = w; i < stop; ++i) {
-            living += threads[i]->state != DONE;
-            arrived += threads[i]->state == AT_WARP_BARRIER;
-            all_at_block &= threads[i]->state == DONE || threads[i]->state == AT_BLOCK_BARRIER;
+// Runs one warp until its lanes have ended or wait for the block.
+inline void run_warp(int begin, int end) {
+    do
+        for (int i = begin; i < end && error.empty(); ++i) {
+            current = threads[reverse ? begin + end - 1 - i : i].get();
+            if (current->state == READY) swapcontext(&scheduler, &current->context);
         }
-        if (!living || arrived != living) continue;
-        for (int i = w; i < stop; ++i)
-            if (threads[i]->state != DONE) threads[i]->state = READY;
-        released = true;
-    }
-    if (released || !all_at_block) return released;
-    for (int i = 0; i < count; ++i)
-        if (threads[i]->state == AT_BLOCK_BARRIER) threads[i]->state = READY, released = true;
-    return released;
+    while (error.empty() && release_warp(begin, end));
 }
 
-inline void run_block(bool reverse) {
-    int count = block.x * block.y * block.z;
-    warps.resize((count + 31) / 32);
+// Lets the block go on if all its living threads wait for each other.
+inline bool release_block(int count) {
+    int arrived = 0;
+    for (int i = 0; i < count; ++i) {
+        if (threads[i]->state != DONE && threads[i]->state != AT_BLOCK_BARRIER)
+            error = "threads wait at a barrier that the others never reach";
+        arrived += threads[i]->state == AT_BLOCK_BARRIER;
+    }
+    for (int i = 0; i < count; ++i)
+        if (threads[i]->state == AT_BLOCK_BARRIER) threads[i]->state = READY;
+    return arrived;
+}
+
+inline void run_block() {
+    int count = block.x * block.y * block.z, warp_count = (count + 31) / 32;
+    warps.resize(warp_count);
     if (__start_cuda_shared) memset(__start_cuda_shared, 0xff, __stop_cuda_shared - __start_cuda_shared);
     std::fill(dynamic_shared.begin(), dynamic_shared.end(), NAN);
     for (int i = 0; i < count; ++i) prepare_thread(i);
-    do run_ready(count, reverse);
-    while (error.empty() && release(count));
-    for (int i = 0; i < count && error.empty(); ++i)
-        if (threads[i]->state != DONE) error = "threads wait at a barrier that the others never reach";
+    do
+        for (int i = 0; i < warp_count && error.empty(); ++i) {
+            int begin = 32 * (reverse ? warp_count - 1 - i : i);
+            run_warp(begin, min(count, begin + 32));
+        }
+    while (error.empty() && release_block(count) && error.empty());
 }
 
 template <class... A, size_t... I>
@@ -180,20 +191,22 @@ struct Bound {
     }
 };
 
-// Runs the kernel over the whole grid; returns nullptr, or what went wrong.
+// Runs the kernel over the whole grid; returns nullptr, or what went wrong. bound: the most threads in a block.
 template <class... A>
-const char* launch(void (*kernel)(A...), const unsigned* shape, unsigned shared_bytes, bool reverse, void** values) {
-    grid = {shape[0], shape[1], shape[2]}, block = {shape[3], shape[4], shape[5]};
-    Bound<A...> bound{kernel, values};
-    body = Bound<A...>::run, body_arguments = &bound;
+const char* launch(void (*kernel)(A...), int bound, const unsigned* shape, unsigned shared_bytes, bool backwards,
+                   void** values) {
+    grid = {shape[0], shape[1], shape[2]}, block = {shape[3], shape[4], shape[5]}, reverse = backwards;
+    if ((int)(block.x * block.y * block.z) > bound) return "the block has more threads than the kernel's launch bound";
+    Bound<A...> bound_kernel{kernel, values};
+    body = Bound<A...>::run, body_arguments = &bound_kernel;
     dynamic_shared.assign((shared_bytes + 7) / 8, NAN);
     error.clear();
-    for (unsigned z = 0; z < grid.z && error.empty(); ++z)
-        for (unsigned y = 0; y < grid.y && error.empty(); ++y)
-            for (unsigned x = 0; x < grid.x && error.empty(); ++x) {
-                block_index = {x, y, z};
-                run_block(reverse);
-            }
+    size_t blocks = (size_t)grid.x * grid.y * grid.z;
+    for (size_t i = 0; i < blocks && error.empty(); ++i) {
+        size_t at = reverse ? blocks - 1 - i : i;
+        block_index = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)};
+        run_block();
+    }
     return error.empty() ? nullptr : error.c_str();
 }
 }  // namespace emulator
@@ -254,7 +267,10 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
 inline void copy_async16(void* shared, const void* global) {
     emulator::require_aligned(shared, 16);
     emulator::require_aligned(global, 16);
-    emulator::current->copies.push_back({shared, global, emulator::current->groups});
+    if (emulator::reverse)
+        memcpy(shared, global, 16);
+    else
+        emulator::current->copies.push_back({shared, global, emulator::current->groups});
 }
 inline void copy_async_commit() { ++emulator::current->groups; }
 template <int PENDING>
