@@ -30,8 +30,9 @@ def compiler() -> str:
 def launch(work: Launch, reverse: bool = False) -> None:
     """Run every thread of the launch on this CPU.
 
-    reverse: run the threads between two barriers in the opposite order; the result must not depend on it.
-    RuntimeError if the kernel breaks a rule of the thread model (misaligned vector, barrier not reached by all).
+    reverse: run blocks, warps and lanes in the opposite order, and land asynchronous copies at once instead of when
+    they are waited for; the result must not depend on it. Blocks run one after another: races between blocks do not
+    show. RuntimeError if the kernel breaks a rule of the thread model (misaligned vector, barrier not reached by all).
     """
     run = getattr(_library(work.source, work.defines, work.stamp), f"launch_{work.kernel}")
     run.restype = ctypes.c_char_p
@@ -69,8 +70,8 @@ def _compile(source: str, macros: list[str], library: Path) -> None:
     """Compile the source with one plain C function a kernel, through which ctypes can start it."""
     entries = "".join(
         f'extern "C" const char* launch_{name}(const unsigned* shape, unsigned shared, bool reverse, void** values) '
-        f"{{ return emulator::launch({name}, shape, shared, reverse, values); }}\n"
-        for name in kernel_names(source)
+        f"{{ return emulator::launch({name}, {bound}, shape, shared, reverse, values); }}\n"
+        for name, bound in kernel_names(source).items()
     )
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:

@@ -53,10 +53,11 @@ class Launch:
         return self.output
 
 
-def kernel_names(source: str) -> list[str]:
-    """The extern "C" kernels of a .cu file, in order."""
+def kernel_names(source: str) -> dict[str, str]:
+    """The extern "C" kernels of a .cu file, in order, each with the expression of its launch bound, 1024 without one."""
     text = (SOURCES / f"{source}.cu").read_text()
-    return re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(', text)
+    found = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\(([^,)]*)[^)]*\)\s+)?(\w+)\(', text)
+    return {name: bound or "1024" for bound, name in found}
 
 
 def edited(source: str) -> int:

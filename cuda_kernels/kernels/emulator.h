@@ -127,13 +127,13 @@ inline void prepare_thread(int i) {
     makecontext(&t.context, enter, 0);
 }
 
-// Lets the warp go on if its living lanes wait at one barrier, or all 32 at an exchange.
+// Lets the warp go on if all its living lanes wait at a warp barrier, or all 32 at an exchange.
 inline bool release_warp(int begin, int end) {
     int waiting[STATES] = {};
     for (int i = begin; i < end; ++i) ++waiting[threads[i]->state];
-    if (waiting[AT_EXCHANGE] % 32) error = "a shuffle or matrix instruction that not all 32 lanes of a warp reach";
-    if (!waiting[AT_EXCHANGE] && !(waiting[AT_WARP_BARRIER] && waiting[AT_WARP_BARRIER] + waiting[DONE] == end - begin))
-        return false;
+    int living = end - begin - waiting[DONE];
+    if (waiting[AT_EXCHANGE] % 32) error = "not all 32 lanes of a warp reach a shuffle or matrix instruction";
+    if (!living || (waiting[AT_WARP_BARRIER] != living && waiting[AT_EXCHANGE] != 32)) return false;
     for (int i = begin; i < end; ++i)
         if (threads[i]->state != DONE) threads[i]->state = READY;
     return true;
@@ -159,7 +159,7 @@ inline bool release_block(int count) {
     }
     for (int i = 0; i < count; ++i)
         if (threads[i]->state == AT_BLOCK_BARRIER) threads[i]->state = READY;
-    return arrived;
+    return arrived && error.empty();
 }
 
 inline void run_block() {
@@ -173,7 +173,7 @@ inline void run_block() {
             int begin = 32 * (reverse ? warp_count - 1 - i : i);
             run_warp(begin, min(count, begin + 32));
         }
-    while (error.empty() && release_block(count) && error.empty());
+    while (error.empty() && release_block(count));
 }
 
 template <class... A, size_t... I>
@@ -191,14 +191,14 @@ struct Bound {
     }
 };
 
-// Runs the kernel over the whole grid; returns nullptr, or what went wrong. bound: the most threads in a block.
+// Runs the kernel over the whole grid; returns nullptr, or what went wrong. most_threads: its launch bound.
 template <class... A>
-const char* launch(void (*kernel)(A...), int bound, const unsigned* shape, unsigned shared_bytes, bool backwards,
-                   void** values) {
+const char* launch(void (*kernel)(A...), unsigned most_threads, const unsigned* shape, unsigned shared_bytes,
+                   bool backwards, void** values) {
     grid = {shape[0], shape[1], shape[2]}, block = {shape[3], shape[4], shape[5]}, reverse = backwards;
-    if ((int)(block.x * block.y * block.z) > bound) return "the block has more threads than the kernel's launch bound";
-    Bound<A...> bound_kernel{kernel, values};
-    body = Bound<A...>::run, body_arguments = &bound_kernel;
+    if (block.x * block.y * block.z > most_threads) return "the block has more threads than the launch bounds allow";
+    Bound<A...> bound{kernel, values};
+    body = Bound<A...>::run, body_arguments = &bound;
     dynamic_shared.assign((shared_bytes + 7) / 8, NAN);
     error.clear();
     size_t blocks = (size_t)grid.x * grid.y * grid.z;
