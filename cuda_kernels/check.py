@@ -153,7 +153,7 @@ def sparse_cases(rng: np.random.Generator, device: str, m: int, k: int, density:
     x = _normal(rng, k)
     what = f"{m}x{k} at {density:.1%}"
     yield from _spmv_cases(matrix, a, x, what, device)
-    for n in (1, 16, 33, 64, 132):
+    for n in (1, 16, 20, 33, 64, 132):  # all four variants of the row split, whole and not
         b = _normal(rng, k, n)
         truth, size = _product(a, b)
         right = torch.from_numpy(b).to(device)

@@ -158,15 +158,15 @@ def fold_layer(
 
 
 def _tiled_shape(m: int, n: int, tile: int) -> tuple[tuple, tuple, tuple]:
-    if tile not in TILES:
+    if not isinstance(tile, int) or tile not in TILES:
         raise ValueError(f"tile is {tile}, but must be one of {TILES}: a block has tile x tile threads, at most 1024")
     return (ceil_div(n, tile), ceil_div(m, tile), 1), (tile, tile, 1), (("TILE", tile),)
 
 
 def _splits(asked: int | None, tiles: int, chunks: int, blocks: int) -> int:
     """Into how many parts k is cut: enough for `blocks` blocks in all, at least one chunk of k a part."""
-    if asked is not None and not 1 <= asked <= chunks:
-        raise ValueError(f"splits is {asked}, but k has only {chunks} pieces to share: choose 1 to {chunks}")
+    if asked is not None and not (isinstance(asked, int) and 1 <= asked <= chunks):
+        raise ValueError(f"splits is {asked}, but must be a whole number in 1 to {chunks}, the pieces that k has")
     return asked or max(1, min(chunks, blocks // tiles))
 
 

@@ -5,13 +5,16 @@ PyCUDA is imported at the first launch only, so that nothing here needs it where
 
 from __future__ import annotations
 
+import atexit
 import functools
 import shutil
 from types import ModuleType
 
 import torch
 
-from .launch import RUNNERS, SOURCES, Launch
+from .launch import RUNNERS, SOURCES, Launch, shared_memory_limit
+
+DEVICE = 0  # torch's index of the GPU that kernels run on
 
 
 def available() -> str | None:
@@ -21,9 +24,11 @@ def available() -> str | None:
     if shutil.which("nvcc") is None:
         return "there is a GPU, but no nvcc on the PATH; install the CUDA toolkit and add its bin folder to the PATH"
     try:
-        import pycuda  # noqa: F401
-    except ImportError:
+        import pycuda.driver  # noqa: F401 (it, not `pycuda`, loads the libraries)
+    except ModuleNotFoundError:
         return "there is a GPU, but PyCUDA is not installed; run pip install -r requirements-gpu.txt"
+    except ImportError as error:
+        return f"there is a GPU, but PyCUDA does not load ({error}); see the GPU notes in the README"
     return None
 
 
@@ -38,12 +43,15 @@ def require() -> None:
 def _driver() -> ModuleType:
     require()
     torch.cuda.init()
-    # The primary context is the one that torch uses: its tensors' addresses are valid in it. `pycuda.autoinit`
-    # would make a second context, in which they are not.
-    import pycuda.autoprimaryctx
-    import pycuda.driver
+    from pycuda import driver
 
-    return pycuda.driver
+    # The primary context is the one that torch uses: its tensors' addresses are valid in it. PyCUDA's own
+    # initializers make a second context, or take the GPU that $CUDA_DEVICE or ~/.cuda_device names.
+    driver.init()
+    context = driver.Device(DEVICE).retain_primary_context()
+    context.push()
+    atexit.register(context.pop)
+    return driver
 
 
 @functools.cache
@@ -69,26 +77,25 @@ def _module(source: str, defines: tuple[tuple[str, int], ...], stamp: int):
 
 
 @functools.cache
-def _function(
-    source: str, kernel: str, defines: tuple[tuple[str, int], ...], formats: str, shared_bytes: int, stamp: int
-):
+def _function(source: str, kernel: str, defines: tuple[tuple[str, int], ...], formats: str, stamp: int):
     function = _module(source, defines, stamp).get_function(kernel)
-    if shared_bytes > 48 << 10:  # beyond the default a kernel has to ask
-        attribute = _driver().function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
-        function.set_attribute(attribute, shared_bytes)
+    attributes = _driver().function_attribute
+    # Beyond 48 KB a kernel has to ask: once, for all that its static arrays leave. A launch takes what it needs.
+    largest = shared_memory_limit(torch.device("cuda", DEVICE)) - function.get_attribute(attributes.SHARED_SIZE_BYTES)
+    function.set_attribute(attributes.MAX_DYNAMIC_SHARED_SIZE_BYTES, largest)
     # A prepared call packs by this format. (The unprepared one caches by value, where an int equals a pointer.)
     return function.prepare(formats)
 
 
 def launch(work: Launch) -> None:
     """Queue the launch on torch's current stream: the default one, or `torch_stream`."""
-    if work.output.device.index:
+    if (work.output.device.index or 0) != DEVICE:
         raise RuntimeError(
             f"kernels run on the first GPU, but the tensors lie on {work.output.device}; choose the "
             "card with CUDA_VISIBLE_DEVICES"
         )
     formats = "".join("i" if isinstance(argument, int) else "P" for argument in work.arguments)
-    function = _function(work.source, work.kernel, work.defines, formats, work.shared_bytes, work.stamp)
+    function = _function(work.source, work.kernel, work.defines, formats, work.stamp)
     current = torch.cuda.current_stream(work.output.device).cuda_stream
     if current not in (0, stream().handle):
         raise RuntimeError(

@@ -15,6 +15,7 @@ SOURCES = Path(__file__).parent / "kernels"
 LARGEST_INDEX = 2**31 - 4096  # what kernels add to an index, before they compare it, must fit 32 bits too
 
 
+Checked = tuple[tuple[torch.Tensor, int], ...]  # index arrays, each with torch's count of the changes made in place
 RUNNERS: dict[str, Callable[[Launch], None]] = {}  # by the kind of device; `gpu` and `emulator` enter themselves
 
 
@@ -24,6 +25,7 @@ class Launch:
 
     source: the .cu file's stem; arguments: tensors (passed as pointers), None (a null pointer) and ints (32-bit);
     defines: macros such as (("TILE", 8),) with which the source is compiled; output: what `run` returns.
+    checked: a sparse matrix's index arrays; `run` raises ValueError if they were written to since they were checked.
     """
 
     source: str
@@ -34,6 +36,7 @@ class Launch:
     output: torch.Tensor
     shared_bytes: int = 0
     defines: tuple[tuple[str, int], ...] = ()
+    checked: Checked = ()
 
     def __post_init__(self) -> None:
         if max(self.grid[1:]) > 65535 or self.grid[0] > LARGEST_INDEX:
@@ -49,12 +52,13 @@ class Launch:
 
     def run(self) -> torch.Tensor:
         """Launch on the GPU if the output lies there (asynchronously, as torch does), else in the emulator."""
+        check_unchanged(self.checked)
         RUNNERS[self.output.device.type](self)
         return self.output
 
 
 def kernel_names(source: str) -> dict[str, str]:
-    """The extern "C" kernels of a .cu file, in order, each with the expression of its launch bound, 1024 without one."""
+    """The extern "C" kernels of a .cu file, in order, each with the expression of its launch bound (1024 if none)."""
     text = (SOURCES / f"{source}.cu").read_text()
     found = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\(([^,)]*)[^)]*\)\s+)?(\w+)\(', text)
     return {name: bound or "1024" for bound, name in found}
@@ -78,6 +82,8 @@ def check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Seq
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch tensor, but is a {type(tensor).__name__}; use torch.from_numpy")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, but is {tensor.layout}; pass {name}.to_dense()")
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, but is {tensor.dtype}; convert it with .to({dtype})")
     sizes = tuple(tensor.shape)
@@ -93,6 +99,18 @@ def check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Seq
         raise ValueError(f"{name} is not contiguous; pass {name}.contiguous()")
     if tensor.data_ptr() % 16:
         raise ValueError(f"{name} does not start on a 16-byte boundary, which vector loads need; pass {name}.clone()")
+
+
+def own_copy(indices: torch.Tensor) -> torch.Tensor:
+    """A copy that no one else holds. Made outside of inference mode, in which torch does not count changes in place."""
+    with torch.inference_mode(False):
+        return indices.clone()
+
+
+def check_unchanged(checked: Checked) -> None:
+    """ValueError if an index array was written to since it was checked: it might lead a kernel out of its memory."""
+    if any(indices._version != version for indices, version in checked):
+        raise ValueError("the sparse matrix's indices were changed after they were checked; make a new matrix of them")
 
 
 def check_same_device(**tensors: torch.Tensor | None) -> torch.device:

@@ -1,25 +1,29 @@
 """Sparse matrices and their products: CSR, and a compact format of 8-bit column distances.
 
-A matrix is checked once, when it is made; products accept only such matrices, so no kernel sees unchecked indices.
+A matrix is checked once, when it is made, on its own copy of the indices; products accept only such matrices, and none
+whose indices were changed since, so no kernel sees unchecked indices. Values may be changed in place.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from .launch import (
     LARGEST_INDEX,
+    Checked,
     Launch,
     ceil_div,
     check_kernel,
     check_not_empty,
     check_same_device,
     check_tensor,
+    check_unchanged,
     multiprocessors,
     output_like,
+    own_copy,
     shared_memory_limit,
 )
 
@@ -39,16 +43,15 @@ class CSR:
     pointers: torch.Tensor
     columns: torch.Tensor
     values: torch.Tensor
+    checked: Checked = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        m, k = self.shape
-        check_not_empty("the sparse matrix", m, k)
-        if max(m, k) >= LARGEST_INDEX:
-            raise ValueError(f"the sparse matrix has shape {self.shape}, which overflows 32-bit indexing")
+        m, k = _sizes(self.shape)
         check_tensor("values", self.values, torch.float32, (None,))
         check_tensor("pointers", self.pointers, torch.int32, (m + 1,))
         check_tensor("columns", self.columns, torch.int32, self.values.shape)
         check_same_device(pointers=self.pointers, columns=self.columns, values=self.values)
+        _keep_copies(self, "pointers", "columns")
         _check_pointers(self.pointers, self.nnz)
         if self.nnz and not (int(self.columns.min()) >= 0 and int(self.columns.max()) < k):
             raise ValueError(
@@ -94,6 +97,7 @@ class CSR:
 
     def to_torch(self) -> torch.Tensor:
         """The same matrix as torch's sparse CSR tensor (cuSPARSE's input), sharing the arrays."""
+        check_unchanged(self.checked)
         with warnings.catch_warnings():  # torch calls its sparse CSR tensors "beta" at the first one
             warnings.simplefilter("ignore", UserWarning)
             return torch.sparse_csr_tensor(self.pointers, self.columns, self.values, self.shape, check_invariants=False)
@@ -114,10 +118,10 @@ class Delta8:
     distances: torch.Tensor
     values: torch.Tensor
     scales: torch.Tensor | None = None
+    checked: Checked = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        m, k = self.shape
-        check_not_empty("the sparse matrix", m, k)
+        m, k = _sizes(self.shape)
         if self.values.dtype not in (torch.float32, torch.int8):
             raise TypeError(f"values must be float32 or int8, but are {self.values.dtype}")
         check_tensor("values", self.values, self.values.dtype, (None,))
@@ -128,6 +132,7 @@ class Delta8:
         if self.scales is not None:
             check_tensor("scales", self.scales, torch.float32, (m,))
         check_same_device(pointers=self.pointers, distances=self.distances, values=self.values, scales=self.scales)
+        _keep_copies(self, "pointers", "distances")
         if self.values.numel() % 4:
             raise ValueError(f"{self.values.numel()} entries are not whole quads of 4; make the matrix with compress")
         _check_pointers(self.pointers, self.values.numel() // 4)
@@ -148,6 +153,32 @@ class Delta8:
         return sum(array.numel() * array.element_size() for array in arrays if array is not None)
 
 
+def _sizes(shape: tuple[int, int]) -> tuple[int, int]:
+    """The shape of a sparse matrix, checked."""
+    if not isinstance(shape, tuple) or [type(size) for size in shape] != [int, int]:
+        raise TypeError(f"shape is {shape!r}, but must be a tuple of two whole numbers, (rows, columns)")
+    check_not_empty("the sparse matrix", *shape)
+    if max(shape) >= LARGEST_INDEX:
+        raise ValueError(f"the sparse matrix has shape {tuple(shape)}, which overflows 32-bit indexing")
+    return shape
+
+
+def _keep_copies(matrix: CSR | Delta8, *names: str) -> None:
+    """Replace index arrays by copies of their own, before they are checked, and note how often each was changed."""
+    for name in names:
+        object.__setattr__(matrix, name, own_copy(getattr(matrix, name)))
+    copies = (getattr(matrix, name) for name in names)
+    object.__setattr__(matrix, "checked", tuple((indices, indices._version) for indices in copies))
+
+
+def _check_matrix(matrix: object, *kinds: type) -> None:
+    """TypeError or ValueError unless the matrix is of one of the kinds and as it was when it was checked."""
+    if not isinstance(matrix, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"matrix must be a {wanted} matrix, but is a {type(matrix).__name__}; use CSR.from_dense")
+    check_unchanged(matrix.checked)
+
+
 def _check_pointers(pointers: torch.Tensor, entries: int) -> None:
     if bool((pointers[1:] < pointers[:-1]).any()):
         row = int((pointers[1:] < pointers[:-1]).nonzero()[0])
@@ -161,6 +192,7 @@ def compress(matrix: CSR, dtype: torch.dtype = torch.float32) -> Delta8:
     """The matrix in 8-bit distances, with float32 values, or int8 values and a scale a row (maximum / 127)."""
     if dtype not in (torch.float32, torch.int8):
         raise TypeError(f"values can be stored as torch.float32 or torch.int8, not {dtype}")
+    _check_matrix(matrix, CSR)
     m, _ = matrix.shape
     device = matrix.values.device
     pointers = matrix.pointers.long()
@@ -195,8 +227,7 @@ def prepare_spmv(
     matrix: CSR | Delta8, x: torch.Tensor, *, kernel: str = "spmv_warp_per_row", out: torch.Tensor | None = None
 ) -> Launch:
     """The launch of y = A x. x: (k,) float32; out: (m,) float32. A Delta8 matrix has one kernel for each value type."""
-    if not isinstance(matrix, CSR | Delta8):
-        raise TypeError(f"matrix must be a CSR or Delta8 matrix, but is a {type(matrix).__name__}; use CSR.from_dense")
+    _check_matrix(matrix, CSR, Delta8)
     m, k = matrix.shape
     check_tensor("x", x, torch.float32, (k,))
     device = check_same_device(matrix=matrix.values, x=x)
@@ -207,7 +238,7 @@ def prepare_spmv(
     rows = 128 if kernel == "spmv_thread_per_row" else 8
     block = (128 if kernel == "spmv_thread_per_row" else 256, 1, 1)
     arguments = (matrix.pointers, matrix.columns, matrix.values, x, y, m)
-    return Launch("spmv_csr", kernel, (ceil_div(m, rows), 1, 1), block, arguments, y)
+    return Launch("spmv_csr", kernel, (ceil_div(m, rows), 1, 1), block, arguments, y, checked=matrix.checked)
 
 
 def spmv(matrix: CSR | Delta8, x: torch.Tensor, **options) -> torch.Tensor:
@@ -224,7 +255,8 @@ def _delta8(matrix: Delta8, x: torch.Tensor, y: torch.Tensor) -> Launch:
     scales = () if matrix.scales is None else (matrix.scales,)
     kernel = "spmv_delta8_fp32" if matrix.scales is None else "spmv_delta8_int8"
     arguments = (*arrays, *scales, x, y, m, k, int(shared))
-    return Launch("spmv_csr", kernel, (blocks, 1, 1), (1024, 1, 1), arguments, y, shared_bytes=4 * k if shared else 0)
+    shared_bytes = 4 * k if shared else 0
+    return Launch("spmv_csr", kernel, (blocks, 1, 1), (1024, 1, 1), arguments, y, shared_bytes, checked=matrix.checked)
 
 
 def prepare_spmm(
@@ -234,8 +266,7 @@ def prepare_spmm(
 
     spmm_row_split takes the variant whose lanes the n columns fill: 4, 8, 16 or 32 lanes of 4 columns.
     """
-    if not isinstance(matrix, CSR):
-        raise TypeError(f"matrix must be a CSR matrix, but is a {type(matrix).__name__}; use CSR.from_dense")
+    _check_matrix(matrix, CSR)
     check_kernel(kernel, SPMM_KERNELS)
     m, k = matrix.shape
     check_tensor("b", b, torch.float32, (k, None))
@@ -244,10 +275,11 @@ def prepare_spmm(
     c = output_like(out, (m, n), torch.float32, check_same_device(matrix=matrix.values, b=b), matrix.values, b)
     arguments = (matrix.pointers, matrix.columns, matrix.values, b, c, m, n)
     if kernel == "spmm_thread_per_output":
-        return Launch("spmm_csr", kernel, (ceil_div(m, 8), ceil_div(n, 32), 1), (32, 8, 1), arguments, c)
+        grid = (ceil_div(m, 8), ceil_div(n, 32), 1)
+        return Launch("spmm_csr", kernel, grid, (32, 8, 1), arguments, c, checked=matrix.checked)
     lanes = next((lanes for lanes in (4, 8, 16) if n <= 4 * lanes), 32)
     grid = (ceil_div(m, 8), ceil_div(n, 4 * lanes), 1)
-    return Launch("spmm_csr", f"{kernel}_{lanes}", grid, (256, 1, 1), arguments, c)
+    return Launch("spmm_csr", f"{kernel}_{lanes}", grid, (256, 1, 1), arguments, c, checked=matrix.checked)
 
 
 def spmm(matrix: CSR, b: torch.Tensor, **options) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,14 +14,10 @@ import torch
 from cuda_kernels import CSR, Delta8, check, compress, dense, emulator, fold_layer, gemm_fp32, gemm_int8, gemv, gpu
 from cuda_kernels import launch as launching
 from cuda_kernels.launch import SOURCES, Launch, kernel_names, sources
-from cuda_kernels.sparse import spmm, spmv
+from cuda_kernels.sparse import prepare_spmm, prepare_spmv, spmm, spmv
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++, and there is none")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-
-
-def cases() -> list[check.Case]:
-    return list(check.all_cases("cpu"))
 
 
 # --- Right: every kernel against numpy in higher precision, on fresh random inputs and awkward sizes -----------------
@@ -30,11 +27,25 @@ def cases() -> list[check.Case]:
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 def test_every_kernel_through_the_emulator(reverse: bool) -> None:
     """In both orders of the threads: a result that depends on the order is a missing barrier."""
-    tried = cases()
-    outcomes = [check.run_case(case, "cpu", lambda work: emulator.launch(work, reverse)) for case in tried]
+    ran = set()
+
+    def run(work: Launch) -> None:
+        ran.add(work.kernel)
+        emulator.launch(work, reverse)
+
+    outcomes = [check.run_case(case, "cpu", run) for case in check.all_cases("cpu")]
     assert [outcome for outcome in outcomes if not outcome.passed] == []
-    known = {name for source in sources() for name in kernel_names(source)}
-    assert {case.kernel for case in tried} | {f"spmm_row_split_{lanes}" for lanes in (4, 8, 16, 32)} >= known
+    assert ran == {name for source in sources() for name in kernel_names(source)}
+
+
+@pytest.mark.skipif(gpu.available() is not None, reason=f"{gpu.available()}")
+def test_every_kernel_on_the_gpu() -> None:
+    outcomes = [check.run_case(case, "cuda") for case in check.all_cases("cuda")]
+    assert [outcome for outcome in outcomes if not outcome.passed] == []
+    for k in (25088, 13000, 25088):  # one kernel asks for more shared memory, for less, and for more again
+        matrix = CSR.from_dense(torch.eye(40, k, device="cuda") * 2)
+        x = torch.arange(1, k + 1, dtype=torch.float32, device="cuda")
+        assert spmv(compress(matrix), x).equal(2 * x[:40]), k
 
 
 @needs_compiler
@@ -140,13 +151,30 @@ extern "C" __global__ void copy_not_waited_for(const float* x, float* y) {
     __syncthreads();
     y[threadIdx.x] = tile[threadIdx.x];
 }
+extern "C" __global__ void sum_without_all_lanes(const float* x, float* y) {
+    if (threadIdx.x >= 40) return;
+    y[threadIdx.x] = warp_sum(x[threadIdx.x]);
+}
+extern "C" __global__ void sum_beside_a_barrier(const float* x, float* y) {
+    if (threadIdx.x % 2) __syncwarp();
+    y[threadIdx.x] = threadIdx.x % 2 ? 0.f : warp_sum(x[threadIdx.x]);
+}
+extern "C" __global__ void __launch_bounds__(32, 1) small_block(const float* x, float* y) { y[threadIdx.x] = 0.f; }
 """
 
 
 @needs_compiler
 @pytest.mark.parametrize(
     ("kernel", "complaint"),
-    [("no_barrier", None), ("copy_not_waited_for", None), ("lost_threads", "barrier"), ("misaligned", "aligned")],
+    [
+        ("no_barrier", None),
+        ("copy_not_waited_for", None),
+        ("lost_threads", "barrier"),
+        ("misaligned", "aligned"),
+        ("sum_without_all_lanes", "not all 32 lanes"),
+        ("sum_beside_a_barrier", "not all 32 lanes"),
+        ("small_block", "more threads than the launch bounds"),
+    ],
 )
 def test_emulator_shows_broken_kernels(kernel: str, complaint: str | None, tmp_path, monkeypatch) -> None:
     for header in ("device.cuh", "emulator.h"):
@@ -230,7 +258,19 @@ BAD = {
     "unknown kernel": (lambda: gemv(ones(3, 4), ones(4), kernel="fast"), ValueError, "choose one of"),
     "row-major columns": (lambda: gemm_fp32(ones(3, 4), ones(4, 2), kernel="gemm_split_k"), ValueError, "contiguous"),
     "tile": (lambda: gemm_fp32(ones(3, 4), ones(4, 2), kernel="gemm_tiled", tile=64), ValueError, "must be one of"),
+    "tile as a float": (
+        lambda: gemm_fp32(ones(3, 4), ones(4, 2), kernel="gemm_tiled", tile=8.0),
+        ValueError,
+        "must be one of",
+    ),
     "splits": (lambda: gemm_fp32(ones(3, 4), ones(2, 4).T, kernel="gemm_split_k", splits=2), ValueError, "1 to 1"),
+    "splits as a float": (
+        lambda: gemm_int8(int8(3, 600), int8(2, 600), kernel="gemm_int8_skinny", splits=2.0),
+        ValueError,
+        "must be a whole number in 1 to 3",
+    ),
+    "torch's sparse tensor": (lambda: gemv(sparse().to_torch(), ones(3)), TypeError, "must be a dense tensor"),
+    "sparse from sparse": (lambda: CSR.from_dense(ones(3, 4).to_sparse()), TypeError, "must be a dense tensor"),
     "output dtype": (lambda: gemv(ones(3, 4), ones(4), out=ones(3).double()), TypeError, "out must be"),
     "output shape": (lambda: gemv(ones(3, 4), ones(4), out=ones(4)), ValueError, "out must have shape"),
     "int8 dtype": (lambda: gemm_int8(ones(3, 4), int8(2, 4)), TypeError, "x must be torch.int8"),
@@ -274,6 +314,10 @@ BAD = {
     "pointers dtype": (lambda: sparse(pointers=torch.tensor([0, 1, 1, 3])), TypeError, "must be torch.int32"),
     "pointers length": (lambda: sparse(pointers=ints(0, 3)), ValueError, r"shape \(4\)"),
     "values length": (lambda: sparse(values=ones(2)), ValueError, "columns must have shape"),
+    "one size": (lambda: CSR((3,), ints(0), ints(), ones(0)), TypeError, "two whole numbers"),
+    "sizes as floats": (lambda: CSR((3.0, 3.0), ints(0, 0), ints(), ones(0)), TypeError, "two whole numbers"),
+    "compact sizes": (lambda: Delta8(3, 0, ints(0), ints(), ones(0)), TypeError, "two whole numbers"),
+    "dense compressed": (lambda: compress(ones(3, 3)), TypeError, "use CSR.from_dense"),
     "dense as sparse": (lambda: spmv(ones(3, 3), ones(3)), TypeError, "use CSR.from_dense"),
     "dense as sparse in spmm": (lambda: spmm(ones(3, 3), ones(3, 2)), TypeError, "use CSR.from_dense"),
     "sparse inner sizes": (lambda: spmm(sparse(), ones(4, 2)), ValueError, r"shape \(3, any\)"),
@@ -298,6 +342,26 @@ def test_bad_input_is_refused_in_one_sentence(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_indices_changed_after_the_check_are_refused(inference: bool, monkeypatch) -> None:
+    """Before or after the launch is prepared; what the caller holds is not what the matrix holds."""
+    monkeypatch.setattr(launching, "RUNNERS", {"cpu": lambda work: pytest.fail("launched on unchecked indices")})
+    with torch.inference_mode(inference):
+        pointers = ints(0, 1, 1, 3)
+        matrix = sparse(pointers=pointers)
+        pointers[3] = 2**30
+        assert matrix.pointers.tolist() == [0, 1, 1, 3]
+        compact = compress(matrix)
+        launches = prepare_spmv(matrix, ones(3)), prepare_spmm(matrix, ones(3, 2)), prepare_spmv(compact, ones(3))
+        matrix.columns[0], compact.distances[0] = 10**6, 255
+        uses = [launch.run for launch in launches]
+        uses += [matrix.to_torch, lambda: compress(matrix), lambda: spmv(compact, ones(3))]
+        uses += [lambda: spmv(matrix, ones(3)), lambda: spmm(matrix, ones(3, 2))]
+        for use in uses:
+            with pytest.raises(ValueError, match="changed after they were checked"):
+                use()
+
+
 def test_different_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="one device, but lie on cpu and meta"):
         launching.check_same_device(a=ones(1), x=torch.empty(1, device="meta"))
@@ -314,6 +378,34 @@ def test_what_is_missing_on_the_machine_is_said(has_gpu: bool, has_nvcc: bool, m
     with pytest.raises(RuntimeError, match=message) as caught:
         gpu.require()
     assert "\n" not in str(caught.value)
+
+
+def test_a_library_that_pycuda_lacks_is_named(monkeypatch, tmp_path) -> None:
+    """`import pycuda` alone succeeds: what is compiled, and may lack a library, is its driver."""
+    (tmp_path / "pycuda").mkdir()
+    (tmp_path / "pycuda" / "__init__.py").touch()
+    (tmp_path / "pycuda" / "driver.py").write_text("raise ImportError('libcurand.so.10: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("pycuda", "pycuda.driver"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: "/bin/nvcc")
+    assert "PyCUDA does not load (libcurand.so.10: cannot open)" in gpu.available()
+
+
+def test_kernels_run_in_the_context_of_torch(monkeypatch) -> None:
+    """PyCUDA is replaced: what is retained is torch's first GPU, whatever PyCUDA's own settings name."""
+    calls = []
+    context = SimpleNamespace(push=lambda: calls.append("push"), pop=lambda: calls.append("pop"))
+    device = SimpleNamespace(retain_primary_context=lambda: context)
+    driver = SimpleNamespace(init=lambda: None, Device=lambda index: calls.append(index) or device)
+    monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=driver))
+    monkeypatch.setenv("CUDA_DEVICE", "3")
+    monkeypatch.setattr(gpu, "require", lambda: None)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(gpu.atexit, "register", lambda action: calls.append(action))
+    assert gpu._driver.__wrapped__() is driver
+    assert calls == [0, "push", context.pop]
 
 
 def test_no_compiler_is_said(monkeypatch) -> None:

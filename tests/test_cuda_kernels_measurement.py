@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from types import SimpleNamespace
@@ -15,9 +16,12 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from cuda_kernels import cpu, gpu, measure, records, work
+from cuda_kernels import cpu, gpu, measure, records, sparse, work
 from cuda_kernels.dense import prepare_gemv
+from cuda_kernels.launch import RUNNERS
+from cuda_kernels.sparse import CSR, compress, prepare_spmv
 from cuda_kernels.study import beside, reported
+from models import build
 from plots import kernels as kernel_plots
 
 TINY = work.Sizes(
@@ -25,7 +29,7 @@ TINY = work.Sizes(
     fully_connected=(128, 16, 304),
     square_gemm=64,
     square_spmm=48,
-    spmm_columns=(16, 48),
+    spmm_columns=(16,),
     densities=(0.02, 0.1),
     study_densities=(0.85,),
     batches=(2,),
@@ -44,6 +48,7 @@ def record(**changed) -> dict:
         "k": 4,
         "density": 0.1,
         "time_ms": 2.0,
+        "timing": "graph",
         "bytes": 4_000_000,
         "operations": 8_000_000,
         "copy_gbytes_per_s": 4.0,
@@ -99,10 +104,64 @@ def test_what_does_not_fit_the_memory_is_left_out(monkeypatch) -> None:
     assert families == {"gemv_fp32", "gemm_fp32", "gemm_int8", "spmm_csr"}
 
 
-def test_a_wrong_kernel_is_not_timed() -> None:
-    item = work.Work("f", "k", "ours", "c", 1, 1, 1, 1.0, 4, 2, (lambda: torch.ones(1),), torch.zeros(1).double() + 2)
+@pytest.mark.parametrize(("family", "answer"), [("gemm_fp32", [99.0, 100.0]), ("gemm_int8", [100_001, 100_000])])
+def test_a_wrong_kernel_is_not_timed(family: str, answer: list) -> None:
+    """INT8 must be equal: of large sums, one that is off by one is a small relative error."""
+    out, truth = torch.tensor(answer, dtype=torch.int32 if family == "gemm_int8" else None), answer[-1]
+    run, truth = (lambda: out.clone()), torch.full((2,), truth, dtype=torch.float64)
+    item = work.Work(family, "k", "ours", "c", 1, 1, 1, 1.0, 4, 2, (run,), truth)
     with pytest.raises(RuntimeError, match="k on c is wrong"):
         measure.measure_work(item)
+
+
+@needs_compiler
+def test_a_kernel_that_writes_nothing_is_not_timed(monkeypatch) -> None:
+    """Though the kernel before it has left the right answer in the output that they share."""
+    idle = ("gemv_vector4", "gemm_blocked", "gemm_int8_mma", "spmv_warp_per_row", "spmm_row_split")
+    run = RUNNERS["cpu"]
+    monkeypatch.setitem(RUNNERS, "cpu", lambda launch: None if launch.kernel.startswith(idle) else run(launch))
+    monkeypatch.setattr(measure, "time_runs", lambda runs: ([1.0], "graph"))
+    for item in work.all_work(TINY, "cpu", lambda size: 1):
+        if item.kernel.startswith(idle):
+            with pytest.raises(RuntimeError, match="is wrong"):
+                measure.measure_work(item)
+        else:
+            measure.measure_work(item)
+
+
+def test_resnet18_is_measured_layer_by_layer() -> None:
+    """The sizes are those of the network itself, as its layers receive images of 32 x 32."""
+    found = set()
+
+    def note(layer: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        found.add((output[0, 0].numel() if output.ndim == 4 else 1, layer.weight[0].numel(), len(layer.weight)))
+
+    network = build("resnet18", shape=(3, 32, 32), classes=10).eval()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(note)
+    network(torch.zeros(1, 3, 32, 32))
+    layers = work.Sizes().layers
+    assert {layer[1:] for layer in layers} == found
+    assert len(layers) == len(found)
+
+
+def test_spmm_is_measured_at_every_density_and_width(monkeypatch) -> None:
+    sizes = work.Sizes()
+    for name in ("gemv_work", "fp32_work", "int8_work", "spmv_work"):
+        monkeypatch.setattr(work, name, lambda *_: iter(()))
+    monkeypatch.setattr(work, "spmm_work", lambda case, k, n, density, *_: iter([(n, density)]))
+    asked = list(work.all_work(sizes, "cpu", lambda size: 1))
+    assert len(asked) == len(set(asked))
+    assert set(asked) >= {(n, density) for n in (16, 64, 256, 1000, 4096) for density in sizes.densities}
+
+
+def test_buffers_in_turn_outgrow_the_cache(monkeypatch) -> None:
+    facts = SimpleNamespace(L2_cache_size=50 << 20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    smallest = min(m * k + n * k + 4 * m * n for _, m, k, n in work.Sizes().layers)  # an image through an INT8 layer
+    for size in (smallest, 10**6, 10**9):
+        assert measure.buffers_needed(size) * size >= 4 * facts.L2_cache_size
 
 
 def test_records_are_written_whole_and_read_back(tmp_path) -> None:
@@ -185,6 +244,12 @@ def test_our_fastest_stands_beside_the_library() -> None:
     np.testing.assert_allclose(table.speed, 9 / 5)
 
 
+def test_times_taken_differently_do_not_stand_beside_each_other() -> None:
+    frame = gpu_records()
+    frame.loc[(frame.maker == "cuSPARSE") & (frame.density == 0.1), "timing"] = "queued"
+    assert list(records.beside_libraries(frame).density) == [0.01, 0.5]
+
+
 def test_the_study_stands_beside_ours() -> None:
     ours = pd.DataFrame([record(kernel="gemv_vector4", case="square 25088", density=1.0, time_ms=0.5)])
     table = beside(ours).set_index("what")
@@ -215,7 +280,7 @@ def test_the_launcher_passes_pointers_and_sizes(monkeypatch) -> None:
     a, x = torch.ones(5, 8), torch.ones(8)
     launch = prepare_gemv(a, x)
     gpu.launch(launch)
-    assert calls[0][:-1] == ("gemv_fp32", "gemv_vector4", (), "PPPii", 0)
+    assert calls[0][:-1] == ("gemv_fp32", "gemv_vector4", (), "PPPii")
     assert calls[1] == (
         ((2, 1, 1), (128, 1, 1), None, a.data_ptr(), x.data_ptr(), launch.output.data_ptr(), 5, 8),
         {"shared_size": 0},
@@ -223,3 +288,26 @@ def test_the_launcher_passes_pointers_and_sizes(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=3))
     with pytest.raises(RuntimeError, match="default stream"):
         gpu.launch(launch)
+
+
+def test_shared_memory_is_asked_for_once(monkeypatch) -> None:
+    """PyCUDA's function is replaced by the driver's rule: a launch takes at most what was last set for its function."""
+    allowed = [48 << 10]
+    function = SimpleNamespace(
+        get_attribute=lambda name: {"static": 1024}[name],
+        set_attribute=lambda name, value: allowed.append({"dynamic": value}[name]),
+        prepare=lambda formats: function,
+        prepared_async_call=lambda *_, shared_size: launched.append(shared_size <= allowed[-1]),
+    )
+    launched: list[bool] = []
+    attributes = SimpleNamespace(SHARED_SIZE_BYTES="static", MAX_DYNAMIC_SHARED_SIZE_BYTES="dynamic")
+    monkeypatch.setattr(gpu, "_driver", lambda: SimpleNamespace(function_attribute=attributes))
+    monkeypatch.setattr(gpu, "_module", lambda *key: SimpleNamespace(get_function=lambda name: function))
+    monkeypatch.setattr(gpu, "_function", functools.cache(gpu._function.__wrapped__))
+    monkeypatch.setattr(gpu, "stream", lambda: SimpleNamespace(handle=7))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    for module in (gpu, sparse):
+        monkeypatch.setattr(module, "shared_memory_limit", lambda device: 227 << 10)
+    for k in (25088, 13000, 25088):
+        gpu.launch(prepare_spmv(compress(CSR.from_dense(torch.ones(1, k))), torch.ones(k)))
+    assert launched == [True] * 3 and allowed[1:] == [(227 << 10) - 1024]

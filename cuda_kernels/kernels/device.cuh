@@ -112,17 +112,17 @@ __device__ __forceinline__ float warp_sum(float v) {
 }
 
 // Blocks that each hold a part of the same output tile: true in every thread of the block that arrives last. It may
-// then read the others' parts. The ticket is left at zero for the next launch.
+// then read the others' parts. The ticket is left at zero for the next launch. One thread's fences serve the block: what
+// the others wrote before the first barrier comes before its ticket, and what they read after the second comes after.
 __device__ __forceinline__ bool last_block_of_tile(int* ticket, int blocks) {
     __shared__ int arrived;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+        __threadfence();
         arrived = atomicAdd(ticket, 1);
+        __threadfence();
         if (arrived == blocks - 1) *ticket = 0;
     }
     __syncthreads();
-    bool last = arrived == blocks - 1;
-    __threadfence();
-    return last;
+    return arrived == blocks - 1;
 }
