@@ -1,13 +1,14 @@
 """`Distill`: a large model in, a small one out that learned from it."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from distillation.ensemble import Ensemble
+from distillation.ensemble import Ensemble, check_recipes
 from distillation.features import KINDS, Guided
 from distillation.teacher import Teacher, taught
+from experiment import Recipe
 from models import check_model
 from training import Context, Step, StepError, check_training, fit, fresh, round_weights, training_fields
 
@@ -17,9 +18,10 @@ class Distill:
     """Train a fresh student under a teacher: `base.then(Distill("resnet20", epochs=60))`.
 
     The teacher is the model that the chain has made so far, or the recipes in `teachers`, whose probabilities are
-    averaged. The loss is that of Hinton et al. (2015): see `distillation_loss`. The student sees the very images that
-    its teacher sees. With `features`, "attention" or "hints", its feature maps come near the teacher's too, with a
-    loss of weight `features_weight`: see `distillation.features`. That takes one teacher, and its forward pass.
+    averaged; with those it may start a recipe: `Recipe("cifar10", (Distill("resnet20", teachers=(a, b)),))`. The loss
+    is that of Hinton et al. (2015): see `distillation_loss`. The student sees the very images that its teacher sees.
+    With `features`, "attention" or "hints", its feature maps come near the teacher's too, with a loss of weight
+    `features_weight`: see `distillation.features`. That takes one teacher, and its forward pass.
 
     `views` is how many epochs differ in their batches (None: all do): after so many they come again, so that the
     teacher, whose forward pass may cost more than the student's training, need not look at more.
@@ -33,31 +35,33 @@ class Distill:
     temperature: float = 4.0
     alpha: float = 0.9
     width: float = 1.0
-    teachers: tuple[Any, ...] = ()
+    teachers: tuple[Recipe, ...] = ()
     features: str | None = None
     features_weight: float = 1.0
     views: int | None = None
 
     def __post_init__(self):
         check_model(self.model, self.width)
+        if self.width == math.inf:
+            raise StepError("width, the factor of the number of channels, must be finite")
+        check_recipes("teachers", self.teachers)
         check_training(**training_fields(self))
         check_teaching(self.temperature, self.alpha, self.views)
         if self.features not in (None, *KINDS):
             raise StepError(f"features are one of {', '.join(KINDS)} or None, not {self.features!r}")
-        if not self.features_weight > 0 or (self.features is None and self.features_weight != 1):
-            raise StepError("features_weight must be above 0, and means nothing without features: set both or none")
+        if not 0 < self.features_weight < math.inf or (self.features is None and self.features_weight != 1):
+            raise StepError(
+                "features_weight must be above 0 and finite, and means nothing without features: set both or none"
+            )
 
     def follows(self, previous: Step | None) -> None:
-        if previous is None:
-            raise StepError("Distill needs a teacher: start the recipe with Train or Ensemble")
+        if previous is None and not self.teachers:
+            raise StepError("Distill needs a teacher: start the recipe with Train or Ensemble, or give it teachers")
         taught_by = [recipe.steps[-1] for recipe in self.teachers] or [previous]
         if self.features and (len(taught_by) > 1 or isinstance(taught_by[0], Ensemble)):
             raise StepError("feature maps are those of one network: with features, give one teacher, no ensemble")
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        for recipe in self.teachers:
-            if recipe.dataset != context.dataset.name:
-                raise StepError(f"a teacher is of {recipe.dataset}, its student of {context.dataset.name}")
+    def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         teacher = Teacher([context.make(recipe) for recipe in self.teachers] or [model], context)
         student = fresh(self.model, self.width, context)
         trained, loss = student, taught(teacher, self.temperature, self.alpha)
@@ -77,9 +81,9 @@ class Distill:
 
 def check_teaching(temperature: float, alpha: float, views: int | None = None) -> None:
     """Raise StepError where the loss cannot be, or where there is nothing to look at."""
-    if not temperature > 0:
-        raise StepError(f"temperature must be above 0, not {temperature}")
+    if not 0 < temperature < math.inf:
+        raise StepError(f"temperature must be above 0 and finite, not {temperature}")
     if not 0 <= alpha <= 1:
         raise StepError(f"alpha, the teacher's share of the loss, must be from 0 to 1, not {alpha}")
-    if views is not None and views < 1:
-        raise StepError(f"views, the epochs whose batches differ, must be at least 1 or None, not {views}")
+    if views is not None and not (isinstance(views, int) and views >= 1):
+        raise StepError(f"views, the epochs whose batches differ, must be a whole number from 1 or None, not {views}")

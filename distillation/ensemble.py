@@ -1,5 +1,7 @@
 """`Ensemble`: several models as one."""
 
+import reprlib
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 from data import Dataset, normalize
+from experiment import Recipe
 from models import combine
 from training import Context, Step, StepError
 
@@ -20,32 +23,37 @@ class Ensemble:
     With `optimize_weights` the mean is weighted so that the cross-entropy on the validation images is least.
     """
 
-    members: tuple[Any, ...]
+    members: tuple[Recipe, ...]
     optimize_weights: bool = False
 
     def __post_init__(self):
+        check_recipes("members", self.members)
         if not self.members:
             raise StepError("an ensemble needs members: give it recipes")
-        datasets = sorted({recipe.dataset for recipe in self.members})
-        if len(datasets) > 1:
-            raise StepError(f"an ensemble's members must be of one data set, not of {' and '.join(datasets)}")
 
     def follows(self, previous: Step | None) -> None:
         if previous is not None:
             raise StepError("Ensemble starts a recipe: what its members are made of stands in their own recipes")
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        if self.members[0].dataset != context.dataset.name:
-            raise StepError(f"the members are of {self.members[0].dataset}, the recipe of {context.dataset.name}")
         ensemble = combine([context.make(recipe) for recipe in self.members])
         if self.optimize_weights:
             ensemble.weights.copy_(torch.from_numpy(best_weights(ensemble, context.dataset)))
         return ensemble
 
 
+def check_recipes(name: str, value: Any) -> None:
+    """Raise StepError where a field is no tuple of recipes: a list, or the bare recipe that (a) is in place of (a,)."""
+    if not isinstance(value, tuple) or not all(isinstance(recipe, Recipe) for recipe in value):
+        raise StepError(f"{name} must be a tuple of recipes, (a,) or (a, b), not {reprlib.repr(value)}")
+
+
 @torch.no_grad()
 def best_weights(ensemble: nn.Module, dataset: Dataset) -> np.ndarray:
-    """Weights `[members]`, not negative and of sum one, with the least cross-entropy on the validation images."""
+    """Weights `[members]`, not negative and of sum one, with the least cross-entropy on the validation images.
+
+    Even ones, with a warning, where the optimizer finds none.
+    """
     images = normalize(dataset.validation.images, dataset).split(500)
     labels = dataset.validation.labels
     each = [torch.cat([member(part) for part in images]).softmax(1) for member in ensemble.eval().members]
@@ -62,4 +70,6 @@ def best_weights(ensemble: nn.Module, dataset: Dataset) -> np.ndarray:
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
         method="SLSQP",
     )
+    if not found.success:
+        warnings.warn(f"the members count alike: no weights were found ({found.message})", stacklevel=2)
     return (found.x if found.success and found.fun <= loss(even) else even).astype(np.float32)

@@ -5,16 +5,16 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from data import Dataset, Split, load, normalize
+from data import Split, load
 from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.teacher import Teacher, taught
 from experiment import Recipe, batch_size, beside_published, kept_table, make, validated
+from measurement import cost, hardware
 from models import build
 from storage import Checkpoint
 from training import Context, Train, fit, fresh, smoothed_cross_entropy, training_fields
@@ -24,9 +24,6 @@ EPOCHS = {"cifar10": 20, "digits": 3}  # of a student's training, as long as the
 LONGER = {"cifar10": 30}  # of the networks that are not the study's
 RATES = {"cifar10": 0.1}  # learning rates: networks as small as these reach less at the 0.2 that a ResNet-18 bears
 VIEWS = {"cifar10": 10}  # epochs that differ: the teacher's forward pass takes longer than most students' training
-# The published study's loss divided by the number of classes too: the soft part ten times too weak, as if alpha were
-# this share. 0.9 / 10 against 0.1, scaled to one.
-TOO_WEAK = 0.09 / (0.09 + 0.1)
 # The published study's students: its name for each, and how it was thought of.
 STUDENTS = {
     "student_baseline": ("Baseline student", "where the study starts"),
@@ -67,106 +64,141 @@ def taught_by_ensemble(base: Recipe, members: Sequence[str], model: str) -> Reci
     return ensemble(base, members).then(Distill(model, **student_training(base, model)))
 
 
-def against_ensembles(base: Recipe, members: Sequence[str], parameters: int) -> list[Case]:
-    """Members, their ensembles (of so many parameters), the first member widened to as many, and taught by them all."""
+def by_teacher(base: Recipe, model: str, assistants: Iterable[str]) -> list[Case]:
+    """A student of the base; then of each assistant, which is a student of the base, and of both together.
+
+    Mirzadeh et al., "Improved knowledge distillation via teacher assistant" (AAAI 2020); You et al., "Learning from
+    multiple teacher networks" (KDD 2017).
+    """
+    cases = [(_words(model, f"of {base.model}"), student(base, model))]
+    for name in assistants:
+        assistant = student(base, name)
+        both = Distill(model, teachers=(base, assistant), **student_training(base, model))
+        cases.append((_words(model, f"of {name}, a student of {base.model}"), student(assistant, model)))
+        cases.append((_words(model, f"of {base.model} and {name}"), Recipe(base.dataset, (both,), base.seed)))
+    return cases
+
+
+def weak_and_right(base: Recipe, model: str) -> list[Case]:
+    """A student under the published study's loss, but for its scale (see `too_weak`), and under Hinton's."""
+    counted = kept_table("classes", base.dataset, lambda: [{"classes": len(load(base.dataset).classes)}])
+    classes = int(counted["classes"][0])
+    alpha = too_weak(classes)
+    return [
+        ({"loss": f"soft part {classes} times too weak", "alpha": alpha}, student(base, model, alpha=alpha)),
+        ({"loss": "as it should be", "alpha": Distill.alpha}, student(base, model)),
+    ]
+
+
+def too_weak(classes: int) -> float:
+    """The alpha whose loss is the published study's but for its scale.
+
+    That divides the soft part by the number of classes too, which leaves 0.9 / classes of it beside 0.1 of
+    cross-entropy: a loss of this alpha, times 0.9 / classes + 0.1.
+    """
+    soft = 0.9 / classes
+    return soft / (soft + 0.1)
+
+
+def against_ensembles(base: Recipe, members: Sequence[str], parameters: int, macs: int) -> list[Case]:
+    """Members, their ensembles (of so many parameters and MACs), and the first member in three forms beside them.
+
+    It is widened to as many parameters, widened to as many MACs, and taught by all of them.
+    """
     first, together = members[0], "ensemble of " + " ".join(name.removeprefix("student_") for name in members)
     wide = student(base, first, width=width_of(base.dataset, first, parameters))
+    busy = student(base, first, width=width_of_macs(base.dataset, first, macs))
     return [
         *((_words(model, "a member"), student(base, model)) for model in members),
         (_words(together, "ensemble"), ensemble(base, members)),
         (_words("weighted ensemble", "ensemble"), ensemble(base, members, optimize_weights=True)),
         (_words(f"{first}, widened", "one network of its size"), wide),
+        (_words(f"{first}, equal MACs", "one network of its MACs"), busy),
         (_words(f"{first} of the ensemble", "taught by the ensemble"), taught_by_ensemble(base, members, first)),
     ]
 
 
 def width_of(dataset: str, model: str, parameters: int) -> float:
     """The width, in hundredths, at which a network comes nearest to so many parameters."""
+    return _width(f"width-{model}-{parameters}", dataset, model, "parameters", parameters)
 
+
+def width_of_macs(dataset: str, model: str, macs: int) -> float:
+    """The width, in hundredths, at which a network comes nearest to so many multiply-accumulates an image."""
+    return _width(f"width-{model}-macs-{macs}", dataset, model, "macs", macs)
+
+
+def _width(name: str, dataset: str, model: str, what: str, target: int) -> float:
     def rows() -> list[dict]:
         data = load(dataset)
-        low, high = 1, 10_000  # hundredths: parameters only grow with them
-        with torch.device("meta"):
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if _parameters(model, data, middle) <= parameters else (low, middle)
-            nearest = min((low, high), key=lambda width: abs(_parameters(model, data, width) - parameters))
-        return [{"width": nearest / 100}]
 
-    return float(kept_table(f"width-{model}-{parameters}", dataset, rows)["width"][0])
+        def found(hundredths: int) -> int:
+            network = build(model, shape=data.shape, classes=len(data.classes), width=hundredths / 100)
+            return cost(network.eval())[what]
+
+        low, high = 1, 2  # hundredths: what is counted only grows with them
+        while found(high) <= target:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if found(middle) <= target else (low, middle)
+        return [{"width": min((low, high), key=lambda width: abs(found(width) - target)) / 100}]
+
+    return float(kept_table(name, dataset, rows)["width"][0])
+
+
+def percent(records: pd.DataFrame) -> pd.Series:
+    """Test accuracy in % with its 95 % interval, as text: `91.26 (90.69 - 91.80)`."""
+    accuracies = records[["accuracy", "accuracy_low", "accuracy_high"]].to_numpy()
+    texts = [f"{100 * value:.2f} ({100 * low:.2f} - {100 * high:.2f})" for value, low, high in accuracies]
+    return pd.Series(texts, index=records.index)
+
+
+def overlap(one: Mapping, other: Mapping) -> str:
+    """Of two records, whether their intervals overlap: where they do not, chance hardly made the difference."""
+    apart = one["accuracy_high"] < other["accuracy_low"] or other["accuracy_high"] < one["accuracy_low"]
+    return "the intervals do not overlap" if apart else "the intervals overlap"
+
+
+def beside_ensemble(compared: pd.DataFrame) -> str:
+    """Markdown: the ensemble, and beside it each other network of `compared`, the records of `against_ensembles`.
+
+    Latencies are compared through the base, with which each was timed by turns.
+    """
+    place = (compared["kind"] == "ensemble").idxmax()
+    compared = compared.assign(slowness=1 / compared["latency_ms.batch1.speedup"])
+    whole, texts = compared.loc[place], percent(compared)
+    shares = {"file": "onnx_bytes", "MACs": "macs", "latency": "slowness"}
+    lines = [
+        f"The {whole['student']} has {texts[place]} % in {whole['onnx_bytes'] / 1e3:,.0f} KB, at "
+        f"{whole['macs'] / 1e6:,.2f} million MACs and {whole['latency_ms.batch1.median']:.3f} ms. Beside it:\n"
+    ]
+    for index, row in compared.drop(index=place).iterrows():
+        beside = ", ".join(f"{row[column] / whole[column]:.2f} of its {word}" for word, column in shares.items())
+        lines.append(f"- {row['student']} ({row['kind']}): {texts[index]} %, {overlap(row, whole)}; {beside}")
+    return "\n".join(lines)
 
 
 def losses(base: Recipe, model: str, temperatures: Iterable[float], alphas: Iterable[float], **fields) -> pd.DataFrame:
     """Validation accuracy (0..1) of a student over a grid: columns temperature, alpha, accuracy."""
     grid = [{"temperature": temperature, "alpha": alpha} for temperature in temperatures for alpha in alphas]
-    return _validated("losses", base, model, grid, **fields)
+    return validated("losses", [(choice, student(base, model, **fields, **choice)) for choice in grid])
 
 
 def with_features(base: Recipe, model: str, kinds: Iterable[str | None], **fields) -> pd.DataFrame:
     """Validation accuracy (0..1) of a student by what it learns from beside answers: columns features, accuracy."""
-    return _validated("features", base, model, [{"features": kind} for kind in kinds], **fields)
-
-
-def _validated(name: str, base: Recipe, model: str, choices: list[dict], **fields) -> pd.DataFrame:
-    return validated(name, [(choice, student(base, model, **fields, **choice)) for choice in choices])
-
-
-def diversity(members: Sequence[Recipe]) -> pd.DataFrame:
-    """How differently each pair errs on the test images: columns one, other, disagreement, correlation.
-
-    Disagreement is the share of images on which they answer differently; correlation that of being wrong, None where
-    one of them never is. Nothing is chosen by it.
-    """
-
-    def rows() -> list[dict]:
-        labels = load(members[0].dataset).test.labels.numpy()
-        answers = [_answers(member) for member in members]
-        wrong = [(answer != labels).astype(float) for answer in answers]
-        return [
-            {
-                "one": members[i].label.rpartition(" > ")[2],
-                "other": members[j].label.rpartition(" > ")[2],
-                "disagreement": float((answers[i] != answers[j]).mean()),
-                "correlation": float(np.corrcoef(wrong[i], wrong[j])[0, 1])
-                if wrong[i].any() and wrong[j].any()
-                else None,
-            }
-            for i in range(len(members))
-            for j in range(i)
-        ]
-
-    return kept_table(f"diversity-{'-'.join(member.id for member in members)}", members[0].dataset, rows)
-
-
-def confusions(recipes: Mapping[str, Recipe]) -> pd.DataFrame:
-    """What each model answers to the test images of each class: columns model, actual, answer, images.
-
-    It takes the reported accuracy apart; nothing is chosen by it.
-    """
-    first = next(iter(recipes.values()))
-
-    def rows() -> list[dict]:
-        dataset = load(first.dataset)
-        actual, names = dataset.test.labels.numpy(), dataset.classes
-        found = []
-        for model, recipe in recipes.items():
-            counts = np.zeros((len(names), len(names)), dtype=int)
-            np.add.at(counts, (actual, _answers(recipe)), 1)
-            found += [
-                {"model": model, "actual": names[row], "answer": names[column], "images": int(counts[row, column])}
-                for row, column in np.ndindex(counts.shape)
-            ]
-        return found
-
-    words = "-".join(f"{model}-{recipe.id}" for model, recipe in recipes.items())
-    return kept_table(f"confusions-{words}", first.dataset, rows)
+    cases = [
+        ({"features": kind or "answers alone"}, student(base, model, features=kind, **fields))  # pandas makes None nan
+        for kind in kinds
+    ]
+    return validated("features", cases)
 
 
 def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
     """Seconds of a student's epoch alone, under its teacher's forward pass, and with its kept logits, by turns.
 
     Columns epoch, seconds (median), ratio to the epoch alone (median over rounds). An epoch is cut to 40 batches; the
-    ones with kept logits read and check their file.
+    ones with kept logits read and check their file. Kept as a table of this machine's times.
     """
 
     def rows() -> list[dict]:
@@ -190,7 +222,9 @@ def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
         ratios = times.div(times["alone"], axis=0).median()
         return [{"epoch": kind, "seconds": times[kind].median(), "ratio": ratios[kind]} for kind in caches]
 
-    return kept_table(f"epoch-costs-{base.id}-{model}", base.dataset, rows)
+    machine = hardware()
+    words = f"{machine['cpu']} {machine['cores']} {' '.join(machine['instructions'])} {machine['gpu'] or ''}"
+    return kept_table(f"epoch-costs-{base.id}-{model}-{words}", base.dataset, rows)
 
 
 def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:
@@ -213,19 +247,6 @@ def _timed_epoch(step: Distill, context: Context, teacher: nn.Module | None) -> 
         loss=loss,
     )
     return context.log["train_seconds"]
-
-
-@torch.no_grad()
-def _answers(recipe: Recipe) -> np.ndarray:
-    """The classes that a model gives to the test images."""
-    dataset, model = load(recipe.dataset), make(recipe)
-    parts = normalize(dataset.test.images, dataset).split(500)
-    return torch.cat([model(part).argmax(1) for part in parts]).numpy()
-
-
-def _parameters(model: str, dataset: Dataset, hundredths: int) -> int:
-    network = build(model, shape=dataset.shape, classes=len(dataset.classes), width=hundredths / 100)
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _words(name: str, kind: str) -> dict:

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from data import Batch
 from distillation.loss import distillation_loss
+from models.ensemble import mean_logits
 from storage import Checkpoint, weights_checksum
 from training import Context, Loss, Step, StepError, autocast, smoothed_cross_entropy
 
@@ -16,7 +18,8 @@ class Teacher:
     """The logits of one model, or the logarithm of the mean probabilities of several, for the batches of a training.
 
     Batches follow from (seed, epoch) alone, so that the logits of an epoch are kept, float32, in a file of this
-    teacher, seed and epoch, and serve the next student at any batch size without a forward pass.
+    teacher, seed and epoch, and serve the next student at any batch size without a forward pass. Those of other
+    training images, as a folder has them once it has changed, are passed over and replaced.
     """
 
     def __init__(self, models: Sequence[nn.Module], context: Context):
@@ -31,7 +34,7 @@ class Teacher:
     def logits(self, batch: Batch) -> torch.Tensor:
         """`[B, classes]`, float32, on the batch's device."""
         if batch.epoch != self.epoch:
-            self._open(batch.epoch)
+            self._open(batch)
         start, end = batch.index * len(batch.labels), (batch.index + 1) * len(batch.labels)
         if self.kept is not None and end <= len(self.kept):
             return self.kept[start:end].to(batch.labels.device)
@@ -40,23 +43,38 @@ class Teacher:
             self.fresh.append(logits.cpu())
             if end + len(batch.labels) > len(self.context.dataset.train):  # the last whole batch
                 self.kept = torch.cat(self.fresh)
-                self._file(batch.epoch).save({"logits": self.kept}, {"teacher": self.checksum})
+                self._file(batch.epoch).save({"logits": self.kept}, {"teacher": self.checksum, "images": self.images})
         return logits
 
     @torch.no_grad()
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
         with autocast(images.device):
-            each = [model(images).float() for model in self.models]
-        return each[0] if len(each) == 1 else torch.stack(each).softmax(2).mean(0).log()
+            each = [model(images) for model in self.models]
+        return each[0].float() if len(each) == 1 else mean_logits(each, torch.full((len(each),), 1 / len(each)))
 
-    def _open(self, epoch: int) -> None:
-        self.epoch, self.kept, self.fresh = epoch, None, []
-        found = self._file(epoch).load()
-        if found is not None:
-            tensors, state = found
-            if state.get("teacher") != self.checksum:
-                raise StepError(f"{self._file(epoch).path} holds another teacher's logits: delete it")
+    @cached_property
+    def images(self) -> str:
+        """Checksum of the training images and their labels; a tenth of a second for CIFAR-10, once a training."""
+        digest = hashlib.sha256()
+        for part in (self.context.dataset.train.images, self.context.dataset.train.labels):
+            digest.update(f"{part.dtype} {list(part.shape)}".encode())
+            digest.update(part.cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+    def _open(self, batch: Batch) -> None:
+        self.epoch, self.kept, self.fresh = batch.epoch, None, []
+        found = self._file(batch.epoch).load()
+        if found is None:
+            return
+        tensors, state = found
+        if state.get("teacher") != self.checksum:
+            raise StepError(f"{self._file(batch.epoch).path} holds another teacher's logits: delete it")
+        # Older files do not say which images they are of. One counts as of these if it has a row for every image that
+        # an epoch of whole batches shows.
+        seen = len(self.context.dataset.train) // len(batch.labels) * len(batch.labels)
+        unsaid = self.images if len(tensors["logits"]) == seen else None
+        if state.get("images", unsaid) == self.images:
             self.kept = tensors["logits"]
 
     def _file(self, epoch: int) -> Checkpoint:

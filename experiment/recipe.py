@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from training import Step
+from training import Step, StepError
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Recipe:
     """A data set by name, the steps that make the model, and the seed of all that is random in them.
 
     `Recipe("digits", (Train("resnet20", epochs=10),)).then(Quantize())`. It is checked when it is written down: a
-    step that cannot follow the one before it raises StepError.
+    step that cannot follow the one before it raises StepError, and so does one whose teachers, members or earlier
+    weights are of another data set.
     """
 
     dataset: str
@@ -26,6 +28,12 @@ class Recipe:
             raise ValueError("a recipe needs at least one step, such as Train('resnet20')")
         for previous, step in zip((None, *self.steps), self.steps, strict=False):
             step.follows(previous)
+            for field, recipe in _nested(step):
+                if recipe.dataset != self.dataset:
+                    raise StepError(
+                        f"{field} of {type(step).__name__} must be of {self.dataset}, as the recipe is, not of "
+                        f"{recipe.dataset}"
+                    )
 
     def then(self, step: Step) -> "Recipe":
         """This recipe with one more step."""
@@ -38,9 +46,13 @@ class Recipe:
 
     @property
     def base(self) -> "Recipe":
-        """What the model is compared with: the network that the chain, or its ensemble's first member, starts from."""
-        members = getattr(self.steps[0], "members", ())
-        return members[0].base if members else self.prefix(1)
+        """What the model is compared with: the network that the chain starts from.
+
+        Of an ensemble or of teachers that start it, the one that the first of them starts from.
+        """
+        first = self.steps[0]
+        others = getattr(first, "members", ()) or getattr(first, "teachers", ())
+        return others[0].base if others else self.prefix(1)
 
     @property
     def model(self) -> str | None:
@@ -71,7 +83,7 @@ class Recipe:
 
 
 def _label(step: Step, before: Recipe | None) -> str:
-    if before is None and hasattr(step, "model"):
+    if before is None and hasattr(step, "model") and not getattr(step, "teachers", ()):
         return step.model
     words = []
     for field in dataclasses.fields(step):
@@ -87,6 +99,15 @@ def _label(step: Step, before: Recipe | None) -> str:
             value = "itself" if value == before else value.label if isinstance(value, Recipe) else value
             words.append(f"{field.name}={value}" if named else str(value))
     return type(step).__name__ + (f"({', '.join(words)})" if words else "")
+
+
+def _nested(step: Step) -> Iterator[tuple[str, Recipe]]:
+    """The recipes that a step's fields hold, each behind the field's name."""
+    for field in dataclasses.fields(step):
+        value = getattr(step, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Recipe):
+                yield field.name, item
 
 
 def _reseeded(value: Any, seed: int) -> Any:

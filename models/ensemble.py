@@ -1,5 +1,7 @@
 """Several networks as one."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -13,7 +15,16 @@ class Ensemble(nn.Module):
         self.register_buffer("weights", torch.full((len(members),), 1 / len(members)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = 0
-        for index, member in enumerate(self.members):
-            mean = mean + self.weights[index] * member(x).softmax(1)
-        return mean.clamp(min=1e-12).log()
+        return mean_logits((member(x) for member in self.members), self.weights)
+
+
+def mean_logits(logits: Iterable[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    """The logarithm of the weighted mean of probabilities, from logits `[B, classes]` of each network.
+
+    Kept above log(1e-12): where all are sure enough to round a class to nothing it would be minus infinity, under
+    which a student's loss is no number. In float32 also where the networks compute in less.
+    """
+    mean = 0
+    for index, own in enumerate(logits):
+        mean = mean + weights[index] * own.float().softmax(1)
+    return mean.clamp(min=1e-12).log()

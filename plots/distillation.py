@@ -1,5 +1,7 @@
 """Charts of distillation: students by their size, where an ensemble errs less, and the two numbers of the loss."""
 
+from collections.abc import Iterable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ def accuracy_by_parameters(
     """Test accuracy (%) with its 95 % interval against parameters (thousands, log axis), each point named once.
 
     `table`: columns `student` (the name), `by` (which gives colours and legend) and those of a record; `reported`,
-    hollow marks: columns `parameters_k` and `accuracy` (%).
+    hollow marks: columns `label` (the name), `parameters_k` and `accuracy` (%).
     """
     ax = ax or plt.gca()
     for index, (kind, group) in enumerate(table.groupby(by, sort=False)):
@@ -24,8 +26,17 @@ def accuracy_by_parameters(
         bars = [y - 100 * group["accuracy_low"], 100 * group["accuracy_high"] - y]
         style = {"color": PALETTE[index], "fmt": MARKERS[index], "capsize": 3, "elinewidth": 0.8}
         ax.errorbar(group["parameters"] / 1e3, y, yerr=bars, label=kind, **style)
+    best = table.sort_values("accuracy").drop_duplicates("student", keep="last")
+    named = [best["student"], best["parameters"] / 1e3, 100 * best["accuracy"], ["black"] * len(best)]
     if reported is not None:
         ax.plot(reported["parameters_k"].astype(float), reported["accuracy"], **REPORTED)
+        others = (
+            reported["label"],
+            reported["parameters_k"],
+            reported["accuracy"],
+            [REPORTED["color"]] * len(reported),
+        )
+        named = [[*own, *other] for own, other in zip(named, others, strict=True)]
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -37,22 +48,21 @@ def accuracy_by_parameters(
     order = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
     ax.legend([handles[index] for index in order], [labels[index] for index in order], fontsize=9, **below)
-    _name(table.sort_values("accuracy").drop_duplicates("student", keep="last"), ax)
+    _name(zip(*named, strict=True), ax)
     return ax
 
 
-def _name(table: pd.DataFrame, ax: Axes) -> None:
-    """Write each point's name where it covers the least of the other points and names."""
+def _name(named: Iterable[tuple[str, float, float, str]], ax: Axes) -> None:
+    """Write the name of each point (name, x, y, colour) where it covers the least of the other points and names."""
     points = [line.get_xydata() for line in ax.lines if line.get_marker() not in ("_", "|")]  # not the bars' caps
     points = ax.transData.transform(np.concatenate(points))
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
-    for row in table.itertuples():
+    for name, *at, color in named:
         tries = []
         for x, y, side in ((7, 0, "left"), (-7, 0, "right"), (0, 9, "center"), (0, -9, "center"), (7, 11, "left"),
                            (7, -11, "left"), (-7, 11, "right"), (-7, -11, "right")):  # fmt: skip
-            at = (row.parameters / 1e3, 100 * row.accuracy)
-            style = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8}
-            tries.append(ax.annotate(row.student, at, xytext=(x, y), **style))
+            style = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8, "color": color}
+            tries.append(ax.annotate(name, at, xytext=(x, y), **style))
         boxes = [text.get_window_extent() for text in tries]
         outside = [not ax.bbox.containsx(box.x0) or not ax.bbox.containsx(box.x1) for box in boxes]
         covers = [out + sum(box.overlaps(other) for other in taken) for out, box in zip(outside, boxes, strict=True)]

@@ -1,19 +1,25 @@
 """Distillation: the loss against numpy and its limits, cached logits against fresh ones, ensembles as one file."""
 
 import dataclasses
+import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
-from data import Split, batches, load, normalize
-from distillation import Distill, Ensemble, Teacher, attention_loss, distillation_loss, hint_loss, taught
+from data import Dataset, Split, batches, load, normalize
+from distillation import Distill, Ensemble, Teacher, attention_loss, distillation_loss, errors, hint_loss, study, taught
 from distillation.ensemble import best_weights
 from distillation.features import Guided, map_places, maps_at
 from experiment import Recipe, run
 from models import build, combine
+from plots.distillation import accuracy_by_parameters
 from storage import Checkpoint, export_onnx, open_onnx, run_onnx
 from training import Context, StepError, Train
 
@@ -26,8 +32,8 @@ def digits():
     return dataclasses.replace(whole, train=Split(whole.train.images[:200], whole.train.labels[:200]))
 
 
-def context_of(dataset, folder, seed=0):
-    return Context(dataset, seed, torch.device("cpu"), Checkpoint(folder / "state"), make=None, cache=folder / "cache")
+def context_of(dataset, folder, seed=0, make=None):
+    return Context(dataset, seed, torch.device("cpu"), Checkpoint(folder / "state"), make=make, cache=folder / "cache")
 
 
 def network(seed=0, name="resnet8", shape=(1, 8, 8), classes=10):
@@ -84,6 +90,18 @@ def test_gradients_keep_their_scale_over_temperatures():
     assert max(norms) < 2 * min(norms)  # without T^2 they would fall 64-fold
 
 
+@pytest.mark.parametrize("classes", [10, 7])
+def test_the_published_loss_is_one_of_a_smaller_alpha_but_for_its_scale(classes):
+    """Its code takes the mean over images and classes of the soft part's terms."""
+    student, teacher, labels = logits(4)
+    student, teacher, labels = student[:, :classes], teacher[:, :classes], labels % classes
+    p, q = softmax(teacher / 4), softmax(student / 4)
+    hard = -np.log(softmax(student)[np.arange(len(labels)), labels]).mean()
+    published = 0.9 * 16 * (p * np.log(p / q)).mean() + 0.1 * hard
+    ours = distillation_loss(*map(torch.tensor, (student, teacher, labels)), 4.0, study.too_weak(classes))
+    assert published == pytest.approx((0.9 / classes + 0.1) * ours.item(), rel=1e-6)
+
+
 # The teacher's cache
 
 
@@ -135,13 +153,60 @@ def test_another_teachers_cache_is_refused(digits, tmp_path):
         other.logits(next(batches(digits, digits.train, 32, seed=0, epoch=0)))
 
 
+def test_logits_of_other_images_are_made_again(digits, tmp_path, float32):
+    model, negative = (
+        network(),
+        dataclasses.replace(digits, train=Split(255 - digits.train.images, digits.train.labels)),
+    )
+    for dataset in (digits, negative, digits):
+        for _ in range(2):  # the second time they are kept
+            teacher = Teacher([model], context_of(dataset, tmp_path))
+            for batch in batches(dataset, dataset.train, 32, seed=0, epoch=0):
+                with torch.no_grad():
+                    expected = model(batch.images.contiguous(memory_format=torch.channels_last))
+                assert torch.equal(teacher.logits(batch), expected)
+        assert len(teacher.kept) == 192 and len(list((tmp_path / "cache").iterdir())) == 1
+    relabelled = dataclasses.replace(digits, train=Split(digits.train.images, digits.train.labels.roll(1)))
+    checksums = {Teacher([model], context_of(data, tmp_path)).images for data in (digits, negative, relabelled)}
+    assert len(checksums) == 3
+
+
+def test_a_cache_that_does_not_name_its_images_counts_by_its_length(digits, tmp_path):
+    """Of 200 images 192 are seen in batches of 32; a file of 160 rows is of another training set."""
+    teacher, epoch = (
+        Teacher([network()], context_of(digits, tmp_path)),
+        batches(digits, digits.train, 32, seed=0, epoch=0),
+    )
+    first = next(epoch)
+    for rows, served in ((192, True), (160, False)):
+        teacher.epoch = None
+        teacher._file(0).save({"logits": torch.full((rows, 10), 7.0)}, {"teacher": teacher.checksum})
+        assert bool((teacher.logits(first) == 7).all()) is served
+
+
 def test_several_teachers_average_their_probabilities(digits, tmp_path, float32):
-    models = [network(0), network(1)]
+    models = [network(0), network(1), network(2, "student_6")]
     batch = next(batches(digits, digits.train, 32, seed=0, epoch=0))
     with torch.no_grad():
-        mean = sum(model(batch.images).softmax(1) for model in models) / 2
+        each = [softmax(model(batch.images).double().numpy()) for model in models]
         found = Teacher(models, context_of(digits, tmp_path)).logits(batch)
-    torch.testing.assert_close(found.softmax(1), mean)
+    np.testing.assert_allclose(np.exp(found.numpy()), np.mean(each, axis=0), rtol=1e-4, atol=1e-6)
+
+
+def test_teachers_that_are_sure_leave_the_loss_a_number(digits, tmp_path):
+    """A class gets all of the probability, the others less than float32 can say: 0."""
+    sure = [network(seed) for seed in (0, 1)]
+    for model in sure:
+        nn.init.zeros_(model.linear.weight)
+        model.linear.bias.data = 200.0 * torch.eye(10)[3]
+    batch, student = next(batches(digits, digits.train, 32, seed=0, epoch=0)), torch.randn(32, 10, requires_grad=True)
+    value = taught(Teacher(sure, context_of(digits, tmp_path)), 1.0, 0.9)(student, batch)
+    value.backward()
+    q, wanted = softmax(student.detach().numpy()), 0.9 * np.eye(10)[[3] * 32] + 0.1 * np.eye(10)[batch.labels]
+    assert value.item() == pytest.approx(
+        -(wanted * np.log(q)).sum(1).mean(), rel=1e-5
+    )  # one-hot: no entropy of its own
+    np.testing.assert_allclose(student.grad.numpy(), (q - wanted) / 32, atol=1e-6)
 
 
 def test_a_teacher_of_another_data_set(digits, tmp_path):
@@ -273,6 +338,32 @@ def test_a_student_learns_from_its_teacher_alone(digits, tmp_path):
         assert torch.equal(a, b)
 
 
+def test_two_teachers_teach_as_their_ensemble_does_and_otherwise_than_one(digits, tmp_path):
+    other = Recipe("digits", (Train("resnet14"),))
+    made = {DIGITS: network(0), other: network(1, "resnet14")}.__getitem__
+    step = Distill("student_6", epochs=1, batch_size=50, width=0.25)
+
+    def weights(name, model=None, **fields):
+        context = context_of(digits, tmp_path / name, make=made)
+        student = dataclasses.replace(step, **fields).apply(model, context)
+        return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+
+    both, one = weights("both", teachers=(DIGITS, other)), weights("one", teachers=(other,))
+    assert torch.equal(both, weights("ensemble", combine([made(DIGITS), made(other)])))
+    assert torch.equal(one, weights("before", made(other)))
+    assert not torch.equal(both, one) and not torch.equal(both, weights("other", made(DIGITS)))
+
+
+def test_teachers_start_a_recipe(folders):
+    base = Recipe("digits", (Train("tiny", epochs=1, batch_size=128),))
+    recipe = Recipe("digits", (Distill("tiny", epochs=1, batch_size=128, teachers=(base, base.with_seed(1))),))
+    assert recipe.base == base and recipe.model == "tiny"
+    assert recipe.label == "Distill(tiny, epochs=1, tiny + tiny)"
+    record = run(recipe)
+    assert record["base"] == base.id and record["method"] == "Distill"
+    assert recipe.with_seed(3).steps[0].teachers[0] == base.with_seed(3)
+
+
 def test_records_of_students_and_ensembles(folders, monkeypatch):
     base = Recipe("digits", (Train("tiny", epochs=1, batch_size=128),))
     student = base.then(Distill("tiny", epochs=1, batch_size=128))
@@ -315,10 +406,46 @@ def test_weights_of_an_ensemble_against_a_grid(digits):
     assert loss(weights[0]) <= min(map(loss, np.linspace(0, 1, 201))) + 1e-4
 
 
+def test_weights_that_are_not_found_are_even_with_a_warning(digits, monkeypatch):
+    monkeypatch.setattr(
+        sys.modules["distillation.ensemble"],
+        "minimize",
+        lambda *_, **__: SimpleNamespace(success=False, message="no step", x=np.array([1.0, 0.0]), fun=0.0),
+    )
+    with pytest.warns(UserWarning, match="no step"):
+        assert best_weights(combine([network(0), network(1)]), digits).tolist() == [0.5, 0.5]
+
+
+def test_an_ensemble_with_weights_from_the_validation_images(digits, tmp_path):
+    other = Recipe("digits", (Train("resnet8"),), seed=1)
+    made = {DIGITS: network(0), other: network(1)}
+    nn.init.zeros_(made[DIGITS].linear.weight)  # even probabilities against arbitrary ones
+    images, labels = normalize(digits.validation.images, digits), digits.validation.labels.numpy()
+    losses = {}
+    for optimize in (False, True):
+        ensemble = Ensemble((DIGITS, other), optimize).apply(None, context_of(digits, tmp_path, make=made.__getitem__))
+        weights = ensemble.weights.numpy().astype(float)
+        with torch.no_grad():
+            each = [softmax(model(images).numpy()) for model in made.values()]
+            np.testing.assert_allclose(np.exp(ensemble(images).numpy()), np.tensordot(weights, each, 1), rtol=1e-4)
+        losses[optimize] = -np.log(np.tensordot(weights, each, 1)[np.arange(len(labels)), labels]).mean()
+        assert optimize or weights.tolist() == [0.5, 0.5]
+    assert losses[True] < losses[False]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (lambda: Distill("tiny_mixer", temperature=0), "temperature must be above 0"),
+        (lambda: Distill("tiny_mixer", temperature=math.inf), "temperature must be above 0 and finite"),
+        (lambda: Distill("tiny_mixer", width=math.inf), "width, the factor"),
+        (lambda: Distill("tiny_mixer", views=1.5), "whole number"),
+        (lambda: Distill("tiny_mixer", features="hints", features_weight=math.inf), "finite"),
+        (lambda: Distill("tiny_mixer", teachers=(DIGITS)), "teachers must be a tuple of recipes"),
+        (lambda: Distill("tiny_mixer", teachers=[DIGITS]), "teachers must be a tuple of recipes"),
+        (lambda: Ensemble([DIGITS, DIGITS]), "members must be a tuple of recipes"),
+        (lambda: Ensemble(DIGITS), "members must be a tuple of recipes"),
+        (lambda: Ensemble(("a", "b")), "members must be a tuple of recipes"),
         (lambda: Distill("tiny_mixer", alpha=1.5), "from 0 to 1"),
         (lambda: Distill("tiny_mixer", epochs=0), "at least 1"),
         (lambda: Distill("tiny_mixer", views=0), "views, the epochs"),
@@ -329,15 +456,12 @@ def test_weights_of_an_ensemble_against_a_grid(digits):
         (lambda: Recipe("digits", (Ensemble((DIGITS,)), Distill("resnet8", features="hints"))), "one teacher"),
         (lambda: DIGITS.then(Distill("resnet8", features="hints", teachers=(DIGITS, DIGITS))), "one teacher"),
         (lambda: Ensemble(()), "needs members"),
-        (
-            lambda: Ensemble((Recipe("digits", (Train("resnet8"),)), Recipe("cifar10", (Train("resnet8"),)))),
-            "one data set",
-        ),
     ],
 )
 def test_wrong_steps(wrong, message):
-    with pytest.raises(StepError, match=message):
+    with pytest.raises(StepError, match=message) as caught:
         wrong()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
 def test_taught_is_the_loss_under_the_teacher(digits, tmp_path):
@@ -346,3 +470,168 @@ def test_taught_is_the_loss_under_the_teacher(digits, tmp_path):
     student = torch.randn(32, 10)
     expected = distillation_loss(student, teacher.logits(batch), batch.labels, 4.0, 0.9)
     assert taught(Teacher([network()], context), 4.0, 0.9)(student, batch) == expected
+
+
+# What notebook 4 compares
+
+
+@pytest.fixture
+def answering(folders, monkeypatch):
+    """Two recipes whose models answer the first and the second pixel, and the labels of the five test images."""
+    pixels, labels = torch.tensor([[0, 0], [0, 1], [1, 2], [2, 2], [1, 1]], dtype=torch.uint8), [0, 0, 1, 2, 2]
+    images = torch.zeros(5, 1, 8, 8, dtype=torch.uint8)
+    images[:, 0, 0, :2] = pixels
+    split = Split(images, torch.tensor(labels))
+    data = Dataset("digits", split, split, split, ("a", "b", "c"), mean=(0.0,), std=(1 / 255,), flip=False)
+    recipes = {"one": DIGITS, "other": DIGITS.with_seed(1)}
+    monkeypatch.setattr(errors, "load", lambda name: data)
+    monkeypatch.setattr(
+        errors, "make", lambda recipe: lambda images: one_hot(images[:, 0, 0, recipe.seed].round().long(), 3).float()
+    )
+    return recipes
+
+
+def test_diversity_by_hand(answering):
+    """Answers 00121 and 01221 to 00122: one is wrong on the last image, the other on that and two more."""
+    for _ in range(2):  # computed, and read back
+        (row,) = errors.diversity(answering).to_dict("records")
+        assert (row["one"], row["other"], row["disagreement"]) == ("one", "other", 0.4)
+        assert row["correlation"] == pytest.approx((1 * 2 - 0 * 2) / math.sqrt(1 * 4 * 3 * 2))  # of two by two counts
+
+
+def test_diversity_where_one_is_never_wrong(answering, monkeypatch):
+    monkeypatch.setattr(errors, "_answers", lambda recipe: np.array([0, 0, 1, 2, 2 - recipe.seed]))
+    assert errors.diversity(answering)["correlation"].tolist() == [None]
+
+
+def test_confusions_and_changed_errors_by_hand(answering):
+    table = errors.confusions(answering)
+    counts = table.set_index(["model", "actual", "answer"])["images"]
+    assert len(table) == 18 and counts.groupby("model").sum().tolist() == [5, 5]
+    wrong = {key: count for key, count in counts.items() if key[1] != key[2] and count}
+    assert wrong == {("one", "c", "b"): 1, ("other", "a", "b"): 1, ("other", "b", "c"): 1, ("other", "c", "b"): 1}
+    worse, alike, better = (
+        errors.changed_errors(table, *names) for names in (("one", "other"), ("one", "one"), ("other", "one"))
+    )
+    total = "one is wrong on 1 image, other on 3 images."
+    assert worse == f"{total} Its largest loss: a taken for b on 1 image more (and 1 other pair alike)."
+    assert better.endswith("Its largest gain: a taken for b on 1 image fewer (and 1 other pair alike).")
+    assert alike == "one is wrong on 1 image, one on 1 image."
+
+
+@pytest.mark.parametrize("model", ["student_6", "tiny_mixer"])
+def test_widths_against_brute_force(folders, model):
+    """Multiply-accumulates of each layer: its weights, times the positions of its output."""
+    counts = {}
+    for hundredths in range(20, 181):
+        model_at = build(model, shape=(1, 8, 8), classes=10, width=hundredths / 100).eval()
+        side, macs = 8, 0
+        for layer in model_at.modules():
+            if isinstance(layer, nn.Conv2d):
+                side = side // layer.stride[0]
+                macs += layer.weight.numel() * side**2
+            elif isinstance(layer, nn.MaxPool2d):
+                side //= 2
+            elif isinstance(layer, nn.Linear):
+                macs += layer.weight.numel()
+        counts[hundredths] = (sum(p.numel() for p in model_at.parameters()), macs)
+    whole = counts[100]
+    for index, find in enumerate((study.width_of, study.width_of_macs)):
+        for factor in (0.3, 1.0, 1.7):
+            target = round(factor * whole[index])
+            nearest = min(abs(count[index] - target) for count in counts.values())
+            width = find("digits", model, target)
+            assert abs(counts[round(100 * width)][index] - target) == nearest
+            assert width == find("digits", model, target)  # read back
+
+
+def test_our_students_beside_the_studys():
+    """By hand from its table: Model 4 85.1 %, 253 K, 2.9 MB; the ensemble 88.02 %, 631 K."""
+    own = {"nonzero_parameters": 2e5, "onnx_bytes": 8e5, "archive_bytes": 2.5e5, "latency_ms.batch1.median": 0.1}
+    names = ["student_4", "resnet8", "ensemble of 4 5 6", "student_4", "student_4, widened"]
+    records = pd.DataFrame(
+        [{"student": name, "label": name, "accuracy": 0.9 - place / 100} | own for place, name in enumerate(names)]
+    )
+    table = study.beside_the_study(records)
+    assert table["its name there"].tolist() == ["Model 4", "ensemble of 4 5 6"]
+    assert table["accuracy %"].tolist() == [90, 88] and table["reported %"].tolist() == [85.1, 88.02]
+    assert table["reported K"].tolist() == [253, 631] and table["reported MB"].tolist() == [2.9, 7.2]
+
+
+COMPARED = pd.DataFrame(
+    {
+        "student": ["s", "both", "s, widened"],
+        "kind": ["a member", "ensemble", "one network of its size"],
+        "accuracy": [0.90, 0.95, 0.94],
+        "accuracy_low": [0.88, 0.93, 0.925],
+        "accuracy_high": [0.92, 0.96, 0.95],
+        "onnx_bytes": [500, 1000, 1100],
+        "macs": [1e6, 2e6, 3e6],
+        "latency_ms.batch1.median": [0.2, 0.4, 0.9],  # the last while other programs ran: its base took longer too
+        "latency_ms.batch1.speedup": [6.0, 3.0, 4.0],
+    }
+)
+
+
+def test_sentences_on_an_ensemble():
+    assert study.percent(COMPARED)[1] == "95.00 (93.00 - 96.00)"
+    first, empty, *others = study.beside_ensemble(COMPARED).splitlines()
+    assert first == "The both has 95.00 (93.00 - 96.00) % in 1 KB, at 2.00 million MACs and 0.400 ms. Beside it:"
+    assert not empty and others == [
+        "- s (a member): 90.00 (88.00 - 92.00) %, the intervals do not overlap; 0.50 of its file, 0.50 of its MACs, "
+        "0.50 of its latency",
+        "- s, widened (one network of its size): 94.00 (92.50 - 95.00) %, the intervals overlap; 1.10 of its file, "
+        "1.50 of its MACs, 0.75 of its latency",
+    ]
+
+
+def test_networks_beside_an_ensemble(folders):
+    """The cases there were before one of equal MACs, and that one; weights are found for the same recipes."""
+    cases = study.against_ensembles(DIGITS, ["student_4", "resnet8"], 281_380, 1_426_304)
+    recipes = {words["student"]: recipe for words, recipe in cases}
+    assert recipes["student_4, widened"].steps[-1].width == 1.18
+    assert recipes["student_4, equal MACs"].steps[-1].width == study.width_of_macs("digits", "student_4", 1_426_304)
+    assert recipes["ensemble of 4 resnet8"].steps[0].members == (recipes["student_4"], recipes["resnet8"])
+    assert recipes["student_4 of the ensemble"].prefix(1) == recipes["ensemble of 4 resnet8"]
+
+
+def test_an_assistant_and_both(folders):
+    alone, assisted, both = (recipe for _, recipe in study.by_teacher(DIGITS, "student_6", ["student_4"]))
+    assert assisted.steps[:-1] == study.student(DIGITS, "student_4").steps and assisted.steps[-1] == alone.steps[-1]
+    assert both.steps == (dataclasses.replace(alone.steps[-1], teachers=(DIGITS, assisted.prefix(2))),)
+    assert [recipe for _, recipe in study.by_teacher(DIGITS, "student_6", [])] == [alone]
+
+
+def test_the_weak_loss_as_rows(folders):
+    (weak, first), (right, second) = study.weak_and_right(DIGITS, "student_4")
+    assert weak["loss"] == "soft part 10 times too weak" and weak["alpha"] == 0.09 / (0.09 + 0.1)  # as records have it
+    assert first == study.student(DIGITS, "student_4", alpha=weak["alpha"]) and right["alpha"] == 0.9
+    assert second == study.student(DIGITS, "student_4")
+
+
+def test_features_are_words_when_made_and_when_read_back(folders, monkeypatch):
+    for name, value in (("make", None), ("load", SimpleNamespace(validation=None)), ("evaluate", 0.5)):
+        monkeypatch.setattr(sys.modules["experiment.study"], name, lambda *_, value=value: value)
+    for _ in range(2):
+        table = study.with_features(DIGITS, "student_4", [None, "hints"])
+        assert table["features"].tolist() == ["answers alone", "hints"] and table["accuracy"].tolist() == [0.5, 0.5]
+
+
+def test_times_are_kept_by_machine(monkeypatch):
+    monkeypatch.setattr(study, "kept_table", lambda name, *_: name)
+    names = set()
+    for cpu, gpu in (("a", None), ("b", None), ("a", "g")):
+        machine = {"cpu": cpu, "cores": 2, "instructions": ["avx2"], "gpu": gpu}
+        monkeypatch.setattr(study, "hardware", lambda machine=machine: machine)
+        names.add(study.epoch_costs(DIGITS, "student_4"))
+    assert len(names) == 3
+
+
+def test_every_mark_of_a_chart_has_a_name():
+    ax = Figure().add_subplot()
+    table = COMPARED.assign(parameters=[1e3, 2e3, 3e3])
+    reported = pd.DataFrame({"label": ["Model 4"], "parameters_k": [2.5], "accuracy": [91.0]})
+    accuracy_by_parameters(table, "kind", reported, ax)
+    names = {text.get_text(): text.xy for text in ax.texts}
+    assert names == {"s": (1, 90), "both": (2, 95), "s, widened": (3, 94), "Model 4": (2.5, 91)}
+    assert ax.get_legend().get_texts()[-1].get_text() == "published study (as reported)"

@@ -19,6 +19,7 @@ from distillation import Distill, Ensemble
 from experiment import Recipe, beside_published, load_records, make, run
 from experiment.records import ROOT
 from models import ModelError
+from pruning import Prune, PruneChannels
 from quantization import Quantize
 from storage import StorageError, sha256
 from training import StepError, Train
@@ -141,6 +142,26 @@ def test_wrong_recipes_are_refused_when_written_down(wrong, error, names):
     with pytest.raises(error, match=names) as caught:
         wrong()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "step, names",
+    [
+        (lambda other: Train("resnet20", start=other), "start of Train"),
+        (lambda other: Ensemble((BASE, other)), "members of Ensemble"),
+        (lambda other: Distill("resnet8", teachers=(BASE, other)), "teachers of Distill"),
+        (lambda other: Quantize("qat", teacher=other), "teacher of Quantize"),
+        (lambda other: Prune(teacher=other), "teacher of Prune"),
+        (lambda other: Prune(schedule="rewind", rewind_to=other), "rewind_to of Prune"),
+        (lambda other: PruneChannels(teacher=other), "teacher of PruneChannels"),
+    ],
+    ids=["start", "members", "teachers", "quantize", "prune", "rewind", "channels"],
+)
+def test_recipes_of_another_data_set_are_refused_before_anything_is_made(step, names):
+    first = (Train("resnet20"),) if names.endswith(("Quantize", "Prune", "PruneChannels")) else ()
+    Recipe("digits", (*first, step(BASE)))
+    with pytest.raises(StepError, match=f"{names} must be of digits, as the recipe is, not of cifar10"):
+        Recipe("digits", (*first, step(dataclasses.replace(BASE, dataset="cifar10"))))
 
 
 # --- Records ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,88 @@
+"""Where models err on the test images, by which nothing is chosen: ensembles against their members."""
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from data import load, normalize
+from experiment import Recipe, kept_table, make
+
+
+def diversity(members: Mapping[str, Recipe]) -> pd.DataFrame:
+    """How differently each pair errs on the test images: columns one, other, disagreement, correlation.
+
+    Disagreement is the share of images on which they answer differently; correlation that of being wrong, None where
+    one of them is wrong on no image, or on all.
+    """
+    dataset = next(iter(members.values())).dataset
+
+    def rows() -> list[dict]:
+        labels = load(dataset).test.labels.numpy()
+        answers = {name: _answers(member) for name, member in members.items()}
+        wrong = {name: answer != labels for name, answer in answers.items()}
+        return [
+            {
+                "one": one,
+                "other": other,
+                "disagreement": float((answers[one] != answers[other]).mean()),
+                "correlation": float(np.corrcoef(wrong[one], wrong[other])[0, 1])
+                if 0 < wrong[one].mean() < 1 and 0 < wrong[other].mean() < 1
+                else None,
+            }
+            for one, other in combinations(members, 2)
+        ]
+
+    return kept_table(f"diversity-{_names(members)}", dataset, rows)
+
+
+def confusions(recipes: Mapping[str, Recipe]) -> pd.DataFrame:
+    """What each model answers to the test images of each class: columns model, actual, answer, images."""
+    first = next(iter(recipes.values()))
+
+    def rows() -> list[dict]:
+        dataset = load(first.dataset)
+        actual, names = dataset.test.labels.numpy(), dataset.classes
+        found = []
+        for model, recipe in recipes.items():
+            counts = np.zeros((len(names), len(names)), dtype=int)
+            np.add.at(counts, (actual, _answers(recipe)), 1)
+            found += [
+                {"model": model, "actual": names[row], "answer": names[column], "images": int(counts[row, column])}
+                for row, column in np.ndindex(counts.shape)
+            ]
+        return found
+
+    return kept_table(f"confusions-{_names(recipes)}", first.dataset, rows)
+
+
+def changed_errors(confusion: pd.DataFrame, one: str, other: str) -> str:
+    """How often each of two models in a table of `confusions` is wrong, and where the other gains and loses most."""
+    wrong = confusion[confusion["actual"] != confusion["answer"]]
+    errors = wrong.pivot(index=["actual", "answer"], columns="model", values="images")
+    text = f"{one} is wrong on {_images(errors[one].sum())}, {other} on {_images(errors[other].sum())}."
+    fewer = errors[one] - errors[other]
+    for word, name, change in (("gain", "fewer", fewer), ("loss", "more", -fewer)):
+        if change.max() > 0:
+            (actual, answer), *alike = change.index[change == change.max()]
+            pairs = f" (and {len(alike)} other pair{'s' * (len(alike) > 1)} alike)" if alike else ""
+            text += f" Its largest {word}: {actual} taken for {answer} on {_images(change.max())} {name}{pairs}."
+    return text
+
+
+@torch.no_grad()
+def _answers(recipe: Recipe) -> np.ndarray:
+    """The classes that a model gives to the test images."""
+    dataset, model = load(recipe.dataset), make(recipe)
+    parts = normalize(dataset.test.images, dataset).split(500)
+    return torch.cat([model(part).argmax(1) for part in parts]).numpy()
+
+
+def _names(recipes: Mapping[str, Recipe]) -> str:
+    return "-".join(f"{name}-{recipe.id}" for name, recipe in recipes.items())
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
