@@ -98,14 +98,14 @@ def after_an_epoch(base: Recipe, sparsity: float) -> pd.DataFrame:
     return validated("one-shot-tuned", [({"criterion": name}, recipe) for name, recipe in recipes.items()])
 
 
-def ways(base: Recipe, criterion: str, sparsity: float) -> pd.DataFrame:
+def ways(base: Recipe, criterion: str, sparsity: float, **training) -> pd.DataFrame:
     """Validation accuracy (0..1) of one criterion by schedule, scope and order, at equal epochs: columns way, accuracy.
 
     Orders are of pruning at once: layer by layer along a schedule, each step would score the network once a layer.
     """
     start = base.steps[0]
     early = Recipe(base.dataset, (dataclasses.replace(start, epochs=max(1, round(EARLY * start.epochs))),), base.seed)
-    fields = {
+    fields: dict[str, dict] = {
         "gradual": {},
         "gradual, scope layer": {"scope": "layer"},
         "iterative": {"schedule": "iterative"},
@@ -115,7 +115,7 @@ def ways(base: Recipe, criterion: str, sparsity: float) -> pd.DataFrame:
         "rewound to fresh weights": {"schedule": "rewind"},
         "rewound to early weights": {"schedule": "rewind", "rewind_to": early},
     }
-    cases = [({"way": way}, pruned(base, criterion, sparsity, **own)) for way, own in fields.items()]
+    cases = [({"way": way}, pruned(base, criterion, sparsity, **training | own)) for way, own in fields.items()]
     return validated("ways-to-prune", cases)
 
 
