@@ -1,10 +1,11 @@
 """All methods together: the smallest models, the best one for a budget, and what the records say of the study."""
 
+from combination.compared import compared, front_in_words, percent, points
 from combination.joint import Joint
 from combination.recommend import BudgetError, Recommendation, pareto_front, recommend
 from combination.reported import beside_reported
 from combination.search import SearchError, search
-from combination.takeaways import compared, takeaways
+from combination.takeaways import takeaways
 
 __all__ = [
     "BudgetError",
@@ -13,7 +14,10 @@ __all__ = [
     "SearchError",
     "beside_reported",
     "compared",
+    "front_in_words",
     "pareto_front",
+    "percent",
+    "points",
     "recommend",
     "search",
     "takeaways",

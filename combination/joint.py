@@ -21,11 +21,11 @@ from training import Context, Step, StepError, check_training, fit, fresh, train
 class Joint:
     """A fresh student, small in every way, from one training: `base.then(Joint("resnet20", sparsity=0.5, bits=4))`.
 
-    It learns from the model that the chain has made so far, is pruned along a cubic from the start, and from the share
-    `quantize_from` of the training on computes with rounded weights and activations, whose steps it learns. Kim et
-    al., "PQK: model compression via pruning, quantization, and knowledge distillation" (Interspeech 2021), go the same
-    way in two phases. `bits`, `first_last_bits`, `images` and `percentile` are those of Quantize, `criterion` and
-    `sparsity` those of Prune, the others those of Distill.
+    It learns from the model that the chain has made so far, is pruned along a cubic from the start, and from the first
+    whole epoch after the share `quantize_from` of the training on computes with rounded weights and activations, whose
+    steps it learns. Kim et al., "PQK: model compression via pruning, quantization, and knowledge distillation"
+    (Interspeech 2021), go the same way in two phases. `bits`, `first_last_bits`, `layer_bits`, `images` and
+    `percentile` are those of Quantize, `criterion` and `sparsity` those of Prune, the others those of Distill.
     """
 
     model: str
@@ -44,6 +44,7 @@ class Joint:
     alpha: float = 0.9
     width: float = 1.0
     views: int | None = None
+    layer_bits: tuple[tuple[str, Bits], ...] = ()
 
     makes_integers: ClassVar[bool] = True
 
@@ -52,9 +53,20 @@ class Joint:
         check_teaching(self.temperature, self.alpha, self.views)
         check_training(**training_fields(self))
         self._pruning()
-        Quantize("qat", self.bits, self.images, self.percentile, first_last_bits=self.first_last_bits)
+        first_last, own = self.first_last_bits, self.layer_bits
+        Quantize("qat", self.bits, self.images, self.percentile, first_last_bits=first_last, layer_bits=own)
         if not 0 <= self.quantize_from < 1:
             raise StepError(f"quantize_from is a share of the training, 0 to below 1, not {self.quantize_from}")
+        if self.first_rounded == self.epochs:
+            raise StepError(
+                f"quantize_from leaves no whole epoch to train with rounding: of {self.epochs} epochs it is at most "
+                f"{1 - 1 / self.epochs:.3g}, not {self.quantize_from}"
+            )
+
+    @property
+    def first_rounded(self) -> int:
+        """The first epoch, from 0, that computes with rounded weights and activations."""
+        return math.ceil(self.quantize_from * self.epochs - 1e-9)
 
     def _pruning(self) -> Prune:
         return Prune(self.criterion, self.sparsity, epochs=self.epochs)
@@ -66,8 +78,7 @@ class Joint:
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         teacher = Teacher([model], context)
         student = fresh(self.model, self.width, context)
-        first_last = self.bits if self.first_last_bits is None else self.first_last_bits
-        trained = qat.prepare(student, bits_by_layer(student, self.bits, first_last))
+        trained = qat.prepare(student, self._bits(student))
         _share(student, trained)
         pruner = Pruner(student, context, self._pruning())
         fit(
@@ -82,14 +93,22 @@ class Joint:
         )
         return qat.finish(trained, student)
 
+    def _bits(self, student: nn.Module) -> dict[str, Bits]:
+        first_last = self.bits if self.first_last_bits is None else self.first_last_bits
+        bits = bits_by_layer(student, self.bits, first_last)
+        unknown = [name for name, _ in self.layer_bits if name not in bits]
+        if unknown:
+            raise StepError(f"layer_bits names {unknown[0]!r}, which is no layer: use some of {', '.join(bits)}")
+        return bits | dict(self.layer_bits)
+
     def _before_epoch(
         self, trained: fx.GraphModule, student: nn.Module, pruner: Pruner, context: Context, done: float
     ) -> None:
         pruner.before_epoch(done)
-        if done < self.quantize_from:
+        epoch = round(done * self.epochs)
+        if epoch < self.first_rounded:
             return
-        first = math.ceil(self.quantize_from * self.epochs - 1e-9)
-        if round(done * self.epochs) == first:  # of these epochs; later the steps are those learned
+        if epoch == self.first_rounded:  # later the steps are those learned
             calibrated = insert_quantizers(copy.deepcopy(student))
             calibrate(calibrated, context.dataset, self.images, self.percentile, context.seed)
             qat.start(trained, calibrated)

@@ -2,10 +2,8 @@
 
 import re
 
-import pandas as pd
-
 from combination.joint import Joint
-from combination.recommend import candidates
+from combination.recommend import candidates, pareto_front
 from experiment import load_records, published_study
 from experiment.records import ROOT
 from pruning import Prune, PruneChannels
@@ -28,7 +26,8 @@ def table() -> str:
     lines = [HEAD, "|---|---|---|---|---|---|"]
     rows = candidates(records)  # a row a recipe, seeds averaged
     rows["seeds"] = rows["label"].map(records.groupby("label").size())
-    for row in rows[front(rows) | (rows["id"] == rows["base"])].sort_values("archive_bytes").to_dict("records"):
+    shown = pareto_front(rows, ("archive_bytes",)) | (rows["id"] == rows["base"])
+    for row in rows[shown].sort_values("archive_bytes").to_dict("records"):
         kilobytes = row["archive_bytes"] / 1e3
         interval = f"{100 * row['accuracy_low']:.2f} - {100 * row['accuracy_high']:.2f}"
         lines.append(
@@ -62,7 +61,8 @@ def plain(steps: list[dict]) -> str:
         if kind == "Ensemble":
             words = ["ensemble of " + " and ".join(plain(member["steps"]) for member in step["members"])]
         if kind in ("Prune", "Joint"):
-            words.append(f"pruned {100 * step.get('sparsity', KINDS[kind].sparsity):g} %")
+            by = f" by {step['criterion']}" if "criterion" in step else ""
+            words.append(f"pruned {100 * step.get('sparsity', KINDS[kind].sparsity):g} %{by}")
         if kind == "PruneChannels":
             words.append(f"channels pruned to {100 * step.get('macs', PruneChannels.macs):g} % of the MACs")
         if kind in ("Quantize", "Joint"):
@@ -73,13 +73,6 @@ def plain(steps: list[dict]) -> str:
         if kind == "Joint":
             words.append("in one training")
     return ", ".join(words)
-
-
-def front(rows: pd.DataFrame) -> pd.Series:
-    """Which rows validate better than every row that is no larger."""
-    ordered = rows.sort_values(["archive_bytes", "validation_accuracy"], ascending=[True, False])
-    better = ordered["validation_accuracy"] > ordered["validation_accuracy"].cummax().shift(fill_value=0.5)
-    return better.reindex(rows.index)
 
 
 def written(readme: str) -> str:

@@ -1,6 +1,7 @@
 """The best model for a budget: `recommend(load_records("cifar10"), size_kb=100, latency_ms=1)`."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,13 @@ BUDGETS = {
     "macs": ("macs", 1.0),
 }
 COLUMNS = {name: column for name, (column, _) in BUDGETS.items()}
-SIGNS = np.array([-1.0, 1.0, 1.0, 1.0])  # more accuracy is better, less of the others
+COSTS = tuple(column for name, column in COLUMNS.items() if name != "accuracy")
+BEST = {
+    "accuracy": "most accurate on validation",
+    "size_kb": "smallest archive",
+    "latency_ms": "fastest",
+    "macs": "fewest multiply-accumulates",
+}
 
 
 class BudgetError(Exception):
@@ -36,13 +43,19 @@ class Recommendation:
     next_better: pd.Series | None
     reason: str
 
+    @property
+    def name(self) -> str:
+        """What `model` is: "recommended", or only "nearest" where it misses a budget."""
+        return "nearest" if self.missed else "recommended"
+
     def table(self) -> pd.DataFrame:
         """The choice and the next better one, a row each."""
-        rows = {"recommended": self.model} | ({} if self.next_better is None else {"next better": self.next_better})
+        rows = {self.name: self.model} | ({} if self.next_better is None else {"next better": self.next_better})
         return pd.DataFrame(
             {
                 "": list(rows),
                 "recipe": [row["label"] for row in rows.values()],
+                "validation %": [round(100 * row["validation_accuracy"], 2) for row in rows.values()],
                 "accuracy %": [round(100 * row["accuracy"], 2) for row in rows.values()],
                 "archive KB": [round(row["archive_bytes"] / 1e3, 1) for row in rows.values()],
                 "latency ms": [round(row["latency_ms.batch1.median"], 3) for row in rows.values()],
@@ -89,40 +102,42 @@ def recommend(
     front = pareto_front(table)
     if kept.any():
         objective = _objective(budget)
-        column = COLUMNS[objective]
-        chosen = table[front & kept].sort_values(column, ascending=objective != "accuracy").iloc[0]
+        chosen = table[front & kept].sort_values(COLUMNS[objective], ascending=objective != "accuracy").iloc[0]
         missed: tuple[str, ...] = ()
-        best = "most accurate" if objective == "accuracy" else f"least {column}"
-        reason = f"{best} of {kept.sum()} that keep {_say(budget)}."
+        reason = f"The {BEST[objective]} of {kept.sum()} that keep {_say(budget)}."
     else:
         nearest = excess.max(axis=1).where(front, np.inf).idxmin()
         chosen = table.loc[nearest]
         missed = tuple(excess.columns[excess.loc[nearest] > 1])
-        reason = f"no model keeps {_say(budget)}; this one is nearest. " + _binding(excess)
+        reason = f"No model keeps {_say(budget)}; this one is nearest. " + _binding(excess)
     better = table[front & (table["validation_accuracy"] > chosen["validation_accuracy"])]
     next_better = None if better.empty else better.sort_values("validation_accuracy").iloc[0]
     return Recommendation(chosen, missed, next_better, reason + _price(chosen, next_better))
 
 
 def candidates(records: pd.DataFrame) -> pd.DataFrame:
-    """A row a recipe that was measured whole: means over its seeds; `id` is the seed's that validated best."""
+    """A row a recipe that was measured whole: numbers are means over seeds, words and `id` those of the best seed."""
     needed = list(COLUMNS.values())
     whole = records.dropna(subset=needed) if set(needed) <= set(records.columns) else records.iloc[:0]
     if whole.empty:
         raise BudgetError("no measured records to choose from: run the notebooks (`make study`) first")
     best = whole.sort_values("validation_accuracy", ascending=False).drop_duplicates("label").set_index("label")
-    averaged = whole.columns.intersection([*needed, "accuracy", "accuracy_low", "accuracy_high"])
-    means = whole.groupby("label")[list(averaged)].mean()
-    best[means.columns] = means.loc[best.index]
-    return best.reset_index()
+    numbers = whole.select_dtypes("number").columns.difference(["seed"])
+    means = whole.groupby("label")[list(numbers)].mean()
+    return best.drop(columns=means.columns).join(means).reset_index()
 
 
-def pareto_front(table: pd.DataFrame) -> pd.Series:
-    """Which rows no other row beats: as good in accuracy, bytes, latency and MACs, and better in one of them."""
-    costs = table[list(COLUMNS.values())].to_numpy(float) * SIGNS
-    no_worse = (costs[:, None] <= costs[None]).all(axis=2)
-    better = (costs[:, None] < costs[None]).any(axis=2)
-    return pd.Series(~(no_worse & better).any(axis=0), index=table.index)
+def pareto_front(table: pd.DataFrame, costs: Sequence[str] = COSTS) -> pd.Series:
+    """Which rows no other row beats: as good in validation accuracy and in every cost, and better in one of them.
+
+    `costs` are columns of which less is better. A row without a figure is not on the front.
+    """
+    figures = table[[COLUMNS["accuracy"], *costs]].to_numpy(float) * (
+        [-1] + [1] * len(costs)
+    )  # accuracy: more is better
+    no_worse = (figures[:, None] <= figures[None]).all(axis=2)
+    better = (figures[:, None] < figures[None]).any(axis=2)
+    return pd.Series(~(no_worse & better).any(axis=0) & ~np.isnan(figures).any(axis=1), index=table.index)
 
 
 def _check(budget: dict[str, float]) -> None:
@@ -175,8 +190,14 @@ def _price(chosen: pd.Series, better: pd.Series | None) -> str:
         return " Nothing measured is more accurate."
     points = 100 * (better["validation_accuracy"] - chosen["validation_accuracy"])
     size, time = (better[column] / chosen[column] for column in (COLUMNS["size_kb"], COLUMNS["latency_ms"]))
-    return f" Next better: {better['label']}, +{points:.2f} points for {size:.2f}x the bytes and {time:.2f}x the time."
+    return (
+        f" Next better: {better['label']}, +{points:.2f} validation points for {size:.2f}x the bytes and {time:.2f}x "
+        "the time."
+    )
 
 
 def _say(budget: dict[str, float]) -> str:
-    return ", ".join(f"{name} {'>=' if name == 'accuracy' else '<='} {value:g}" for name, value in budget.items())
+    return ", ".join(
+        f"validation accuracy >= {value:g}" if name == "accuracy" else f"{name} <= {value:g}"
+        for name, value in budget.items()
+    )

@@ -1,12 +1,13 @@
 """The published study's figures beside ours, where it reports the same method on the same kind of network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from combination.takeaways import compared
+from combination.compared import compared
 from distillation.study import STUDENTS
 from experiment import published_study
+from pruning import Prune
 
 CHAINS = {
     "DP": "distilled and pruned 77 %",
@@ -29,14 +30,18 @@ def beside_reported(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
 def reported_label(record: Mapping) -> str | None:
     """The study's row for a record (with the columns of `compared`), None where it has none."""
     kinds, model, steps = record["kinds"], record["model"], record["recipe.steps"]
-    sparsity = next((step.get("sparsity", 0.9) for step in steps if step.get("step") == "Prune"), None)
+    if kinds == "E":
+        members = [member["steps"] for member in steps[0]["members"]]
+        plain = steps[0].keys() == {"step", "members"} and all(map(as_the_study, members))
+        names = [member[-1]["model"] for member in members]
+        return "ensemble of 4 5 6" if plain and names == ["student_4", "student_5", "student_6"] else None
+    if steps[0].get("model") != "resnet18" or not as_the_study(steps):
+        return None
+    sparsity = next((step.get("sparsity", Prune.sparsity) for step in steps if step["step"] == "Prune"), None)
     if kinds == "D" and model in STUDENTS:
         return STUDENTS[model][0]
-    if kinds == "E":
-        members = [member["steps"][-1]["model"] for member in steps[0]["members"]]
-        return "ensemble of 4 5 6" if members == ["student_4", "student_5", "student_6"] else None
     if kinds in CHAINS and model == ("resnet18" if kinds == "PQ" else "student_3conv"):
-        return CHAINS[kinds] if sparsity in (0.77, None) and steps[-1].get("bits", 8) == 8 else None
+        return CHAINS[kinds] if ("P" not in kinds or sparsity == 0.77) and steps[-1].get("bits", 8) == 8 else None
     if model != "resnet18":
         return None
     if kinds == "P":
@@ -44,3 +49,16 @@ def reported_label(record: Mapping) -> str | None:
     if kinds == "Q" and steps[-1].get("bits", 8) == 8:
         return "QAT INT8" if steps[-1].get("mode") == "qat" else "static INT8"
     return "ResNet-18 teacher" if kinds == "" else None
+
+
+def as_the_study(steps: Sequence[Mapping]) -> bool:
+    """Whether a chain's networks, loss and criteria are the study's, as far as a recipe's JSON says it.
+
+    No network is narrowed or widened, students learn from the answers of one teacher under the usual share of its
+    loss, and weights go by magnitude or lookahead.
+    """
+    return not any(
+        step.keys() & {"width", "features", "alpha", "teachers"}
+        or (step["step"] == "Prune" and step.get("criterion", Prune.criterion) not in ("magnitude", "lookahead"))
+        for step in steps
+    )

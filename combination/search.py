@@ -1,5 +1,7 @@
 """The smallest models: a search for accuracy against archive bytes, resumable and budgeted in epochs."""
 
+import math
+import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
+from combination.recommend import pareto_front
 from data import load
 from experiment import Recipe, make
 from experiment.records import artifacts_folder
@@ -40,10 +43,12 @@ def search(
         name: a search goes on where the one of that name stopped; its journal is in artifacts/DATASET/search.
         space: the choices of each hyperparameter, such as `{"width": (0.5, 1.0), "bits": (2, 4)}`.
         candidate: the recipe of one choice of each, trained for so many epochs.
-        budget: epochs for all candidates together; `epochs` for each of them.
+        budget: epochs for all candidates together; `epochs` for each of them. Choices that come again are not trained
+            again and cost nothing: the next ones are new.
 
     Returns a row a candidate: its choices, `validation_accuracy`, `archive_bytes`, and `front`, whether no other is
-    both more accurate and smaller. The test images are not looked at: run the front's recipes for that, for longer.
+    as accurate and as small, and better in one of both. The test images are not looked at: run the front's recipes for
+    that, for longer.
 
     Raises:
         SearchError: nothing to choose from, a budget below one candidate, or a search resumed with other settings.
@@ -52,19 +57,28 @@ def search(
         raise SearchError("nothing to search: every hyperparameter of the space needs at least one choice")
     if epochs < 1 or budget < epochs:
         raise SearchError(f"a budget of {budget} epochs pays for no candidate of {epochs}: raise it")
+    space = {key: list(dict.fromkeys(values)) for key, values in space.items()}
+    example = candidate({key: values[0] for key, values in space.items()}, epochs)  # its id has what is not chosen, too
+    settings = {"space": space, "epochs": epochs, "seed": seed, "recipe": example.id}
     folder = artifacts_folder(dataset) / "search"
     folder.mkdir(parents=True, exist_ok=True)
-    journal = folder / f"{name}.journal"
-    study = _open(journal, {"space": {k: list(v) for k, v in space.items()}, "epochs": epochs, "seed": seed}, seed)
-    for _ in tqdm(range(budget // epochs - len(_done(study))), desc=f"search {name}", unit="candidate", leave=False):
-        trial = study.ask()
-        choices = {key: trial.suggest_categorical(key, list(values)) for key, values in space.items()}
-        accuracy, size = _try(candidate(choices, epochs))
-        study.tell(trial, [accuracy, size])
-    return _table(study)
+    study = _open(folder / f"{name}.journal", settings)
+    known = _known(study, space)
+    wanted = min(budget // epochs, math.prod(map(len, space.values())))
+    with tqdm(total=wanted, initial=len(known), desc=f"search {name}", unit="candidate", leave=False) as bar:
+        while len(known) < wanted:
+            trial = study.ask()
+            drawn = tuple(trial.suggest_categorical(key, values) for key, values in space.items())
+            if drawn in known:
+                study.enqueue_trial(_untried(space, known, seed))
+            else:
+                known[drawn] = _try(candidate(dict(zip(space, drawn, strict=True)), epochs))
+                bar.update()
+            study.tell(trial, known[drawn])
+    return _table(known, list(space))
 
 
-def _open(journal: Path, settings: dict, seed: int) -> optuna.Study:
+def _open(journal: Path, settings: dict) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(journal))),
@@ -73,7 +87,7 @@ def _open(journal: Path, settings: dict, seed: int) -> optuna.Study:
         load_if_exists=True,
     )
     # A search that goes on must not draw again what it drew at its start.
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    study.sampler = optuna.samplers.TPESampler(seed=settings["seed"] + len(study.trials))
     before = study.user_attrs.get("settings")
     if before is not None and before != settings:
         changed = ", ".join(key for key in settings if settings[key] != before.get(key))
@@ -82,9 +96,18 @@ def _open(journal: Path, settings: dict, seed: int) -> optuna.Study:
     return study
 
 
-def _done(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Finished candidates; one that was being trained when the search was killed is asked for anew."""
-    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+def _known(study: optuna.Study, space: Mapping[str, Sequence]) -> dict[tuple, tuple[float, int]]:
+    """Accuracy and bytes by choices, of finished trainings; one that was killed is trained when its choices come."""
+    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    return {tuple(trial.params[key] for key in space): (trial.values[0], int(trial.values[1])) for trial in trials}
+
+
+def _untried(space: Mapping[str, Sequence], known: Mapping[tuple, tuple], seed: int) -> dict:
+    draws = random.Random(seed + len(known))
+    while True:
+        drawn = tuple(draws.choice(values) for values in space.values())
+        if drawn not in known:
+            return dict(zip(space, drawn, strict=True))
 
 
 def _try(recipe: Recipe) -> tuple[float, int]:
@@ -96,15 +119,7 @@ def _try(recipe: Recipe) -> tuple[float, int]:
         return evaluate(model, dataset, dataset.validation), file.stat().st_size
 
 
-def _table(study: optuna.Study) -> pd.DataFrame:
-    front = {trial.number for trial in study.best_trials}
-    rows = [
-        trial.params
-        | {
-            "validation_accuracy": trial.values[0],
-            "archive_bytes": int(trial.values[1]),
-            "front": trial.number in front,
-        }
-        for trial in _done(study)
-    ]
-    return pd.DataFrame(rows).drop_duplicates(ignore_index=True)
+def _table(known: Mapping[tuple, tuple[float, int]], keys: list[str]) -> pd.DataFrame:
+    rows = [(*choices, *measured) for choices, measured in known.items()]
+    table = pd.DataFrame(rows, columns=[*keys, "validation_accuracy", "archive_bytes"])
+    return table.assign(front=pareto_front(table, ("archive_bytes",)))

@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from statistics import median
 
 import pandas as pd
 
 from combination.joint import Joint
 from combination.search import search
 from distillation.study import student, student_training
-from experiment import Recipe, kept_table
+from experiment import Recipe, kept_table, run_all, run_table
+from models import build
 from pruning.study import pruned, under_itself
 from quantization.study import trained
-from quantization.weights import Bits
+from quantization.weights import Bits, bits_by_layer
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
@@ -68,55 +70,97 @@ def orders(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY)
     ]
 
 
+def in_a_row(base: Recipe, model: str, sparsity: float, bits: Bits) -> Recipe:
+    """Distilled, pruned and quantized one after the other, with the base as the teacher to the end, as Joint has it."""
+    small = pruned(student(base, model), "lookahead", sparsity, teacher=base)
+    return trained(small, bits, teacher=base)
+
+
 def joint(base: Recipe, model: str, sparsity: float, bits: Bits, share: float = 1.0, **fields) -> Recipe:
     """One training with `share` of the epochs that distilling, pruning and quantizing in a row take together."""
-    chain = chains(base, model, bits, sparsity)[-1][1]
+    chain = in_a_row(base, model, sparsity, bits)
     epochs = round(share * sum(step.epochs for step in chain.steps[len(base.steps) :]))
     return base.then(Joint(model, sparsity, bits, **student_training(base, model) | {"epochs": epochs} | fields))
 
 
-def loss_and_size(table: pd.DataFrame, base: dict) -> pd.DataFrame:
-    """Of each case the points of test accuracy it loses against the base, how much smaller and faster it is."""
-    return pd.DataFrame(
+def at_once_or_in_a_row(
+    base: Recipe, model: str, sparsity: float, bits: Bits, shares: Iterable[float] = (1.0, 0.5)
+) -> pd.DataFrame:
+    """Records of the chain and of one training for each share of its epochs; `train_seconds` as `training_seconds`."""
+    cases: list[Case] = [({"how": "one after the other"}, in_a_row(base, model, sparsity, bits))]
+    for share in shares:
+        words = {"how": f"one training, {share:.0%} of the epochs"}
+        cases.append((words, joint(base, model, sparsity, bits, share)))
+    table = run_table(cases)
+    return table.assign(train_seconds=[training_seconds(recipe, base) for _, recipe in cases])
+
+
+def training_seconds(recipe: Recipe, base: Recipe) -> float:
+    """Seconds that the trainings after the base take: the median epoch of each times its epochs.
+
+    Joint's epochs before and after it begins to round are of two kinds, and count apart. The median leaves out most of
+    what is done once, such as a teacher's logits, which the first training to see an epoch's images computes for all.
+    """
+    seconds = 0.0
+    prefixes = [recipe.prefix(length) for length in range(len(base.steps) + 1, len(recipe.steps) + 1)]
+    for prefix, record in zip(prefixes, run_all(prefixes), strict=True):
+        epochs = [point["seconds"] for point in record["curves"]]
+        start = getattr(prefix.steps[-1], "first_rounded", 0)
+        seconds += sum(len(part) * median(part) for part in (epochs[:start], epochs[start:]) if part)
+    return seconds
+
+
+def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd.DataFrame:
+    """A row a recipe, its seeds averaged: columns `words` of the table, test accuracy and its distance to the base.
+
+    Each record is compared with the one of `bases` that it started from, of the same seed. `spread`, where there are
+    several seeds, is the standard deviation of the accuracy over them; the interval is that of one. Trainings are in
+    seconds where all are short.
+    """
+    base = pd.json_normalize(list(bases)).set_index("id").loc[table["base"]].set_axis(table.index)
+    unit, name = (60, "min") if table["train_seconds"].max() >= 600 else (1, "s")
+    low, high = 100 * table["accuracy_low"], 100 * table["accuracy_high"]
+    figures = pd.DataFrame(
         {
             "accuracy %": 100 * table["accuracy"],
-            "interval": [
-                f"{100 * low:.2f} - {100 * high:.2f}"
-                for low, high in zip(table["accuracy_low"], table["accuracy_high"], strict=True)
-            ],
-            "points lost": 100 * (base["accuracy"] - table["accuracy"]),
+            "low": low,
+            "high": high,
+            "points to the base": 100 * (table["accuracy"] - base["accuracy"]),
             "weights not zero K": table["nonzero_parameters"] / 1e3,
             "archive KB": table["archive_bytes"] / 1e3,
             "x smaller": base["onnx_bytes"] / table["archive_bytes"],
-            "x faster": base["latency_ms"]["batch1"]["median"] / table["latency_ms.batch1.median"],
-            "training min": table["train_seconds"] / 60,
-        }
-    ).round(
-        {
-            "accuracy %": 2,
-            "points lost": 2,
-            "weights not zero K": 1,
-            "archive KB": 1,
-            "x smaller": 1,
-            "x faster": 2,
-            "training min": 1,
+            "x faster": table["latency_ms.batch1.speedup"],
+            f"training {name}": table["train_seconds"] / unit,
         }
     )
+    keys = list(dict.fromkeys([*words, "label"]))  # bits by layer, for instance, are in no label
+    by_recipe = figures.groupby([table[key] for key in keys], sort=False, dropna=False)
+    means = by_recipe.mean()
+    interval = [f"{low:.2f} - {high:.2f}" for low, high in zip(means.pop("low"), means.pop("high"), strict=True)]
+    means.insert(1, "interval", interval)
+    if len(table) > len(means):
+        means.insert(2, "seeds", by_recipe.size())
+        means.insert(3, "spread", by_recipe["accuracy %"].std())
+    means = means.round(2).round({"weights not zero K": 1, "archive KB": 1, "x smaller": 1, f"training {name}": 1})
+    return means.reset_index()[[*words, *means.columns]]
 
 
 def smallest(
     base: Recipe, space: Mapping[str, Sequence], *, candidates: int, epochs: int, name: str = "joint"
 ) -> pd.DataFrame:
-    """The search over Joint's fields (`model`, `width`, `sparsity`, `bits`), kept as a table: see `search`."""
+    """The search over fields of Joint (`model`, `width`, `sparsity`, ...), kept as a table: see `search`.
+
+    `late_bits`, which is no field, are those of the layers in the network's second half, where most weights are.
+    """
+    candidate = partial(_candidate, base)
 
     def rows() -> list[dict]:
         budget = candidates * epochs
-        found = search(
-            f"{name}-{base.id}-{epochs}", base.dataset, space, partial(_candidate, base), budget=budget, epochs=epochs
-        )
+        found = search(f"{name}-{base.id}-{epochs}", base.dataset, space, candidate, budget=budget, epochs=epochs)
         return found.to_dict("records")
 
-    settings = hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:8]
+    example = candidate({key: values[0] for key, values in space.items()}, epochs)
+    settings = hashlib.sha256(json.dumps([space, example.id], sort_keys=True).encode()).hexdigest()[:8]
     return kept_table(f"search-{name}-{base.id}-{candidates}x{epochs}-{settings}", base.dataset, rows)
 
 
@@ -128,4 +172,10 @@ def at_length(base: Recipe, found: pd.DataFrame, epochs: int) -> list[Case]:
 
 
 def _candidate(base: Recipe, choices: Mapping, epochs: int) -> Recipe:
-    return base.then(Joint(**student_training(base, choices["model"]) | choices | {"epochs": epochs}))
+    fields = student_training(base, choices["model"]) | choices | {"epochs": epochs}
+    bits = fields.get("bits", Joint.bits)
+    if (late := fields.pop("late_bits", bits)) != bits:
+        network = build(choices["model"], shape=(3, 32, 32), classes=10)  # for the layers' names, which are the same
+        layers = list(bits_by_layer(network, late, late))
+        fields["layer_bits"] = tuple((name, late) for name in layers[len(layers) // 2 : -1])
+    return base.then(Joint(**fields))

@@ -1,59 +1,86 @@
 """The published study's twelve takeaways, each answered anew from the records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import pandas as pd
 
-CLOSE = 1.0  # points: what "keeps the accuracy" means here
+from combination.compared import compared, percent, points
+from combination.recommend import candidates
+from combination.reported import as_the_study
+from experiment import published_study
+from pruning import Prune
+from quantization import Quantize
+
+FLAT, NEAR, KEPT = 1.0, 2.0, 6.0  # points: what "flat", "at equal accuracy" and "most of the accuracy" mean here
+LIKE = 1.25  # figures within this factor of each other agree
 METHODS = {"quantization": "Q", "pruning": "P", "distillation": "D"}
-LETTERS = {"Quantize": "Q", "Prune": "P", "Distill": "D", "Ensemble": "E", "Joint": "J"}
+# The study's figures that stand in its text alone.
+KINK, INT8_GAIN, SPARSE_GAIN = 0.9, 1.36, 2.9
+SHARES_OF_TIME = {"quantization": 0.6, "pruning": 0.21, "distillation": 0.2}
+
+Answer = tuple[str, str]  # what the records say; why the study's claim does not hold of them, empty where it does
 
 
 class NotMeasured(Exception):
     """The records that an answer needs are not there yet."""
 
 
-def takeaways(records: pd.DataFrame) -> pd.DataFrame:
-    """A row a takeaway: its subject, what the study found, and what the records say (or that they do not yet)."""
-    table = compared(records)
+@dataclass(frozen=True)
+class Measured:
+    """What is answered from: the models, a row each with seeds averaged (see `compared`), and the kernels' records."""
+
+    models: pd.DataFrame
+    kernels: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """The largest FP32 network: the takeaways 2 to 10 are of what is made of it."""
+        return self.of("", "an FP32 base (notebook 1)").iloc[0]["model"]
+
+    def of(self, kinds: str, what: str) -> pd.DataFrame:
+        """Of the largest network, what these methods made."""
+        return _some(self.models[self.models["of_largest"] & (self.models["kinds"] == kinds)], what)
+
+    def methods(self) -> dict[str, pd.DataFrame]:
+        """Of the largest network, what each of the three methods alone made."""
+        made = self.models[self.models["of_largest"]]
+        methods = {name: made[made["kinds"] == letter] for name, letter in METHODS.items()}
+        missing = [name for name, rows in methods.items() if rows.empty]
+        if missing:
+            raise NotMeasured(f"{' and '.join(missing)} of {self.name}")
+        return methods
+
+    def with_zeros(self) -> pd.DataFrame:
+        """The largest network with weights pruned one by one by lookahead, and the column `sparsity`; least first."""
+        what = f"{self.name} pruned by lookahead (notebook 3)"
+        rows = self.of("P", what)
+        last = rows["recipe.steps"].map(lambda steps: steps[-1])
+        wanted = last.map(lambda step: step["step"] == "Prune" and step.get("criterion", "lookahead") == "lookahead")
+        rows = rows.assign(sparsity=last.map(lambda step: step.get("sparsity", Prune.sparsity)))
+        return _some(rows[wanted], what).sort_values("sparsity")
+
+
+def takeaways(records: pd.DataFrame, kernels: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A row a takeaway: its subject, what the study found, and what the records say (or that they do not yet).
+
+    `kernels`: the records of `cuda_kernels.records.load`, for the two takeaways about hardware.
+    """
     rows = []
     for number, (subject, found, answer) in enumerate(TAKEAWAYS, start=1):
         try:
-            ours = answer(table)
+            text, why = answer(_measured(records, pd.DataFrame() if kernels is None else kernels))
+            ours = f"{text} {f'Differs: because {why}.' if why else 'Agrees.'}"
         except NotMeasured as error:
             ours = f"Not measured yet: {error}."
         rows.append({"": number, "takeaway": subject, "the study": found, "here": ours})
     return pd.DataFrame(rows).set_index("")
 
 
-def compared(records: pd.DataFrame) -> pd.DataFrame:
-    """The records beside their FP32 bases, with seven columns more.
-
-    `lost` and `lost_on_validation`: points of accuracy below the base, on the test images and on those that choose;
-    `smaller`: the base's FP32 file over the archive; `lost_to_largest` (on the images that choose) and
-    `smaller_than_largest`: the same against the largest FP32 network there is; `kinds`: letters
-    of the methods in order of use (D distil, P prune, Q quantize, E ensemble, J joint; empty for the base itself);
-    `density`: share of the weights that are not zero.
-    """
-    table = records.copy()
-    by_id = table.set_index("id")
-    for name, column in (("lost", "accuracy"), ("lost_on_validation", "validation_accuracy")):
-        table[name] = 100 * (table["base"].map(by_id[column]) - table[column])
-    table["smaller"] = table["base_onnx_bytes"] / table["archive_bytes"]
-    bases = table[table["id"] == table["base"]]
-    if not bases.empty:
-        largest = bases.loc[bases["onnx_bytes"].idxmax()]
-        table["lost_to_largest"] = 100 * (largest["validation_accuracy"] - table["validation_accuracy"])
-        table["smaller_than_largest"] = largest["onnx_bytes"] / table["archive_bytes"]
-    table["kinds"] = [_letters(method) for method in table["method"]]
-    table["density"] = table["nonzero_parameters"] / table["parameters"]
-    return table
-
-
-def _letters(method: str) -> str:
-    return "".join(
-        letter for step in method.split(" > ") for prefix, letter in LETTERS.items() if step.startswith(prefix)
-    )
+def _measured(records: pd.DataFrame, kernels: pd.DataFrame) -> Measured:
+    if records.empty:
+        raise NotMeasured("any record (notebooks 1 to 6)")
+    return Measured(candidates(compared(records)), kernels)
 
 
 def _some(table: pd.DataFrame, what: str) -> pd.DataFrame:
@@ -62,167 +89,240 @@ def _some(table: pd.DataFrame, what: str) -> pd.DataFrame:
     return table
 
 
-def _of(table: pd.DataFrame, kinds: str, what: str) -> pd.DataFrame:
-    return _some(table[table["kinds"] == kinds], what)
+def _best(rows: pd.DataFrame) -> pd.Series:
+    return rows.loc[rows["validation_accuracy"].idxmax()]
 
 
-def _students(table: pd.DataFrame) -> pd.DataFrame:
-    """The study's students, distilled; the best of each by validation."""
-    widened = table["recipe.steps"].map(lambda steps: "width" in steps[-1])
-    students = _of(table[~widened], "D", "distilled students (notebook 4)")
-    students = students.sort_values("validation_accuracy", ascending=False).drop_duplicates("model")
-    return students.set_index("model")
+def _least(rows: pd.DataFrame, column: str, within: float) -> pd.Series | None:
+    """The row with the least of a column among those that lose at most so many validation points, or None."""
+    near = rows[rows["lost_on_validation"] <= within]
+    return None if near.empty else near.loc[near[column].idxmin()]
 
 
-def _methods(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    methods = {name: table[table["kinds"] == letter] for name, letter in METHODS.items()}
-    missing = [name for name, rows in methods.items() if rows.empty]
-    if missing:
-        raise NotMeasured(" and ".join(missing))
-    return methods
+def _each(found: Mapping[str, pd.Series | None], words: Callable[[pd.Series], str]) -> str:
+    return "; ".join(f"{name} {'none' if row is None else words(row)}" for name, row in found.items())
 
 
-def _smallest_close(rows: pd.DataFrame, points: float, lost: str = "lost_on_validation") -> pd.Series | None:
-    """The smallest archive that loses at most so many points of validation accuracy, or None."""
-    near = rows[rows[lost] <= points]
-    return None if near.empty else near.loc[near["archive_bytes"].idxmin()]
+def _unlike(ours: float, theirs: float) -> bool:
+    return not theirs / LIKE <= ours <= theirs * LIKE
 
 
-def design(table: pd.DataFrame) -> str:
-    students = _students(table)
-    changes = {"smaller filters": "student_2", "fewer channels": "student_4", "convolution instead of FC": "student_1"}
-    if not {"student_baseline", *changes.values()} <= set(students.index):
+def design(measured: Measured) -> Answer:
+    rows = measured.models[measured.models["kinds"] == "D"]
+    rows = rows[rows["recipe.steps"].map(as_the_study).astype(bool)]
+    students = rows.sort_values("validation_accuracy", ascending=False).drop_duplicates("model").set_index("model")
+    changes = {
+        "smaller filters": ("student_2", "Model 2"),
+        "fewer channels": ("student_4", "Model 4"),
+        "convolution instead of FC": ("student_1", "Model 1"),
+    }
+    if not {"student_baseline", *(model for model, _ in changes.values())} <= set(students.index):
         raise NotMeasured("the study's students (notebook 4)")
-    start = students.loc["student_baseline"]
-    parts = []
-    for name, model in changes.items():
+    theirs = published_study().set_index("label")["accuracy"]
+    start, parts, fails = students.loc["student_baseline"], [], []
+    worst = max(theirs["Baseline student"] - theirs[label] for _, label in changes.values())
+    for name, (model, _) in changes.items():
         row = students.loc[model]
-        points = 100 * (row["accuracy"] - start["accuracy"])
-        parts.append(f"{name} {points:+.2f} points for {start['parameters'] / row['parameters']:.2f}x fewer parameters")
-    return "; ".join(parts) + "."
+        lost, fewer = 100 * (start["accuracy"] - row["accuracy"]), start["parameters"] / row["parameters"]
+        parts.append(f"{name} {percent(row)}, {points(lost)}, for {fewer:.2f}x fewer parameters")
+        if lost > worst:
+            fails.append(f"{name} has {points(lost)}, there {worst:.2f} at most")
+    return f"From {percent(start)}: {'; '.join(parts)}.", "; ".join(fails)
 
 
-def kink(table: pd.DataFrame) -> str:
-    rows = _of(table, "P", "pruned networks (notebook 3)")
-    rows = _some(rows[rows["density"] < 0.9], "networks with weights pruned one by one (notebook 3)")  # no channels
-    rows = rows[rows["model"] == rows["model"].mode()[0]].sort_values("density", ascending=False)
-    kept = rows[rows["lost_on_validation"] <= CLOSE]
-    if kept.empty:
-        return f"No pruned network stays within {CLOSE:g} point; the least pruned loses {rows['lost'].iloc[0]:.2f}."
-    last = kept.iloc[-1]
-    beyond = rows[rows["density"] < last["density"]]
-    text = f"Within {CLOSE:g} point up to {100 * (1 - last['density']):.0f} % of the weights removed"
-    if beyond.empty:
-        return text + ", the most that was tried."
-    row = beyond.iloc[0]
-    return f"{text}; at {100 * (1 - row['density']):.0f} % it loses {row['lost']:.2f}."
+def kink(measured: Measured) -> Answer:
+    rows = measured.with_zeros().sort_values(["sparsity", "validation_accuracy"], ascending=[True, False])
+    rows = rows.drop_duplicates("sparsity")
+    beyond = rows[rows["lost_on_validation"] > FLAT]
+    flat = rows if beyond.empty else rows[rows["sparsity"] < beyond["sparsity"].iloc[0]]
+    start = 0.0 if flat.empty else flat["sparsity"].iloc[-1]
+    end = 1.0 if beyond.empty else beyond["sparsity"].iloc[0]
+    between = f"{100 * start:g} and {100 * end:g} %"
+    holds = start - 0.05 <= KINK <= end + 0.05
+    if holds and (beyond.empty or end - start > 0.2):  # it may lie elsewhere as well
+        raise NotMeasured(f"{measured.name} with between {between} of its weights removed (notebook 3)")
+    shown = (flat if beyond.empty else beyond).iloc[-1 if beyond.empty else 0]
+    text = (
+        f"{measured.name} pruned by lookahead is within {FLAT:g} validation point up to {100 * start:g} % of its "
+        f"weights removed; with {100 * shown['sparsity']:g} % it has {percent(shown)}, {points(shown['lost'])}."
+    )
+    return text, "" if holds else f"the kink lies between {between}"
 
 
-def all_keep(table: pd.DataFrame) -> str:
-    parts = []
-    for name, rows in _methods(table).items():
-        best = rows.loc[rows["validation_accuracy"].idxmax()]
-        parts.append(f"{name} {best['lost']:+.2f} points lost at {best['smaller']:.1f}x")
-    return "The best of each by validation: " + "; ".join(parts) + "."
+def all_keep(measured: Measured) -> Answer:
+    best = {name: _best(rows) for name, rows in measured.methods().items()}
+    text = _each(best, lambda row: f"{percent(row)}, {points(row['lost'])}, at {row['smaller']:.1f}x")
+    fails = [f"{name} loses {row['lost']:.2f} points" for name, row in best.items() if row["lost"] > KEPT]
+    return f"The best of each made of {measured.name}, by validation: {text}.", " and ".join(fails)
 
 
-def shrinks_most(table: pd.DataFrame) -> str:
-    found = {name: _smallest_close(rows, 2.0) for name, rows in _methods(table).items()}
-    parts = [f"{name} {row['smaller']:.0f}x" for name, row in found.items() if row is not None]
-    return f"Within 2 points of the base, in real files: {', '.join(parts) or 'none'}."
+def shrinks_most(measured: Measured) -> Answer:
+    found = {name: _least(rows, "archive_bytes", NEAR) for name, rows in measured.methods().items()}
+    text = f"Within {NEAR:g} validation points of {measured.name}, in real files: "
+    return text + _each(found, lambda row: f"{row['smaller']:.0f}x") + ".", _not_distillation(
+        found, "archive_bytes", lambda row: f"shrinks it {row['smaller']:.0f}x"
+    )
 
 
-def parameters(table: pd.DataFrame) -> str:
-    parts = []
-    for name, rows in _methods(table).items():
-        row = _smallest_close(rows, 2.0)
-        if row is not None:
-            parts.append(f"{name} {row['nonzero_parameters'] / 1e3:,.0f} K")
-    return f"Non-zero parameters of the smallest within 2 points: {', '.join(parts) or 'none'}."
+def parameters(measured: Measured) -> Answer:
+    found = {name: _least(rows, "nonzero_parameters", NEAR) for name, rows in measured.methods().items()}
+    text = f"The fewest weights not zero within {NEAR:g} validation points of {measured.name}: "
+    return text + _each(found, lambda row: f"{row['nonzero_parameters'] / 1e3:,.0f} K") + ".", _not_distillation(
+        found, "nonzero_parameters", lambda row: f"leaves {row['nonzero_parameters'] / 1e3:,.0f} K"
+    )
 
 
-def latencies(table: pd.DataFrame) -> str:
-    parts = [
-        f"{name} {rows['latency_ms.batch1.speedup'].min():.2f} to {rows['latency_ms.batch1.speedup'].max():.2f}x"
-        for name, rows in _methods(table).items()
+def _not_distillation(found: Mapping[str, pd.Series | None], column: str, words: Callable[[pd.Series], str]) -> str:
+    """Why distillation does not have the least, empty where it has."""
+    if found["distillation"] is None:
+        return "no distilled student comes that near"
+    least = min((name for name, row in found.items() if row is not None), key=lambda name: found[name][column])
+    return "" if least == "distillation" else f"{least} {words(found[least])}"
+
+
+def latencies(measured: Measured) -> Answer:
+    found = {
+        name: _least(rows.assign(share=1 / rows["latency_ms.batch1.speedup"]), "share", KEPT)
+        for name, rows in measured.methods().items()
+    }
+    fails = [
+        f"{name} takes {row['share']:.2f}, not {SHARES_OF_TIME[name]:g}, with {100 * row['macs_left']:.0f} % of the "
+        "multiply-accumulates"
+        for name, row in found.items()
+        if row is not None and _unlike(row["share"], SHARES_OF_TIME[name])
     ]
-    return f"Speed over the FP32 base at batch 1, same runtime, timed by turns: {', '.join(parts)}."
+    fails += [f"{name} keeps no model within {KEPT:g} points" for name, row in found.items() if row is None]
+    text = f"The fastest of each within {KEPT:g} validation points, as a share of {measured.name}'s time at batch 1 in "
+    return f"{text}the same runtime: {_each(found, lambda row: format(row['share'], '.2f'))}.", "; ".join(fails)
 
 
-def steps_of_size(table: pd.DataFrame) -> str:
-    parts = [
-        f"{name} {len(rows)} sizes from {rows['archive_bytes'].min() / 1e3:,.1f} to "
-        f"{rows['archive_bytes'].max() / 1e3:,.1f} KB"
-        for name, rows in _methods(table).items()
-    ]
-    return "; ".join(parts) + ". Bits per layer give quantization steps too."
+def steps_of_size(measured: Measured) -> Answer:
+    methods, parts = measured.methods(), []
+    settings = {
+        name: rows["recipe.steps"].map(lambda steps: _setting(steps[-1])).drop_duplicates().sort_values()
+        for name, rows in methods.items()
+    }
+    for name, rows in methods.items():
+        low, high = rows["archive_bytes"].min() / 1e3, rows["archive_bytes"].max() / 1e3
+        parts.append(f"{name} {len(settings[name])} from {low:,.1f} to {high:,.1f} KB")
+    widths = settings["quantization"]
+    why = f"quantization has {len(widths)} ({', '.join(widths)})" if len(widths) > 1 else ""
+    return f"Steps tried with {measured.name}: {'; '.join(parts)}.", why
 
 
-def effort(table: pd.DataFrame) -> str:
-    base = table.set_index("id")["train_seconds"]
-    parts = []
-    for name, rows in _methods(table).items():
-        share = (rows["train_seconds"] - rows["base"].map(base)) / rows["base"].map(base)
-        parts.append(f"{name} {share.min():.2f} to {share.max():.2f}x")
-    return f"Time beyond the base's training, as a multiple of it: {', '.join(parts)}; one line of a recipe each."
+def _setting(step: Mapping) -> str:
+    """What sets the size in a method's step, in words."""
+    if step["step"] == "Quantize":
+        bits = step.get("bits", Quantize.bits)
+        return f"{bits} bits by layer" if "layer_bits" in step else bits if bits == "ternary" else f"{bits} bits"
+    if step["step"] == "Distill":
+        return f"{step['model']} {step.get('width', 1)}"
+    return f"{step['step']} {step.get('sparsity', '')} {step.get('macs', '')}"
 
 
-def int8_hardware(table: pd.DataFrame) -> str:
-    rows = _of(table, "Q", "quantized networks (notebook 2)")
-    row = rows.loc[rows["validation_accuracy"].idxmax()]
+def effort(measured: Measured) -> Answer:
+    times = {name: rows["training_beyond"] for name, rows in measured.methods().items()}
+    parts = [f"{name} {own.median():.2f} ({own.min():.2f} - {own.max():.2f})" for name, own in times.items()]
+    order = sorted(times, key=lambda name: times[name].median())
+    wrong = [f"{order[-1]} takes the longest"] * (order[-1] != "pruning")
+    wrong += [f"{order[0]} the least" if wrong else f"{order[0]} takes the least"] * (order[0] != "quantization")
+    text = f"Training beyond {measured.name}'s own, as a multiple of it, median (least - most): {', '.join(parts)}."
+    return text, " and ".join(wrong)
+
+
+def int8_hardware(measured: Measured) -> Answer:
+    what = f"{measured.name} in 8 bits (notebook 2)"
+    rows = measured.of("Q", what)
+    row = _best(_some(rows[rows["recipe.steps"].map(lambda steps: _setting(steps[-1]) == "8 bits")], what))
+    network = row["latency_ms.batch1.speedup"]
+    integer = f"{row['operators.integer_convolutions']:.0f} of {row['operators.convolutions']:.0f} convolutions"
     instructions = ", ".join(row["hardware.instructions"]) or "no vector instructions"
-    return (
-        f"{row['latency_ms.batch1.speedup']:.2f}x over FP32 at batch 1 and {row['latency_ms.batch64.speedup']:.2f}x at "
-        f"batch 64 on {row['hardware.cpu']} ({instructions}), {row['operators.integer_convolutions']:.0f} of "
-        f"{row['operators.convolutions']:.0f} convolutions integer."
+    text = (
+        f"The whole {measured.name} in 8 bits: {network:.2f}x over FP32 at batch 1 and "
+        f"{row['latency_ms.batch64.speedup']:.2f}x at batch 64 on {row['hardware.cpu']} ({instructions}), {integer} "
+        "integer"
     )
+    kernel = _kernel_gain(measured.kernels, "fully connected", "gemm_fp32", "gemm_int8", 1.0)
+    where = "our kernel" if kernel else "the whole network, not a kernel,"
+    gain = kernel or network
+    why = f"{where} gains {gain:.2f}x, with {integer} on integers" if _unlike(gain, INT8_GAIN) else ""
+    return f"{text}; {_kernel_words(kernel)}.", why
 
 
-def sparse_hardware(table: pd.DataFrame) -> str:
-    pruned = _of(table, "P", "pruned networks (notebook 3)")
-    zeros, narrow = pruned[pruned["density"] < 0.9], pruned[pruned["density"] >= 0.9]
-    text = ""
-    if not zeros.empty:
-        sparsest = zeros.loc[zeros["density"].idxmin()]
-        text = (
-            f"Zeros alone buy nothing in a dense runtime: {sparsest['latency_ms.batch1.speedup']:.2f}x with "
-            f"{100 * (1 - sparsest['density']):.0f} % of them"
-        )
-    if narrow.empty:
-        return text + "."
-    fastest = narrow.loc[narrow["latency_ms.batch1.speedup"].idxmax()]
-    return f"{text}; whole channels removed give {fastest['latency_ms.batch1.speedup']:.2f}x."
+def sparse_hardware(measured: Measured) -> Answer:
+    sparsest = measured.with_zeros().iloc[-1]
+    network = sparsest["latency_ms.batch1.speedup"]
+    text = f"{100 * sparsest['sparsity']:g} % of {measured.name}'s weights at zero: {network:.2f}x in the dense runtime"
+    narrow = measured.models[measured.models["of_largest"] & measured.models["method"].str.endswith("PruneChannels")]
+    if not narrow.empty:
+        text += f"; whole channels removed: up to {narrow['latency_ms.batch1.speedup'].max():.2f}x"
+    kernel = _kernel_gain(measured.kernels, "square 25088", "gemv_fp32", "spmv_csr", 0.1)
+    gain, left = kernel or network, f"{100 * sparsest['macs_left']:.0f} % of the multiply-accumulates left"
+    why = f"our kernel gains {gain:.2f}x" if kernel else f"the dense runtime gains {gain:.2f}x, with {left}"
+    return f"{text}; {_kernel_words(kernel)}.", why if _unlike(gain, SPARSE_GAIN) else ""
 
 
-def ensembles(table: pd.DataFrame) -> str:
-    rows = _of(table, "E", "an ensemble (notebook 4)")
-    best = rows.loc[rows["validation_accuracy"].idxmax()]
-    singles = table[table["kinds"].isin(["", "D"]) & (table["parameters"] <= 1.05 * best["parameters"])]
-    single = _some(singles, "a single student of the ensemble's size")
-    single = single.loc[single["validation_accuracy"].idxmax()]
-    return (
-        f"{100 * best['accuracy']:.2f} % with {best['parameters'] / 1e3:,.0f} K parameters; the best "
-        f"single network no larger ({single['model']}, {single['parameters'] / 1e3:,.0f} K) has "
-        f"{100 * single['accuracy']:.2f} %, at {single['macs'] / best['macs']:.2f} of its MACs."
+def _kernel_gain(kernels: pd.DataFrame, case: str, dense: str, other: str, density: float) -> float | None:
+    """How many times faster our fastest kernel of `other`, at a density, is than that of `dense`; None without a GPU.
+
+    Of the GPU that was measured last.
+    """
+    if kernels.empty:
+        return None
+    rows = kernels[(kernels["kind"] == "gpu") & (kernels["maker"] == "ours") & (kernels["case"] == case)]
+    rows = rows[rows["device"] == rows.sort_values("time")["device"].iloc[-1]] if len(rows) else rows
+    near = (rows["density"] - density).abs() < 1e-6
+    slow, fast = rows.loc[rows["family"] == dense, "time_ms"], rows.loc[near & (rows["family"] == other), "time_ms"]
+    return None if slow.empty or fast.empty else slow.min() / fast.min()
+
+
+def _kernel_words(gain: float | None) -> str:
+    return "none of our kernels was measured on a GPU" if gain is None else f"{gain:.2f}x in our kernel on a GPU"
+
+
+def ensembles(measured: Measured) -> Answer:
+    models = measured.models
+    best = _best(_some(models[models["kinds"] == "E"], "an ensemble (notebook 4)"))
+    singles = models[models["kinds"].isin(["", "D"]) & (models["parameters"] <= 1.05 * best["parameters"])]
+    single = _best(_some(singles, "a single network of the ensemble's size"))
+    text = (
+        f"{percent(best)} with {best['parameters'] / 1e3:,.0f} K parameters; the best single network of at most 1.05 "
+        f"times as many ({single['model']}, {single['parameters'] / 1e3:,.0f} K) has {percent(single)}, at "
+        f"{single['macs'] / best['macs']:.2f} of its multiply-accumulates."
     )
+    more = 100 * (single["accuracy"] - best["accuracy"])
+    return text, f"the single network has {more:.2f} points more" if more >= 0 else ""
 
 
-def combinations(table: pd.DataFrame) -> str:
-    several = table["kinds"].str.contains("J") | (table["kinds"].str.count("[DPQ]") > 1)
-    rows = _some(table[several], "combinations (notebook 6)")
-    parts, before = [], None
-    for points in (1, 2, 4):
-        row = _smallest_close(rows, points, "lost_to_largest")
+def combinations(measured: Measured) -> Answer:
+    models = measured.models
+    several = models["kinds"].map(lambda kinds: "J" in kinds or len({*kinds} & {*"DPQ"}) > 1)
+    rows = _some(models[several], "combinations (notebook 6)")
+    name, parts, before = measured.name, [], None
+    rows = rows.assign(lost_on_validation=rows["lost_to_largest"])
+    for within in (1, 2, 4):
+        row = _least(rows, "archive_bytes", within)
         if row is not None and row["id"] != before:
-            factor = f"{row['smaller_than_largest']:,.0f}x"
-            parts.append(f"{factor} within {points} point{'s' * (points > 1)} ({row['label']})")
+            factor = f"{row['smaller_than_largest']:,.0f}x within {within} point{'s' * (within > 1)}"
+            parts.append(f"{factor} ({row['label']}, {percent(row)})")
             before = row["id"]
-    text = "; ".join(parts) or "no combination stays within 4 points"
-    return f"Against the largest FP32 network: {text}."
+    text = f"Against {name} in FP32, by validation: {'; '.join(parts) or 'no combination stays within 4 points'}."
+    study = published_study().set_index("label")
+    teacher, theirs = study.loc["ResNet-18 teacher"], study.loc["distilled and pruned 77 % and quantized"]
+    lost, factor = teacher["accuracy"] - theirs["accuracy"], teacher["size_mb"] / theirs["size_mb"]
+    row = _least(rows, "archive_bytes", lost)
+    if row is None:
+        return text, f"no combination stays within {lost:.1f} points"
+    bits = 8 * row["archive_bytes"] / row["parameters"]
+    their_bits = 8e3 * theirs["size_mb"] / study.loc["3-conv student", "parameters_k"]
+    why = (
+        f"within {lost:.1f} points there is {row['smaller_than_largest']:,.0f}x, a weight in {bits:.2f} bits of the "
+        f"archive, there in {their_bits:.1f}"
+    )
+    return text, why if _unlike(row["smaller_than_largest"], factor) else ""
 
 
-Answer = Callable[[pd.DataFrame], str]
-TAKEAWAYS: tuple[tuple[str, str, Answer], ...] = (
+TAKEAWAYS: tuple[tuple[str, str, Callable[[Measured], Answer]], ...] = (
     ("Designing a student", "smaller filters, fewer channels, convolution instead of FC all work", design),
     ("Accuracy over sparsity", "flat, then a kink at about 90 %", kink),
     ("Each method keeps most of the accuracy", "within 2 to 6 points", all_keep),

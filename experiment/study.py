@@ -92,10 +92,9 @@ def export_table(table: pd.DataFrame, name: str) -> list[Path]:
     csv, latex = (figures_folder() / f"{slug(name)}.{ending}" for ending in ("csv", "tex"))
     with atomic_write(csv) as temporary:
         table.to_csv(temporary, index=False)
-    escaped = table.rename(columns=lambda column: column.replace("%", r"\%"))
-    escaped = escaped.map(
-        lambda v: v.replace("_", r"\_").replace("%", r"\%").replace(">", "$>$") if isinstance(v, str) else v
-    )
+    escape = str.maketrans({sign: rf"\{sign}" for sign in "_%#&"} | {">": "$>$"})
+    escaped = table.rename(columns=lambda column: column.translate(escape))
+    escaped = escaped.map(lambda value: value.translate(escape) if isinstance(value, str) else value)
     with atomic_write(latex) as temporary:
         temporary.write_text(escaped.to_latex(index=False, float_format="%.6g", na_rep=""))
     return [csv, latex]

@@ -1,12 +1,17 @@
-"""Every record in one chart: accuracy against bytes, latency or MACs, with the Pareto front."""
+"""Every record in one chart: accuracy against bytes, latency or MACs; and what is recommended for a budget in it."""
 
 from collections.abc import Mapping
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import Markdown, display
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from combination import Recommendation, compared, pareto_front, recommend
+from combination.recommend import BUDGETS
 from plots.style import PALETTE, REPORTED
 
 AXES = {
@@ -37,10 +42,11 @@ def pareto_chart(
     """Test accuracy (%) with its 95 % interval against `column`, a mark a record, coloured by method.
 
     Args:
-        records: with the columns `kinds` (letters of the methods, from `combination.takeaways.compared`).
+        records: with the column `kinds` (letters of the methods, from `combination.compared`).
         column: one of `AXES`.
         reported: hollow marks for figures of others: columns `accuracy` (%) and `x` (in the unit of the axis).
-        budget: lines to draw in: `x`, in the unit of the axis, and `accuracy`, 0..1.
+        budget: bounds as `recommend` takes them; drawn in are that of `column`, and that of validation accuracy at as
+            much test accuracy.
 
     The front joins the records that no other beats on validation accuracy and `column`: validation chooses. A record
     far below the best is a hollow mark at the lower edge, with its accuracy.
@@ -49,14 +55,19 @@ def pareto_chart(
     title, unit = AXES[column]
     failed = records["accuracy"] < records["accuracy"].max() - BELOW  # they would squeeze all others together
     _marks(records[~failed], column, unit, ax)
-    front = _front(records[~failed], column)
-    ax.plot(front[column] / unit, 100 * front["accuracy"], color="0.35", linewidth=1, zorder=1, label="Pareto front")
+    front = records[~failed]
+    front = front[pareto_front(front, (column,))].drop_duplicates([column, "validation_accuracy"]).sort_values(column)
+    style = {"color": "0.35", "linewidth": 1, "zorder": 1}
+    ax.plot(front[column] / unit, 100 * front["accuracy"], **style, label="front by validation")
     if reported is not None:
         ax.plot(reported["x"], reported["accuracy"], **REPORTED)
     _marks_at_the_edge(records[failed], column, unit, ax)
-    for name, draw in (("x", ax.axvline), ("accuracy", ax.axhline)):
-        if budget and name in budget:
-            draw(budget[name] * (100 if name == "accuracy" else 1), color="0.2", linestyle=":", linewidth=1.2)
+    for name, value in (budget or {}).items():
+        bounded, own = BUDGETS[name]
+        if name == "accuracy":
+            ax.axhline(100 * value, color="0.2", linestyle="--", linewidth=1.2, label="bound of validation accuracy")
+        elif bounded == column:
+            ax.axvline(value * own / unit, color="0.2", linestyle=":", linewidth=1.2, label=f"bound of {name}")
     _log_scale(ax)
     ax.set_xlabel(title)
     ax.set_ylabel("test accuracy (%), 95 % interval")
@@ -64,6 +75,45 @@ def pareto_chart(
     unique = dict(zip(labels, handles, strict=True))  # chains of several kinds share one name
     ax.legend(unique.values(), unique.keys(), loc="best", fontsize=9)
     return ax
+
+
+def budget_charts(records: pd.DataFrame, choice: Recommendation, budget: Mapping[str, float]) -> Figure:
+    """A `pareto_chart` beside another for each bound of a cost (or one of the archives), what is recommended ringed.
+
+    `records` as there; `choice` is what `recommend` answers to `budget`.
+    """
+    columns = [BUDGETS[name][0] for name in budget if name != "accuracy"] or ["archive_bytes"]
+    figure, axes = plt.subplots(1, len(columns), figsize=(7.5 * len(columns), 4.5), sharey=True, squeeze=False)
+    for column, ax in zip(columns, axes[0], strict=True):
+        pareto_chart(records, column, budget=budget, ax=ax)
+        place = choice.model[column] / AXES[column][1], 100 * choice.model["accuracy"]
+        ax.plot(*place, "o", markersize=16, markerfacecolor="none", color=PALETTE[6], markeredgewidth=1.5)
+        ax.annotate(choice.name, place, xytext=(12, -14), textcoords="offset points")
+    return figure
+
+
+def show_recommendation(records: pd.DataFrame, **budget: float) -> None:
+    """In a notebook: what is recommended for a budget and why, in `budget_charts` and as a table.
+
+    Raises:
+        BudgetError: see `recommend`.
+    """
+    choice = recommend(records, **budget)
+    budget_charts(compared(records), choice, budget)
+    plt.show()
+    display(Markdown(choice.reason), choice.table())
+
+
+def budget_sliders(records: pd.DataFrame) -> dict[str, ipywidgets.FloatSlider]:
+    """A slider a budget over what the records have, each at its loosest: `interact(..., **budget_sliders(records))`."""
+    sliders = {}
+    for name, (column, unit) in BUDGETS.items():
+        low, high = records[column].min() / unit, records[column].max() / unit
+        if name == "accuracy":
+            high = min(high, 0.999)  # nothing is asked to be right every time
+        span = {"min": low, "max": high, "step": (high - low) / 100 or 1, "readout_format": ".3g"}
+        sliders[name] = ipywidgets.FloatSlider(low if name == "accuracy" else high, description=name, **span)
+    return sliders
 
 
 def _marks(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:
@@ -93,10 +143,3 @@ def _log_scale(ax: Axes) -> None:
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1, 3)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _front(records: pd.DataFrame, column: str) -> pd.DataFrame:
-    """From the left: the records that validate better than all that cost no more."""
-    ordered = records.sort_values([column, "validation_accuracy"], ascending=[True, False])
-    best_before = ordered["validation_accuracy"].cummax().shift(fill_value=-1.0)
-    return ordered[ordered["validation_accuracy"] > best_before]

@@ -1,15 +1,38 @@
-"""The best model for a budget, against exhaustive search over random tables."""
+"""The best model for a budget, against exhaustive search over random tables; takeaways and search on made-up ones."""
 
 import itertools
+import statistics
 import sys
 
+import ipywidgets
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from combination import BudgetError, SearchError, beside_reported, pareto_front, recommend, search, takeaways
+from combination import (
+    BudgetError,
+    Joint,
+    SearchError,
+    beside_reported,
+    compared,
+    front_in_words,
+    pareto_front,
+    recommend,
+    search,
+    study,
+    takeaways,
+)
 from combination.reported import reported_label
-from experiment import published_study
+from distillation import Distill, Ensemble
+from experiment import Recipe, base_recipe, export_table, published_study
+from plots.pareto import budget_charts, budget_sliders, pareto_chart, show_recommendation
+from pruning import Prune, PruneChannels
+from quantization import Quantize
+from training import Train
+
+matplotlib.use("Agg")
 
 COLUMNS = ["validation_accuracy", "archive_bytes", "latency_ms.batch1.median", "macs"]
 
@@ -42,6 +65,22 @@ def test_pareto_front_against_brute_force(seed):
     rows = records.to_dict("records")
     expected = [not any(beats(other, row) for other in rows) for row in rows]
     assert pareto_front(records).tolist() == expected
+    for column in COLUMNS[1:]:
+        better = [
+            [
+                other[COLUMNS[0]] >= row[COLUMNS[0]] and other[column] <= row[column]
+                and (other[COLUMNS[0]], other[column]) != (row[COLUMNS[0]], row[column])
+                for other in rows
+            ]
+            for row in rows
+        ]  # fmt: skip
+        assert pareto_front(records, (column,)).tolist() == [not any(of_row) for of_row in better]
+
+
+def test_what_was_not_measured_is_not_on_the_front():
+    records = random_records(0)
+    records.loc[records.index[:5], "macs"] = np.nan
+    assert not pareto_front(records).iloc[:5].any()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -81,11 +120,36 @@ def test_recommend_against_exhaustive_search(seed):
 def test_the_binding_budget_is_named():
     records = random_records(0).iloc[:2].copy()
     records[COLUMNS] = [[0.9, 10_000, 1.0, 100], [0.8, 1_000, 1.0, 100]]
+    records["accuracy"] = [0.88, 0.79]
     answer = recommend(records, accuracy=0.85, size_kb=5, macs=200)
-    assert "binds: accuracy or size_kb" in answer.reason
+    assert (
+        "binds: accuracy or size_kb" in answer.reason and "validation accuracy >= 0.85, size_kb <= 5" in answer.reason
+    )
     assert answer.missed == ("accuracy",) and answer.model["label"] == "recipe 1"  # 1.33x the errors beats 2x the bytes
-    assert answer.next_better["label"] == "recipe 0" and "10.00x the bytes" in answer.reason
-    assert list(answer.table()["archive KB"]) == [1.0, 10.0]
+    assert answer.next_better["label"] == "recipe 0"
+    assert "+10.00 validation points for 10.00x the bytes" in answer.reason
+    table = answer.table().set_index("")
+    assert table["archive KB"].to_dict() == {
+        "nearest": 1.0,
+        "next better": 10.0,
+    }  # not "recommended": a budget is missed
+    assert table["validation %"].tolist() == [80, 90] and table["accuracy %"].tolist() == [79, 88]
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"size_kb": 20}, "The most accurate on validation of 2 that keep size_kb <= 20."),
+        ({"accuracy": 0.7}, "The smallest archive of 2 that keep validation accuracy >= 0.7."),
+        ({"accuracy": 0.7, "size_kb": 20}, "The fastest of 2"),
+        ({"accuracy": 0.7, "size_kb": 20, "latency_ms": 3}, "The fewest multiply-accumulates of 2"),
+    ],
+)
+def test_why_in_words(budget, words):
+    records = random_records(0).iloc[:2].copy()
+    records[COLUMNS] = [[0.9, 10_000, 2.0, 100], [0.8, 1_000, 1.0, 90]]
+    answer = recommend(records, **budget)
+    assert answer.reason.startswith(words) and answer.table()[""][0] == "recommended"
 
 
 def test_seeds_of_a_recipe_count_as_their_mean():
@@ -124,60 +188,298 @@ def test_no_records_says_how_to_make_them():
         recommend(pd.DataFrame(columns=["id", "label"]), size_kb=1)
 
 
-def study_records():
-    """A base, a quantized, two pruned, a distilled and a combined record, with round figures."""
+# The takeaways
+
+BASE = Recipe("cifar10", (Train("resnet18"),))
+SMALL = BASE.then(Distill("resnet20"))
+
+
+def model(name, recipe, accuracy, kilobytes, *, parameters=100, left=1.0, macs=400, speed=1.0, seconds=0.0, **figures):
+    """A record of a made-up model: `left` is the share of weights that are not zero, `seconds` beyond the base's."""
+    return {
+        "id": name, "label": name, "seed": recipe.seed, "base": "base", "model": recipe.model or "ensemble",
+        "method": " > ".join(type(step).__name__ for step in recipe.steps),
+        "recipe.steps": recipe.describe()["steps"],
+        "accuracy": accuracy, "validation_accuracy": accuracy, "accuracy_low": accuracy - 0.01,
+        "accuracy_high": accuracy + 0.01, "parameters": 1000 * parameters,
+        "nonzero_parameters": 1000 * parameters * left, "archive_bytes": 1000 * kilobytes,
+        "base_onnx_bytes": 1_000_000, "onnx_bytes": 1000 * kilobytes, "macs": macs,
+        "train_seconds": 10.0 + seconds, "latency_ms.batch1.median": 4 / speed, "latency_ms.batch1.speedup": speed,
+        "latency_ms.batch64.speedup": speed, "hardware.cpu": "a CPU", "hardware.instructions": ["avx2"],
+        "operators.convolutions": 20, "operators.integer_convolutions": 20,
+    } | figures  # fmt: skip
+
+
+def study_records(**changes):
+    """The base, and what each takeaway but those of students and ensembles asks for; `changes`: figures by name."""
+    ternary = Quantize("qat", "ternary")
     rows = [
-        ("base", "Train", "resnet18", 0.90, 0.90, 100, 100, 1000, 400),
-        ("int8", "Train > Quantize", "resnet18", 0.899, 0.90, 100, 100, 250, 400),
-        ("half", "Train > Prune", "resnet18", 0.895, 0.895, 100, 50, 550, 400),
-        ("most", "Train > Prune", "resnet18", 0.80, 0.81, 100, 2, 50, 400),
-        ("small", "Train > Distill", "resnet20", 0.885, 0.885, 10, 10, 100, 40),
-        ("tiny", "Train > Distill > Prune > Quantize", "resnet20", 0.882, 0.881, 10, 5, 4, 40),
+        model("base", BASE, 0.90, 1000, onnx_bytes=1_000_000),
+        model("int8", BASE.then(Quantize("qat")), 0.899, 250, speed=1.4, seconds=1),
+        model("half", BASE.then(Prune(sparsity=0.5)), 0.895, 550, left=0.5, speed=1.01, seconds=5),
+        model("most", BASE.then(Prune(sparsity=0.9)), 0.891, 60, left=0.1, speed=1.02, seconds=6),
+        model("too much", BASE.then(Prune(sparsity=0.96)), 0.80, 30, left=0.04, speed=1.02, seconds=7),
+        model("small", SMALL, 0.885, 20, parameters=9, macs=40, speed=5, seconds=3),
+        model("tiny", SMALL.then(Prune()).then(ternary), 0.882, 4, parameters=9, macs=40, speed=8, seconds=9),
     ]
-    columns = ["id", "method", "model", "accuracy", "validation_accuracy"]
-    columns += ["parameters", "nonzero_parameters", "archive_bytes", "macs"]
-    table = pd.DataFrame(rows, columns=columns)
-    constants = {"base": "base", "base_onnx_bytes": 1000, "train_seconds": 10.0, "label": table["id"]}
-    for batch in ("batch1", "batch64"):
-        constants |= {f"latency_ms.{batch}.speedup": [1.0, 2.0, 1.01, 0.99, 4.0, 8.0]}
-    constants |= {"hardware.cpu": "a CPU", "operators.convolutions": 20, "operators.integer_convolutions": 20}
-    table = table.assign(**constants)
-    table["hardware.instructions"] = [["avx2"]] * len(table)
-    table["recipe.steps"] = [[{}]] * len(table)
-    table["onnx_bytes"] = [1000, 250, 1000, 1000, 100, 25]
-    return table
+    return pd.DataFrame([row | changes.get(row["id"].replace(" ", "_"), {}) for row in rows])
 
 
-def test_takeaways_by_hand():
+def more(*rows, **changes):
+    return pd.concat([study_records(**changes), pd.DataFrame(rows)], ignore_index=True)
+
+
+def answer(number, records, kernels=None):
+    return takeaways(records, kernels)["here"][number]
+
+
+AGREES, DIFFERS = " Agrees.", " Differs: because "
+
+
+def test_as_many_takeaways_as_the_study_has():
     answers = takeaways(study_records())["here"]
-    assert len(answers) == 12  # as many as the study's
+    assert len(answers) == 12
     assert answers[1] == "Not measured yet: the study's students (notebook 4)."
-    assert answers[2] == "Within 1 point up to 50 % of the weights removed; at 98 % it loses 10.00."
-    assert "quantization +0.10 points lost at 4.0x" in answers[3] and "pruning +0.50 points lost at 1.8x" in answers[3]
-    assert answers[4] == "Within 2 points of the base, in real files: quantization 4x, pruning 2x, distillation 10x."
-    assert "0.99x with 98 % of them" in answers[10]
     assert answers[11] == "Not measured yet: an ensemble (notebook 4)."
-    assert answers[12] == "Against the largest FP32 network: 250x within 2 points (tiny)."
+    assert all(AGREES in text or DIFFERS in text for number, text in answers.items() if number not in (1, 11))
+
+
+def students(**accuracies):
+    sizes = {"student_baseline": 655, "student_1": 399, "student_2": 376, "student_4": 253}
+    return [
+        model(name, BASE.then(Distill(name)), accuracies.get(name, 0.85), 100, parameters=size)
+        for name, size in sizes.items()
+    ]
+
+
+def test_designing_a_student():
+    easy = more(*students(student_2=0.81), model("wide", BASE.then(Distill("student_4", width=2)), 0.89, 400))
+    text = answer(1, easy)
+    assert text.startswith(
+        "From 85.00 % (84.00 - 86.00): smaller filters 81.00 % (80.00 - 82.00), 4.00 points lost, for "
+    )
+    assert f"{655 / 376:.2f}x fewer parameters; fewer channels 85.00 %" in text  # not the widened one's 89
+    assert text.endswith("fewer parameters. Agrees.")
+    hard = answer(1, more(*students(student_1=0.80)))  # the study's worst: 85.495 - 80.9
+    assert hard.endswith("Differs: because convolution instead of FC has 5.00 points lost, there 4.59 at most.")
+
+
+def test_the_kink_is_that_of_lookahead_on_the_largest_network():
+    records = more(
+        model("random", BASE.then(Prune("random", 0.7)), 0.30, 100, left=0.3),
+        model("channels", BASE.then(PruneChannels()), 0.40, 100),
+        model(
+            "of another", Recipe("cifar10", (Train("resnet20"),)).then(Prune(sparsity=0.6)), 0.1, 9, base="elsewhere"
+        ),
+    )
+    text = answer(2, records)
+    assert text.startswith(
+        "resnet18 pruned by lookahead is within 1 validation point up to 90 % of its weights removed;"
+    )
+    assert "with 96 % it has 80.00 % (79.00 - 81.00), 10.00 points lost. Agrees." in text
+    early = answer(2, study_records(half={"validation_accuracy": 0.88}))
+    assert early.endswith("Differs: because the kink lies between 0 and 50 %.")
+    late = answer(2, study_records(too_much={"validation_accuracy": 0.899}))
+    assert late.endswith("Differs: because the kink lies between 96 and 100 %.")
+    few = study_records().set_index("id", drop=False)
+    assert answer(2, few.drop("too much")).startswith("Not measured yet: resnet18 with between 90 and 100 %")
+    assert answer(2, few.drop("most")).startswith("Not measured yet: resnet18 with between 50 and 96 %")
+
+
+def test_each_method_keeps_most():
+    text = answer(3, study_records())
+    assert "quantization 89.90 % (88.90 - 90.90), 0.10 points lost, at 4.0x" in text
+    assert "pruning 89.50 % (88.50 - 90.50), 0.50 points lost, at 1.8x" in text and text.endswith(AGREES)
+    bad = answer(3, study_records(small={"accuracy": 0.83}, int8={"accuracy": 0.91}))
+    assert bad.endswith(DIFFERS + "distillation loses 7.00 points.") and "1.00 points gained, at 4.0x" in bad
+
+
+def test_what_shrinks_most_and_has_the_fewest_weights():
+    text = answer(4, study_records())
+    assert "within 2 validation points of resnet18, in real files: quantization 4x; pruning 17x; distillation 50x." in (
+        text.replace("Within", "within")
+    ) and text.endswith(AGREES)
+    assert answer(4, study_records(small={"archive_bytes": 500_000})).endswith("because pruning shrinks it 17x.")
+    none = study_records(small={"validation_accuracy": 0.85})
+    assert "distillation none. Differs: because no distilled student comes that near." in answer(4, none)
+    assert "quantization 100 K; pruning 10 K; distillation 9 K. Agrees." in answer(5, study_records())
+    assert answer(5, study_records(small={"nonzero_parameters": 11_000})).endswith("because pruning leaves 10 K.")
+
+
+def test_only_the_largest_network_counts():
+    other, facts = Recipe("cifar10", (Train("resnet20"),)), {"base": "other", "base_onnx_bytes": 90_000, "speed": 9}
+    rows = [
+        model("other", other, 0.95, 90, **facts),
+        model("its int8", other.then(Quantize()), 0.95, 1, seconds=900, **facts),
+        model("its half", other.then(Prune(sparsity=0.97)), 0.95, 1, left=0.01, **facts),
+    ]
+    assert takeaways(more(*rows))["here"].iloc[1:10].equals(takeaways(study_records())["here"].iloc[1:10])
+
+
+def test_shares_of_time():
+    like = {"small": {"latency_ms.batch1.speedup": 5.2}, "int8": {"latency_ms.batch1.speedup": 1.7}}
+    like |= {name: {"latency_ms.batch1.speedup": 4.6} for name in ("half", "most")}
+    text = answer(6, study_records(**like))
+    assert "quantization 0.59; pruning 0.22; distillation 0.19. Agrees." in text
+    assert answer(6, study_records()).endswith("pruning takes 0.98, not 0.21, with 100 % of the multiply-accumulates.")
+
+
+def test_steps_of_size():
+    one = answer(7, study_records())
+    assert "quantization 1 from 250.0 to 250.0 KB; pruning 3 from 30.0 to 550.0 KB" in one and one.endswith(AGREES)
+    again = more(
+        model("minmax", BASE.then(Quantize(calibration="minmax")), 0.89, 260),  # the same step
+        model("int4", BASE.then(Quantize("qat", 4)), 0.89, 120),
+        model("mixed", BASE.then(Quantize("qat", 4, layer_bits=(("conv", 2),))), 0.89, 110),
+    )
+    assert answer(7, again).endswith("because quantization has 3 (4 bits, 4 bits by layer, 8 bits).")
+
+
+def test_effort():
+    text = answer(8, study_records())
+    assert (
+        "quantization 0.10 (0.10 - 0.10), pruning 0.60 (0.50 - 0.70), distillation 0.30 (0.30 - 0.30). Agrees." in text
+    )
+    slow = answer(8, study_records(small={"train_seconds": 40.0}, int8={"train_seconds": 19.0}))
+    assert slow.endswith("because distillation takes the longest and pruning the least.")
+    assert answer(8, study_records(int8={"train_seconds": 14.0})).endswith("because distillation takes the least.")
+
+
+def kernels(device="cpu"):
+    """Gains of 2 in INT8 and of 3 with zeros in a GPU's kernels; an older GPU and a library's are of no account."""
+    rows = [
+        ("gemm_fp32", "fully connected", 1.0, 4.0, "ours", "new", "2"),
+        ("gemm_fp32", "fully connected", 1.0, 6.0, "ours", "new", "2"),
+        ("gemm_int8", "fully connected", 1.0, 2.0, "ours", "new", "2"),
+        ("gemm_int8", "fully connected", 1.0, 0.1, "cuBLASLt", "new", "2"),
+        ("gemm_int8", "fully connected", 1.0, 0.1, "ours", "old", "1"),
+        ("gemv_fp32", "square 25088", 1.0, 9.0, "ours", "new", "2"),
+        ("spmv_csr", "square 25088", 0.1, 3.0, "ours", "new", "2"),
+        ("spmv_csr", "square 25088", 0.01, 0.3, "ours", "new", "2"),
+    ]
+    table = pd.DataFrame(rows, columns=["family", "case", "density", "time_ms", "maker", "device", "time"])
+    return table.assign(kind=device)
+
+
+def test_int8_in_hardware():
+    best = model("int4", BASE.then(Quantize("qat", 4)), 0.91, 120, speed=9)  # more accurate, but not in 8 bits
+    text = answer(9, more(best), kernels("cpu"))
+    assert "in 8 bits: 1.40x over FP32 at batch 1" in text and "20 of 20 convolutions integer" in text
+    assert text.endswith("none of our kernels was measured on a GPU. Agrees.")
+    fast = answer(9, study_records(int8={"latency_ms.batch1.speedup": 2.6}))
+    assert fast.endswith(
+        "because the whole network, not a kernel, gains 2.60x, with 20 of 20 convolutions on integers."
+    )
+    measured = answer(9, study_records(), kernels("gpu"))
+    assert "2.00x in our kernel on a GPU. Differs: because our kernel gains 2.00x" in measured
+    assert answer(9, more(best).query("id != 'int8'")) == "Not measured yet: resnet18 in 8 bits (notebook 2)."
+
+
+def test_sparsity_in_hardware():
+    narrow = model("narrow", BASE.then(PruneChannels()), 0.89, 500, macs=200, speed=1.9)
+    text = answer(10, more(narrow), kernels("cpu"))
+    assert text.startswith(
+        "96 % of resnet18's weights at zero: 1.02x in the dense runtime; whole channels removed: up to"
+    )
+    assert "1.90x" in text and text.endswith("gains 1.02x, with 100 % of the multiply-accumulates left.")
+    assert answer(10, study_records(too_much={"latency_ms.batch1.speedup": 2.8})).endswith(AGREES)
+    assert "3.00x in our kernel on a GPU. Agrees." in answer(10, study_records(), kernels("gpu"))
+    alone = more(narrow)[lambda table: ~table["id"].isin(["half", "most", "too much"])]
+    assert answer(10, alone) == "Not measured yet: resnet18 pruned by lookahead (notebook 3)."
+
+
+def test_ensembles():
+    together = model("both", Recipe("cifar10", (Ensemble((SMALL, SMALL)),)), 0.895, 40, parameters=18, macs=80)
+    text = answer(11, more(together))
+    assert text.startswith("89.50 % (88.50 - 90.50) with 18 K parameters;") and text.endswith(AGREES)
+    assert "(resnet20, 9 K) has 88.50 % (87.50 - 89.50), at 0.50 of its multiply-accumulates" in text
+    alone = more(together, model("wide", BASE.then(Distill("resnet20", width=1.4)), 0.90, 40, parameters=18.5))
+    assert answer(11, alone).endswith("because the single network has 0.50 points more.")
+
+
+def test_combinations():
+    text = answer(12, study_records())
+    assert "250x within 2 points (tiny, 88.20 % (87.20 - 89.20))." in text
+    assert text.endswith(f"there is 250x, a weight in {8 * 4000 / 9000:.2f} bits of the archive, there in 8.5.")
+    assert answer(12, study_records(tiny={"archive_bytes": 8500})).endswith(AGREES)  # 1000 / 8.5 = 118
+    far = answer(12, study_records(tiny={"validation_accuracy": 0.8}))
+    assert far.endswith(
+        "no combination stays within 4 points. Differs: because no combination stays within 7.4 points."
+    )
+    assistant = model("assistant", SMALL.then(Distill("resnet8")), 0.90, 1)  # distilled twice: one method
+    assert answer(12, more(assistant)) == text
+
+
+def test_seeds_are_averaged_first():
+    unlucky = study_records().query("id == 'tiny'").assign(id="tiny 1", seed=1, accuracy=0.86, validation_accuracy=0.86)
+    text = answer(12, pd.concat([study_records(), unlucky], ignore_index=True))
+    assert "within 2 points" not in text and "within 4 points (tiny, 87.10 %" in text  # a mean of 88.2 and 86
+    seeded = study_records().assign(id=lambda t: t["id"] + " 1", base="base 1", seed=1)
+    seeded[["accuracy", "validation_accuracy"]] += 0.02  # the base too: nothing is lost or won
+    both = takeaways(pd.concat([study_records(), seeded], ignore_index=True))["here"]
+    assert "quantization 90.90 % (88.90 - 90.90), 0.10 points lost" in both[3]
+    assert both[4] == answer(4, study_records()) and "250x within 2 points (tiny, 89.20 %" in both[12]
+
+
+@pytest.mark.parametrize("records", [pd.DataFrame(columns=["id", "label", "seed", "accuracy", "onnx_bytes"]), None])
+def test_takeaways_of_little_say_what_is_missing(records):
+    records = study_records().iloc[:1] if records is None else records
+    assert takeaways(records)["here"].str.startswith("Not measured yet").all()
+
+
+def test_compared_by_hand():
+    table = compared(study_records()).set_index("id")
+    assert table["kinds"].to_dict() == {
+        "base": "", "int8": "Q", "half": "P", "most": "P", "too much": "P", "small": "D", "tiny": "DPQ",
+    }  # fmt: skip
+    assert table["lost"].round(6).tolist() == [0, 0.1, 0.5, 0.9, 10, 1.5, 1.8]
+    assert table["macs_left"].tolist() == [1, 1, 1, 1, 1, 0.1, 0.1] and table["of_largest"].all()
+    assert table["training_beyond"].round(6).tolist() == [0, 0.1, 0.5, 0.6, 0.7, 0.3, 0.9]
+    assert table["smaller"].tolist() == table["smaller_than_largest"].tolist() == [
+        1, 4, 1000 / 550, 1000 / 60, 1000 / 30, 50, 250,
+    ]  # fmt: skip
+
+
+RESNET20 = Recipe("cifar10", (Train("resnet20"),))
+STUDENT = BASE.then(Distill("student_3conv"))
+MEMBERS = [BASE.then(Distill(f"student_{number}")) for number in (4, 5, 6)]
 
 
 @pytest.mark.parametrize(
-    ("kinds", "model", "steps", "label"),
+    ("recipe", "label"),
     [
-        ("", "resnet18", [{"step": "Train"}], "ResNet-18 teacher"),
-        ("", "resnet20", [{"step": "Train"}], None),
-        ("Q", "resnet18", [{"step": "Train"}, {"step": "Quantize"}], "static INT8"),
-        ("Q", "resnet18", [{"step": "Train"}, {"step": "Quantize", "mode": "qat"}], "QAT INT8"),
-        ("Q", "resnet18", [{"step": "Train"}, {"step": "Quantize", "mode": "qat", "bits": 4}], None),
-        ("P", "resnet18", [{"step": "Train"}, {"step": "Prune", "sparsity": 0.96}], "pruned 96 %"),
-        ("P", "resnet18", [{"step": "Train"}, {"step": "PruneChannels"}], None),
-        ("D", "student_3", [{"step": "Train"}, {"step": "Distill"}], "Model 3"),
-        ("DPQ", "student_3conv", [{"step": "Prune", "sparsity": 0.77}, {"step": "Quantize"}], "distilled and pruned"),
-        ("DPQ", "resnet20", [{"step": "Prune", "sparsity": 0.77}, {"step": "Quantize"}], None),
+        (BASE, "ResNet-18 teacher"),
+        (RESNET20, None),
+        (BASE.then(Quantize()), "static INT8"),
+        (BASE.then(Quantize("qat")), "QAT INT8"),
+        (BASE.then(Quantize("qat", 4)), None),
+        (BASE.then(Prune(sparsity=0.96)), "pruned 96 %"),
+        (BASE.then(Prune("magnitude", 0.9)), "pruned 90 %"),
+        (BASE.then(Prune("random", 0.9)), None),
+        (BASE.then(PruneChannels()), None),
+        (BASE.then(Distill("student_3")), "Model 3"),
+        (BASE.then(Distill("student_4", width=1.7)), None),
+        (BASE.then(Distill("student_4", alpha=0.47)), None),
+        (BASE.then(Distill("student_4", features="hints")), None),
+        (BASE.then(Distill("student_4", teachers=(BASE, RESNET20))), None),
+        (RESNET20.then(Distill("student_4")), None),
+        (Recipe("cifar10", (Train("resnet18", width=0.5),)).then(Distill("student_4")), None),
+        (STUDENT.then(Prune(sparsity=0.77)).then(Quantize()), "distilled and pruned 77 % and quantized"),
+        (STUDENT.then(Prune(sparsity=0.9)).then(Quantize()), None),
+        (STUDENT.then(Prune("snip", sparsity=0.77)), None),
+        (STUDENT.then(PruneChannels()), None),
+        (BASE.then(Prune(sparsity=0.77)).then(Quantize()), "pruned 77 % and quantized"),
+        (SMALL.then(Prune(sparsity=0.77)).then(Quantize()), None),
+        (Recipe("cifar10", (Ensemble(tuple(MEMBERS)),)), "ensemble of 4 5 6"),
+        (Recipe("cifar10", (Ensemble(tuple(MEMBERS), optimize_weights=True),)), None),
+        (Recipe("cifar10", (Ensemble((*MEMBERS[:2], BASE.then(Distill("student_6", width=2)))),)), None),
     ],
+    ids=lambda value: value.label if isinstance(value, Recipe) else None,
 )
-def test_what_the_study_reports_of_the_same(kinds, model, steps, label):
-    found = reported_label({"kinds": kinds, "model": model, "recipe.steps": steps})
-    assert found == label or (label and found.startswith(label) and found in set(published_study()["label"]))
+def test_what_the_study_reports_of_the_same(recipe, label):
+    record = compared(pd.DataFrame([model("base", BASE, 0.9, 100), model("this", recipe, 0.8, 10)])).iloc[1]
+    assert reported_label(record) == label
+    assert label is None or label in set(published_study()["label"])
 
 
 def test_the_studys_figures_stand_in_their_rows():
@@ -185,8 +487,141 @@ def test_the_studys_figures_stand_in_their_rows():
     assert table["study's %"].fillna(0).tolist() == [90.3, 0] and table["study's MB"][0] == 44.7
 
 
-def test_takeaways_of_a_base_alone_say_what_is_missing():
-    assert takeaways(study_records().iloc[:1])["here"].str.startswith("Not measured yet").all()
+def test_exported_tables_escape_what_latex_reads(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    table = pd.DataFrame({"recipe_ & %": ["resnet20 > Quantize #ab12 & x_y 50 %"], "accuracy": [0.5]})
+    csv, latex = export_table(table, "exported")
+    row = next(line for line in latex.read_text().splitlines() if "Quantize" in line)
+    assert row == r"resnet20 $>$ Quantize \#ab12 \& x\_y 50 \% & 0.5 \\"
+    assert r"recipe\_ \& \% & accuracy \\" in latex.read_text()
+    assert pd.read_csv(csv).equals(table)
+
+
+# Charts
+
+
+def test_the_drawn_front_and_its_words():
+    records = compared(study_records())
+    records["validation_accuracy"] = [0.9, 0.9, 0.85, 0.88, 0.7, 0.89, 0.89]
+    records.loc[records["id"] == "half", "latency_ms.batch1.median"] = 0.1  # the fastest: on another front
+    ax = pareto_chart(records, "archive_bytes", ax=plt.figure().add_subplot())
+    line = next(line for line in ax.lines if line.get_label() == "front by validation")
+    assert np.allclose(line.get_xydata(), [[4, 88.2], [250, 89.9]])  # KB and test accuracy of "tiny" and "int8"
+    assert front_in_words(records, "archive_bytes") == (
+        "2 of 7 records are on the front by validation, from **tiny**, 4.00 KB and 88.20 % (87.20 - 89.20), "
+        "to **int8**, 250.00 KB and 89.90 % (88.90 - 90.90)."
+    )
+    one = records.iloc[:1]
+    assert front_in_words(one, "macs").startswith(
+        "Of 1 records one beats all others on validation: **base**, 0.00 mill"
+    )
+
+
+def test_budgets_are_drawn_and_the_choice_is_ringed():
+    records = study_records(tiny={"macs": 30})
+    budget = {"accuracy": 0.88, "size_kb": 100, "latency_ms": 1.0}
+    choice = recommend(records, **budget)
+    assert choice.model["id"] == "tiny"  # of those that keep all three, the one with the fewest multiply-accumulates
+    size, time = budget_charts(compared(records), choice, budget).axes
+    for ax, bound, place in ((size, 100, 4), (time, 1.0, 0.5)):
+        lines = {line.get_label(): line.get_xydata() for line in ax.lines}
+        upright = [xy for label, xy in lines.items() if label.startswith("bound of") and "accuracy" not in label]
+        assert len(upright) == 1 and (upright[0][:, 0] == bound).all()
+        assert (lines["bound of validation accuracy"][:, 1] == 88).all()
+        ring = next(line for line in ax.lines if line.get_markersize() == 16)
+        assert np.allclose(ring.get_xydata(), [[place, 88.2]])
+        assert [text.get_text() for text in ax.texts if text.get_text() in ("recommended", "nearest")] == [
+            "recommended"
+        ]
+    plt.close("all")
+
+
+def test_an_interactive_recommendation_says_that_a_budget_is_missed(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys.modules["plots.pareto"], "display", lambda *things: shown.extend(things))
+    monkeypatch.setattr(plt, "show", lambda: None)
+    sliders = budget_sliders(study_records())
+    spans = {name: (slider.min, slider.max, slider.value) for name, slider in sliders.items()}
+    assert spans == {
+        "accuracy": (0.8, 0.9, 0.8), "size_kb": (4, 1000, 1000), "latency_ms": (0.5, 4, 4), "macs": (40, 400, 400),
+    }  # fmt: skip
+    assert budget_sliders(study_records(base={"validation_accuracy": 1.0}))["accuracy"].max < 1  # 1 is no budget
+    show_recommendation(study_records(), size_kb=2)
+    assert shown[0].data.startswith("No model keeps size_kb <= 2; this one is nearest. What binds: size_kb")
+    assert shown[1][""][0] == "nearest" and shown[1]["record"][0] == "tiny"
+    ax = plt.gcf().axes[0]
+    assert "nearest" in [text.get_text() for text in ax.texts]
+    plt.close("all")
+    widget = ipywidgets.interactive(lambda **budget: shown.append(budget), **sliders)
+    widget.update()
+    assert shown[-1] == {"accuracy": 0.8, "size_kb": 1000, "latency_ms": 4, "macs": 400}
+
+
+# What notebook 6 compares
+
+
+def test_the_chain_that_joint_is_compared_with_has_its_teacher_and_epochs():
+    base = base_recipe("cifar10", "resnet18")
+    chain = study.in_a_row(base, "resnet20", 0.9, 4)
+    distil, prune, quantize = chain.steps[1:]
+    assert (distil.model, prune.sparsity, quantize.bits) == ("resnet20", 0.9, 4)
+    assert not distil.teachers and prune.teacher == quantize.teacher == base  # the first one's is what it starts from
+    for share in (1.0, 0.5):
+        step = study.joint(base, "resnet20", 0.9, 4, share).steps[-1]
+        assert step.epochs == round(share * (distil.epochs + prune.epochs + quantize.epochs))
+        assert (
+            (step.temperature, step.alpha) == (prune.temperature, prune.alpha) == (quantize.temperature, quantize.alpha)
+        )
+
+
+def test_training_times_are_the_median_epochs(monkeypatch):
+    base = Recipe("digits", (Train("resnet8"),))
+    chain = base.then(Distill("resnet8", epochs=3)).then(Prune(epochs=2))
+    joint = base.then(Joint("resnet8", epochs=5))  # rounds from the fourth epoch on
+    seconds = {
+        chain.prefix(2): [90, 2, 3],  # the first one computed the teacher's logits
+        chain: [4, 6],
+        joint: [80, 1, 2, 7, 9],
+    }
+
+    def records(recipes):
+        return [{"curves": [{"seconds": value} for value in seconds[recipe]]} for recipe in recipes]
+
+    monkeypatch.setattr(study, "run_all", records)
+    assert study.training_seconds(chain, base) == 3 * 3 + 2 * 5
+    assert study.training_seconds(joint, base) == 3 * 2 + 2 * 8
+
+
+def test_loss_and_size_by_hand():
+    bases = [
+        {"id": name, "accuracy": value, "onnx_bytes": 1_000_000} for name, value in (("base", 0.9), ("base 1", 0.92))
+    ]
+    seeded = study_records().assign(id=lambda t: t["id"] + " 1", base="base 1", seed=1)
+    seeded["accuracy"] += 0.03
+    both = pd.concat([study_records(), seeded], ignore_index=True).assign(words="some")
+    table = study.loss_and_size(both, bases, "label", "words")
+    assert table["label"].tolist() == study_records()["label"].tolist() and set(table["words"]) == {"some"}
+    row = table[table["label"] == "half"].iloc[0]
+    assert row["accuracy %"] == 91 and row["seeds"] == 2  # 89.5 and 92.5
+    assert row["points to the base"] == 0 and row["x smaller"] == round(1000 / 550, 1)  # half a point lost, and won
+    assert row["spread"] == round(statistics.stdev([89.5, 92.5]), 2) and row["training s"] == 15
+    assert "seeds" not in study.loss_and_size(study_records(), bases)
+    long = study_records(half={"train_seconds": 1200.0})
+    assert study.loss_and_size(long, bases, "label").set_index("label")["training min"]["half"] == 20
+
+
+def test_recipes_that_share_a_label_are_apart_where_their_words_are():
+    two = study_records().iloc[[1, 1]].assign(late_bits=[2, 3], accuracy=[0.8, 0.9])
+    table = study.loss_and_size(two, [{"id": "base", "accuracy": 0.9, "onnx_bytes": 1_000_000}], "late_bits")
+    assert table["accuracy %"].tolist() == [80, 90]
+
+
+def test_late_bits_are_those_of_the_second_half():
+    base = base_recipe("digits", "resnet20")
+    step = study._candidate(base, {"model": "resnet8", "bits": 4, "late_bits": 2, "first_last_bits": 8}, 3).steps[-1]
+    names = [f"blocks.{block}.{layer}" for block in (1, 2) for layer in ("conv1", "conv2", "shortcut.0")]
+    assert dict(step.layer_bits) == dict.fromkeys(names[2:], 2)  # of ten layers the last five, but for the linear one
+    assert study._candidate(base, {"model": "resnet8", "bits": 4, "late_bits": 4}, 3).steps[-1].layer_bits == ()
 
 
 # The search
@@ -194,23 +629,28 @@ def test_takeaways_of_a_base_alone_say_what_is_missing():
 SPACE = {"width": (0.25, 0.5, 1.0), "bits": (2, 4, 8)}
 
 
-def searched(monkeypatch, tmp_path, tried, **changes):
+def searched(monkeypatch, tmp_path, tried, space=SPACE, fields=None, **changes):
     """A search over made-up trainings, whose accuracy and bytes follow from the choices."""
 
-    def measure(choices):
-        tried.append(choices)
-        return choices["width"] ** 0.1 * (1 - 0.1 / choices["bits"]), int(1000 * choices["width"] * choices["bits"])
+    def measure(recipe):
+        step = recipe.steps[-1]
+        tried.append((step.width, step.bits))
+        return step.width**0.1 * (1 - 0.1 / step.bits), int(1000 * step.width * step.bits)
+
+    def candidate(choices, epochs):
+        return BASE.then(Joint("resnet8", epochs=epochs, **choices, **(fields or {})))
 
     monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path))
     monkeypatch.setattr(sys.modules["combination.search"], "_try", measure)  # the function of its name hides it
-    settings = {"budget": 24, "epochs": 2, "seed": 1} | changes
-    return search("small", "digits", SPACE, lambda choices, epochs: choices, **settings)
+    settings = {"budget": 24, "epochs": 3, "seed": 1} | changes
+    return search("small", "digits", space, candidate, **settings)
 
 
-def test_search_spends_its_budget_and_marks_the_front(monkeypatch, tmp_path):
+@pytest.mark.parametrize("seed", range(4))
+def test_search_spends_its_budget_on_distinct_choices_and_marks_the_front(monkeypatch, tmp_path, seed):
     tried = []
-    table = searched(monkeypatch, tmp_path, tried)
-    assert len(tried) == 12  # 24 epochs pay for so many of two
+    table = searched(monkeypatch, tmp_path, tried, seed=seed)
+    assert len(tried) == len(set(tried)) == len(table) == 8  # 24 epochs pay for so many of three
     for row in table.itertuples():
         beaten = (table["validation_accuracy"] >= row.validation_accuracy) & (
             table["archive_bytes"] < row.archive_bytes
@@ -221,21 +661,55 @@ def test_search_spends_its_budget_and_marks_the_front(monkeypatch, tmp_path):
         assert row.front == (not beaten.any())
 
 
+def test_a_search_ends_when_everything_was_tried(monkeypatch, tmp_path):
+    searched(monkeypatch, tmp_path, tried := [], budget=3000)
+    assert sorted(tried) == sorted(itertools.product(*SPACE.values()))
+
+
 def test_a_search_goes_on_where_it_stopped(monkeypatch, tmp_path):
-    searched(monkeypatch, tmp_path, first := [], budget=10)
+    searched(monkeypatch, tmp_path, first := [], budget=12)
     searched(monkeypatch, tmp_path, second := [], budget=24)
-    assert (len(first), len(second)) == (5, 7)
-    searched(monkeypatch, tmp_path, third := [], budget=24)
-    assert not third
+    assert (len(first), len(second)) == (4, 4) and not set(first) & set(second)
+    table = searched(monkeypatch, tmp_path, third := [], budget=24)
+    assert not third and len(table) == 8
     searched(monkeypatch, tmp_path / "whole", whole := [], budget=24)
-    assert first == whole[:5] and second[:5] != first  # it does not draw again what it drew at its start
+    assert first == whole[:4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"epochs": 4}, "epochs"),
+        ({"seed": 2}, "seed"),
+        ({"space": SPACE | {"bits": (2, 4)}}, "space"),
+        ({"fields": {"sparsity": 0.9}}, "recipe"),  # what is not chosen
+    ],
+)
+def test_a_search_resumed_with_other_settings_is_refused(monkeypatch, tmp_path, changes, named):
+    searched(monkeypatch, tmp_path, [], budget=6)
+    with pytest.raises(SearchError, match=f"begun with another .*{named}"):
+        searched(monkeypatch, tmp_path, [], **changes)
 
 
 def test_wrong_searches(monkeypatch, tmp_path):
-    searched(monkeypatch, tmp_path, [], budget=4)
-    with pytest.raises(SearchError, match="begun with another epochs"):
-        searched(monkeypatch, tmp_path, [], epochs=3)
     with pytest.raises(SearchError, match="pays for no candidate"):
         searched(monkeypatch, tmp_path, [], budget=1)
     with pytest.raises(SearchError, match="at least one choice"):
-        search("empty", "digits", {"width": ()}, lambda choices, epochs: None, budget=2, epochs=1)
+        searched(monkeypatch, tmp_path, [], space={"width": ()})
+
+
+def test_a_kept_search_is_of_its_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    found = [{"model": "resnet8", "validation_accuracy": 0.9, "archive_bytes": 1, "front": True}]
+    begun = []
+    monkeypatch.setattr(study, "search", lambda name, *given, **settings: begun.append(settings) or pd.DataFrame(found))
+    base = base_recipe("digits", "resnet20")
+
+    def asked(**space):
+        return study.smallest(base, {"model": ["resnet8"]} | space, candidates=2, epochs=3)
+
+    asked(), asked(), asked(bits=[4])
+    assert len(begun) == 2  # the second of three was read back
+    monkeypatch.setattr(study, "student_training", lambda base, model: {"batch_size": 64})
+    asked()
+    assert len(begun) == 3

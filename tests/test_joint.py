@@ -1,5 +1,10 @@
 """Joint: one training, whose model keeps its zeros, its integers and its file."""
 
+import math
+import sys
+from fractions import Fraction
+from unittest.mock import Mock
+
 import numpy as np
 import onnx
 import pytest
@@ -39,6 +44,7 @@ def layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 FIELDS = {"sparsity": 0.6, "bits": 4, "epochs": 5, "batch_size": 64, "images": 64, "learning_rate": 0.1}
+FIELDS["layer_bits"] = (("blocks.0.conv1", 2), ("blocks.1.conv2", "ternary"))
 
 
 def test_zeros_integers_and_files(context, teacher, tmp_path):
@@ -47,8 +53,9 @@ def test_zeros_integers_and_files(context, teacher, tmp_path):
     total, zeros = sum(w.size for w in weights.values()), sum(int((w == 0).sum()) for w in weights.values())
     assert zeros >= round(0.6 * total)  # rounding makes more of them
     for name, weight in weights.items():
-        low, high = (-127, 127) if name in ("conv", "linear") else (-8, 7)
-        assert max(-weight.min(), weight.max()) <= max(-low, high)
+        own = {"conv": (-127, 127), "linear": (-127, 127), "blocks.0.conv1": (-2, 1), "blocks.1.conv2": (-1, 1)}
+        low, high = own.get(name, (-8, 7))
+        assert low <= weight.min() and weight.max() <= high
     file = tmp_path / "joint.onnx"
     export_onnx(integer, file, images=normalize(context.dataset.test.images[:64], context.dataset))
     stored = [numpy_helper.to_array(t) for t in onnx.load(file).graph.initializer]
@@ -94,11 +101,40 @@ def test_a_killed_training_ends_the_same(context, teacher, epoch, monkeypatch):
     [
         ({"sparsity": 1.2}, "0 to below 1"), ({"bits": 1}, "2 to 8"), ({"quantize_from": 1.0}, "quantize_from"),
         ({"temperature": 0}, "temperature"), ({"criterion": "luck"}, "lookahead"), ({"epochs": 0}, "epochs"),
+        ({"layer_bits": (("conv", 1),)}, "2 to 8"), ({"epochs": 2}, "no whole epoch to train with .* most 0.5"),
+        ({"epochs": 1}, "at most 0, not 0.6"), ({"epochs": 5, "quantize_from": 0.9}, "at most 0.8, not 0.9"),
     ],
 )  # fmt: skip
 def test_bad_fields(fields, message):
     with pytest.raises(StepError, match=message):
         Joint("resnet8", **fields)
+
+
+def test_layer_bits_of_no_layer(context, teacher):
+    with pytest.raises(StepError, match="'blocks.7.conv1', which is no layer: use some of conv, blocks.0.conv1"):
+        Joint("tiny", layer_bits=(("blocks.7.conv1", 2),)).apply(teacher, context)
+
+
+@pytest.mark.parametrize("tenths", range(10))
+def test_rounding_starts_once_at_the_first_whole_epoch(tenths, monkeypatch):
+    module, started, enabled = sys.modules[Joint.__module__], [], []
+    monkeypatch.setattr(module, "insert_quantizers", lambda model: model)
+    monkeypatch.setattr(module, "calibrate", lambda *given: None)
+    monkeypatch.setattr(module.qat, "start", lambda *given: started.append(epoch))
+    monkeypatch.setattr(module.qat, "enable", lambda *given: enabled.append(epoch))
+    monkeypatch.setattr(module.qat, "before_epoch", lambda *given: None)
+    share = sum([0.1] * tenths)  # such as 0.30000000000000004
+    for epochs in range(1, 21):
+        first = math.ceil(Fraction(tenths, 10) * epochs)
+        if first == epochs:
+            with pytest.raises(StepError, match="no whole epoch"):
+                Joint("resnet8", epochs=epochs, quantize_from=share)
+            continue
+        joint = Joint("resnet8", epochs=epochs, quantize_from=share)
+        started.clear(), enabled.clear()
+        for epoch in range(epochs):
+            joint._before_epoch(None, None, Mock(), Mock(), epoch / epochs)
+        assert started == [first] and enabled == list(range(first, epochs))
 
 
 def test_what_can_come_before_and_after():

@@ -2,8 +2,10 @@
 
 import re
 
+import pandas as pd
 import pytest
 
+import experiment
 from combination import Joint, readme
 from distillation import Distill, Ensemble
 from experiment import Recipe
@@ -21,6 +23,15 @@ def test_readme_shows_the_records_figures(monkeypatch):
     assert readme.written(text) == text, "run `python -m combination.readme`"
 
 
+def test_a_small_model_of_little_accuracy_is_shown(monkeypatch):
+    monkeypatch.delenv("RESULTS_DIR", raising=False)
+    records = experiment.load_records(readme.DATASET)
+    worse = records.iloc[[0]].assign(id="worse", label="worse", validation_accuracy=0.3, archive_bytes=1000)
+    beaten = worse.assign(id="beaten", label="beaten", archive_bytes=1001)
+    monkeypatch.setattr(readme, "load_records", lambda name: pd.concat([records, worse, beaten], ignore_index=True))
+    assert "/worse.json" in readme.table() and "/beaten.json" not in readme.table()
+
+
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
@@ -31,6 +42,7 @@ def test_readme_shows_the_records_figures(monkeypatch):
             BASE.then(Distill("resnet20")).then(Prune(sparsity=0.72)).then(Quantize("qat", "ternary")),
             "resnet20, distilled, pruned 72 %, ternary",
         ),
+        (BASE.then(Prune("magnitude")), "resnet18, pruned 90 % by magnitude"),
         (BASE.then(PruneChannels()), "resnet18, channels pruned to 50 % of the MACs"),
         (BASE.then(Joint("resnet8", bits=2)), "resnet8, distilled, pruned 50 %, 2 bits, in one training"),
         (
