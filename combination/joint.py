@@ -78,7 +78,7 @@ class Joint:
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         teacher = Teacher([model], context)
         student = fresh(self.model, self.width, context)
-        trained = qat.prepare(student, self._bits(student))
+        trained = qat.prepare(student, bits_by_layer(student, self.bits, self.first_last_bits, self.layer_bits))
         _share(student, trained)
         pruner = Pruner(student, context, self._pruning())
         fit(
@@ -92,14 +92,6 @@ class Joint:
             title=f"{self.model} in one training on {context.dataset.name}, seed {context.seed}",
         )
         return qat.finish(trained, student)
-
-    def _bits(self, student: nn.Module) -> dict[str, Bits]:
-        first_last = self.bits if self.first_last_bits is None else self.first_last_bits
-        bits = bits_by_layer(student, self.bits, first_last)
-        unknown = [name for name, _ in self.layer_bits if name not in bits]
-        if unknown:
-            raise StepError(f"layer_bits names {unknown[0]!r}, which is no layer: use some of {', '.join(bits)}")
-        return bits | dict(self.layer_bits)
 
     def _before_epoch(
         self, trained: fx.GraphModule, student: nn.Module, pruner: Pruner, context: Context, done: float

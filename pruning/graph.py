@@ -103,11 +103,7 @@ class _Recorder(fx.Interpreter):
 
 def _before_pooling(layer: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
     node = _input(layer)
-    while (
-        _is(node, modules, POOLING)
-        or (node.op == "call_function" and node.target in POOLING_FUNCTIONS)
-        or (node.op == "call_method" and node.target in POOLING_METHODS)
-    ):
+    while _is_any(node, modules, POOLING, POOLING_FUNCTIONS, POOLING_METHODS):
         node = _input(node)
     return node
 
@@ -160,20 +156,25 @@ def _is(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[type, ...]) -
     return node.op == "call_module" and isinstance(modules[node.target], kinds)
 
 
-def _refuse_unknown(node: fx.Node, modules: dict[str, nn.Module]) -> None:
-    known = (
-        _is(node, modules, PASSING)
-        or (node.op == "call_function" and node.target in PASSING_FUNCTIONS)
-        or (node.op == "call_method" and node.target in PASSING_METHODS and not _over_channels(node))
+def _is_any(
+    node: fx.Node, modules: dict[str, nn.Module], kinds: tuple, functions: tuple, methods: tuple[str, ...]
+) -> bool:
+    return (
+        _is(node, modules, kinds)
+        or (node.op == "call_function" and node.target in functions)
+        or (node.op == "call_method" and node.target in methods)
     )
-    if not known:
+
+
+def _refuse_unknown(node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    if _over_channels(node) or not _is_any(node, modules, PASSING, PASSING_FUNCTIONS, PASSING_METHODS):
         kind = type(modules[node.target]).__name__ if node.op == "call_module" else node.target
         raise StepError(f"{node.name} ({kind}) stands between two layers, and what it does to channels is not known")
 
 
 def _over_channels(node: fx.Node) -> bool:
     """Whether it is a mean that runs over dimension 1, the channels; without a dimension it runs over all."""
-    if node.target != "mean":
+    if node.op != "call_method" or node.target != "mean":
         return False
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 1)
     return 1 in (dims if isinstance(dims, tuple | list) else [dims])

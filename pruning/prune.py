@@ -1,5 +1,6 @@
 """`Prune`: a model in, the same model with most of its weights at zero out."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +120,8 @@ class Pruner:
             raise StepError(f"skip names {unknown[0]!r}, which is no layer: use some of {', '.join(self.graph)}")
         sizes = {name: layer.module.weight.numel() for name, layer in self.graph.items()}
         self._free = [name for name in self.graph if name not in step.skip]
-        left = sum(sizes[name] for name in self._free) / sum(sizes.values())
+        self._total = sum(sizes.values())
+        left = sum(sizes[name] for name in self._free) / self._total
         if step.sparsity >= left:
             raise StepError(f"a sparsity of {step.sparsity} is more than skip leaves, {left:.3f}: skip fewer layers")
         if step.scope == "layer":
@@ -154,10 +156,9 @@ class Pruner:
         self._hold()
 
     def _refuse_sparser(self) -> None:
-        zeros = sum(int((~mask).sum()) for mask in self.masks.values())
-        everything = sum(mask.numel() for mask in self.masks.values())
-        if zeros > round(self.step.sparsity * everything):
-            share = f"{100 * zeros / everything:.1f} % of the weights are zero already"
+        zeros = self._zeros(self.masks)
+        if zeros > round(self.step.sparsity * self._total):
+            share = f"{100 * zeros / self._total:.1f} % of the weights are zero already"
             raise StepError(f"{share}: a sparsity of {self.step.sparsity} cannot bring them back, ask for more")
 
     @torch.no_grad()
@@ -167,13 +168,15 @@ class Pruner:
 
     def _due(self, done: float) -> int:
         """How many weights of the layers that are not skipped are to be zero."""
-        everything = sum(mask.numel() for mask in self.masks.values())
-        skipped = sum(int((~self.masks[name]).sum()) for name in self.step.skip)
-        return round(SCHEDULES[self.step.schedule](done, self.step.sparsity, self.step.rounds) * everything) - skipped
+        share = SCHEDULES[self.step.schedule](done, self.step.sparsity, self.step.rounds)
+        return round(share * self._total) - self._zeros(self.step.skip)
+
+    def _zeros(self, names: Iterable[str]) -> int:
+        return sum(int((~self.masks[name]).sum()) for name in names)
 
     def _advance(self, done: float) -> None:
         due, step = self._due(done), self.step
-        if due <= max(self._asked, sum(int((~self.masks[name]).sum()) for name in self._free)):
+        if due <= self._asked or due <= self._zeros(self._free):  # counting last: this runs after every step
             return
         self._asked = due  # fewer go where a layer keeps its last weight: not to be tried again
         sparsity = due / sum(self.masks[name].numel() for name in self._free)

@@ -78,7 +78,7 @@ class Quantize:
             raise StepError(f"Quantize cannot follow {name}: the model is made of integers already")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        bits = self._bits(model)
+        bits = bits_by_layer(model, self.bits, self.first_last_bits, self.layer_bits)
 
         def rounding(name: str, layer: nn.Module):
             scale = best_scale(layer.weight, bits[name], self.per_channel, largest=bits[name] == 8)
@@ -87,15 +87,6 @@ class Quantize:
         integer = insert_quantizers(model, rounding)
         calibrate(integer, context.dataset, self.images, self.percentile, context.seed, self.calibration)
         return integer if self.mode == "static" else self._train(model, integer, bits, context)
-
-    def _bits(self, model: nn.Module) -> dict[str, Bits]:
-        first_last = self.bits if self.first_last_bits is None else self.first_last_bits
-        bits = bits_by_layer(model, self.bits, first_last)
-        for name, own in self.layer_bits:
-            if name not in bits:
-                raise StepError(f"layer_bits names {name!r}, which is no layer: use some of {', '.join(bits)}")
-            bits[name] = own
-        return bits
 
     def _train(self, model: nn.Module, calibrated: nn.Module, bits: dict[str, Bits], context: Context) -> nn.Module:
         trained = qat.prepare(model, bits)

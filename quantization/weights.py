@@ -1,11 +1,13 @@
 """Weights to few bits: the levels of a width, and the scales that lose least."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import nn
 
 from models.quantized import by_channel
+from training import StepError
 
 Bits = int | Literal["ternary"]
 FRACTIONS = torch.linspace(0.2, 1.0, 41)  # of the scale at which the largest weight is the last level
@@ -44,7 +46,19 @@ def round_weight(weight: torch.Tensor, scale: torch.Tensor, bits: Bits) -> torch
     return torch.round(weight.detach() / by_channel(scale, weight)).clamp(*levels(bits)).to(torch.int8)
 
 
-def bits_by_layer(model: nn.Module, bits: Bits, first_last_bits: Bits) -> dict[str, Bits]:
-    """Bits of each convolution and linear layer by name; the first and the last have their own."""
+def bits_by_layer(
+    model: nn.Module, bits: Bits, first_last_bits: Bits | None, layer_bits: Iterable[tuple[str, Bits]] = ()
+) -> dict[str, Bits]:
+    """Bits of each convolution and linear layer by name.
+
+    The first and the last have their own, None for the same; and so have those that `layer_bits` names.
+
+    Raises:
+        StepError: `layer_bits` names what is no layer.
+    """
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    return {name: first_last_bits if name in (names[0], names[-1]) else bits for name in names}
+    unknown = [name for name, _ in layer_bits if name not in names]
+    if unknown:
+        raise StepError(f"layer_bits names {unknown[0]!r}, which is no layer: use some of {', '.join(names)}")
+    first_last = bits if first_last_bits is None else first_last_bits
+    return {name: first_last if name in (names[0], names[-1]) else bits for name in names} | dict(layer_bits)
