@@ -1,6 +1,6 @@
 """All methods together: the smallest models, the best one for a budget, and what the records say of the study."""
 
-from combination.compared import compared, front_in_words, percent, points
+from combination.compared import compared, front_in_words, points
 from combination.joint import Joint
 from combination.recommend import BudgetError, Recommendation, pareto_front, recommend
 from combination.reported import beside_reported
@@ -16,7 +16,6 @@ __all__ = [
     "compared",
     "front_in_words",
     "pareto_front",
-    "percent",
     "points",
     "recommend",
     "search",

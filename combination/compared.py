@@ -3,6 +3,7 @@
 import pandas as pd
 
 from combination.recommend import pareto_front
+from experiment import percent
 
 LETTERS = {"Quantize": "Q", "Prune": "P", "Distill": "D", "Ensemble": "E", "Joint": "J"}
 UNITS = {
@@ -45,12 +46,6 @@ def _letters(method: str) -> str:
     return "".join(
         letter for step in method.split(" > ") for prefix, letter in LETTERS.items() if step.startswith(prefix)
     )
-
-
-def percent(record: pd.Series) -> str:
-    """Its test accuracy with the 95 % interval: `89.09 % (88.46 - 89.69)`."""
-    low, high = 100 * record["accuracy_low"], 100 * record["accuracy_high"]
-    return f"{100 * record['accuracy']:.2f} % ({low:.2f} - {high:.2f})"
 
 
 def points(lost: float) -> str:

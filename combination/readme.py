@@ -4,7 +4,7 @@ import re
 
 from combination.joint import Joint
 from combination.recommend import candidates, pareto_front
-from experiment import load_records, published_study
+from experiment import interval, load_records, published_study
 from experiment.records import ROOT
 from pruning import Prune, PruneChannels
 from quantization import Quantize
@@ -29,10 +29,9 @@ def table() -> str:
     shown = pareto_front(rows, ("archive_bytes",)) | (rows["id"] == rows["base"])
     for row in rows[shown].sort_values("archive_bytes").to_dict("records"):
         kilobytes = row["archive_bytes"] / 1e3
-        interval = f"{100 * row['accuracy_low']:.2f} - {100 * row['accuracy_high']:.2f}"
         lines.append(
             f"| [{plain(row['recipe.steps'])}](results/{DATASET}/{row['id']}.json) "
-            f"| {100 * row['accuracy']:.2f} ({interval}) | {row['seeds']} | {kilobytes:.1f} "
+            f"| {100 * row['accuracy']:.2f} ({interval(row)}) | {row['seeds']} | {kilobytes:.1f} "
             f"| {whole / kilobytes:.0f} | {row['latency_ms.batch1.median']:.2f} |"
         )
     for label in STUDY:

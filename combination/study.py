@@ -11,7 +11,7 @@ import pandas as pd
 from combination.joint import Joint
 from combination.search import search
 from distillation.study import student, student_training
-from experiment import Recipe, kept_table, run_all, run_table
+from experiment import Recipe, interval, kept_table, run_all, run_table
 from models import build
 from pruning.study import pruned, under_itself
 from quantization.study import trained
@@ -119,12 +119,11 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
     """
     base = pd.json_normalize(list(bases)).set_index("id").loc[table["base"]].set_axis(table.index)
     unit, name = (60, "min") if table["train_seconds"].max() >= 600 else (1, "s")
-    low, high = 100 * table["accuracy_low"], 100 * table["accuracy_high"]
     figures = pd.DataFrame(
         {
             "accuracy %": 100 * table["accuracy"],
-            "low": low,
-            "high": high,
+            "accuracy_low": table["accuracy_low"],
+            "accuracy_high": table["accuracy_high"],
             "points to the base": 100 * (table["accuracy"] - base["accuracy"]),
             "weights not zero K": table["nonzero_parameters"] / 1e3,
             "archive KB": table["archive_bytes"] / 1e3,
@@ -136,8 +135,8 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
     keys = list(dict.fromkeys([*words, "label"]))  # bits by layer, for instance, are in no label
     by_recipe = figures.groupby([table[key] for key in keys], sort=False, dropna=False)
     means = by_recipe.mean()
-    interval = [f"{low:.2f} - {high:.2f}" for low, high in zip(means.pop("low"), means.pop("high"), strict=True)]
-    means.insert(1, "interval", interval)
+    means.insert(1, "interval", means.apply(interval, axis="columns"))
+    means = means.drop(columns=["accuracy_low", "accuracy_high"])
     if len(table) > len(means):
         means.insert(2, "seeds", by_recipe.size())
         means.insert(3, "spread", by_recipe["accuracy %"].std())

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from combination.compared import compared, percent, points
+from combination.compared import compared, points
 from combination.recommend import candidates
 from combination.reported import as_the_study
-from experiment import published_study
+from experiment import percent, published_study
 from pruning import Prune
 from quantization import Quantize
 

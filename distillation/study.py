@@ -13,8 +13,8 @@ from data import Split, load
 from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.teacher import Teacher, taught
-from experiment import Recipe, batch_size, beside_published, kept_table, make, validated
-from measurement import cost, hardware
+from experiment import Recipe, batch_size, beside_published, kept_table, make, percent, validated
+from measurement import cost, machine
 from models import build
 from storage import Checkpoint
 from training import Context, Train, fit, fresh, smoothed_cross_entropy, training_fields
@@ -147,13 +147,6 @@ def _width(name: str, dataset: str, model: str, what: str, target: int) -> float
     return float(kept_table(name, dataset, rows)["width"][0])
 
 
-def percent(records: pd.DataFrame) -> pd.Series:
-    """Test accuracy in % with its 95 % interval, as text: `91.26 (90.69 - 91.80)`."""
-    accuracies = records[["accuracy", "accuracy_low", "accuracy_high"]].to_numpy()
-    texts = [f"{100 * value:.2f} ({100 * low:.2f} - {100 * high:.2f})" for value, low, high in accuracies]
-    return pd.Series(texts, index=records.index)
-
-
 def overlap(one: Mapping, other: Mapping) -> str:
     """Of two records, whether their intervals overlap: where they do not, chance hardly made the difference."""
     apart = one["accuracy_high"] < other["accuracy_low"] or other["accuracy_high"] < one["accuracy_low"]
@@ -167,15 +160,15 @@ def beside_ensemble(compared: pd.DataFrame) -> str:
     """
     place = (compared["kind"] == "ensemble").idxmax()
     compared = compared.assign(slowness=1 / compared["latency_ms.batch1.speedup"])
-    whole, texts = compared.loc[place], percent(compared)
+    whole = compared.loc[place]
     shares = {"file": "onnx_bytes", "MACs": "macs", "latency": "slowness"}
     lines = [
-        f"The {whole['student']} has {texts[place]} % in {whole['onnx_bytes'] / 1e3:,.0f} KB, at "
+        f"The {whole['student']} has {percent(whole)} in {whole['onnx_bytes'] / 1e3:,.0f} KB, at "
         f"{whole['macs'] / 1e6:,.2f} million MACs and {whole['latency_ms.batch1.median']:.3f} ms. Beside it:\n"
     ]
-    for index, row in compared.drop(index=place).iterrows():
+    for _, row in compared.drop(index=place).iterrows():
         beside = ", ".join(f"{row[column] / whole[column]:.2f} of its {word}" for word, column in shares.items())
-        lines.append(f"- {row['student']} ({row['kind']}): {texts[index]} %, {overlap(row, whole)}; {beside}")
+        lines.append(f"- {row['student']} ({row['kind']}): {percent(row)}, {overlap(row, whole)}; {beside}")
     return "\n".join(lines)
 
 
@@ -222,9 +215,7 @@ def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
         ratios = times.div(times["alone"], axis=0).median()
         return [{"epoch": kind, "seconds": times[kind].median(), "ratio": ratios[kind]} for kind in caches]
 
-    machine = hardware()
-    words = f"{machine['cpu']} {machine['cores']} {' '.join(machine['instructions'])} {machine['gpu'] or ''}"
-    return kept_table(f"epoch-costs-{base.id}-{model}-{words}", base.dataset, rows)
+    return kept_table(f"epoch-costs-{base.id}-{model}-{machine()}", base.dataset, rows)
 
 
 def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """What the notebooks share: the base recipes, the table of records, and the published study's figures."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -54,6 +54,16 @@ def validated(name: str, cases: Iterable[tuple[dict, Recipe]]) -> pd.DataFrame:
     return kept_table(f"{name}-{ids}", dataset, rows)
 
 
+def percent(record: Mapping) -> str:
+    """A record's test accuracy with its 95 % interval: `89.09 % (88.46 - 89.69)`."""
+    return f"{100 * record['accuracy']:.2f} % ({interval(record)})"
+
+
+def interval(record: Mapping) -> str:
+    """The 95 % interval of a record's test accuracy, in %: `88.46 - 89.69`."""
+    return f"{100 * record['accuracy_low']:.2f} - {100 * record['accuracy_high']:.2f}"
+
+
 def summary(records: pd.DataFrame) -> pd.DataFrame:
     """A row a recipe, seeds averaged: accuracy in % with its 95 % interval, size, MACs, latency at batch 1.
 
@@ -68,7 +78,7 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
                 "recipe": label,
                 "seeds": len(group),
                 "accuracy %": round(100 * group["accuracy"].mean(), 2),
-                "interval": f"{100 * group['accuracy_low'].mean():.2f} - {100 * group['accuracy_high'].mean():.2f}",
+                "interval": interval(group[["accuracy_low", "accuracy_high"]].mean()),
                 "spread": round(100 * group["accuracy"].std(), 2),
                 "parameters K": round(first["parameters"] / 1e3, 1),
                 "MACs M": round(first["macs"] / 1e6, 1),

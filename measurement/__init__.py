@@ -2,7 +2,7 @@
 
 from measurement.accuracy import accuracy, agreement, answers, wilson_interval
 from measurement.cost import cost, operator_counts
-from measurement.latency import available_cores, hardware, latency, time_by_turns
+from measurement.latency import available_cores, hardware, latency, machine, time_by_turns
 
 __all__ = [
     "accuracy",
@@ -12,6 +12,7 @@ __all__ = [
     "cost",
     "hardware",
     "latency",
+    "machine",
     "operator_counts",
     "time_by_turns",
     "wilson_interval",

@@ -23,6 +23,7 @@ RUNS = (7, 200)  # at least, at most
 SECONDS = 1.5  # at most for each batch size and thread count, between the least and the most runs
 PRECISION = 0.01  # standard error of the ratio to the base at which timing may end sooner
 PAUSE = 0.01  # seconds for the threads of the one before to stop spinning: they would take this one's cores
+AWAKE = 0.01  # seconds of calls that fill the caches again and wake all threads: a single short call may wake but one
 QUIET = 0.1  # share of the cores that other programs may use
 
 
@@ -67,6 +68,12 @@ def hardware() -> dict:
     }
 
 
+def machine() -> str:
+    """The hardware in one line: the name under which times that were taken here are kept."""
+    here = hardware()
+    return " ".join([here["cpu"], str(here["cores"]), *here["instructions"], *filter(None, [here["gpu"]])])
+
+
 def time_by_turns(file: Path, base_file: Path, base: nn.Module, images: np.ndarray, threads: int) -> dict:
     """One setting of `latency`: normalized images `[B, C, H, W]` (float32), so many threads."""
     session, base_session = open_onnx(file, threads), open_onnx(base_file, threads)
@@ -106,12 +113,19 @@ def _alternate(*functions: Callable[[], object], pause: float = 0.0) -> np.ndarr
         row = []
         for function in functions:
             time.sleep(pause)
-            function()  # back into the caches after the others' turn
+            _warm(function)
             started = time.perf_counter()
             function()
             row.append(1000 * (time.perf_counter() - started))
         rows.append(row)
     return np.array(rows).T
+
+
+def _warm(function: Callable[[], object]) -> None:
+    until = time.perf_counter() + AWAKE
+    function()
+    while time.perf_counter() < until:
+        function()
 
 
 def _settled(rows: list[list[float]]) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from data import load, normalize
 from experiment import Recipe, batch_size, beside_published, kept_table, make, run_table
-from measurement import hardware
+from measurement import machine
 from quantization.mixed import allocate, sensitivity
 from quantization.noise import signal_to_noise
 from quantization.paths import PATHS, paths
@@ -104,9 +104,7 @@ def ways(base: Recipe) -> pd.DataFrame:
         nowhere = Checkpoint(None)
         return paths(make(base), Context(load(base.dataset), base.seed, torch.device("cpu"), nowhere, make, cache=None))
 
-    machine = hardware()
-    words = f"{machine['cpu']} {machine['cores']} {' '.join(machine['instructions'])}"
-    return kept_table(f"paths-{len(PATHS)}-{base.id}-{words}", base.dataset, rows)
+    return kept_table(f"paths-{len(PATHS)}-{base.id}-{machine()}", base.dataset, rows)
 
 
 def mixed(base: Recipe, average: int = 3) -> Recipe:

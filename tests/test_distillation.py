@@ -17,7 +17,7 @@ from data import Dataset, Split, batches, load, normalize
 from distillation import Distill, Ensemble, Teacher, attention_loss, distillation_loss, errors, hint_loss, study, taught
 from distillation.ensemble import best_weights
 from distillation.features import Guided, map_places, maps_at
-from experiment import Recipe, run
+from experiment import Recipe, percent, run
 from models import build, combine
 from plots.distillation import accuracy_by_parameters
 from storage import Checkpoint, export_onnx, open_onnx, run_onnx
@@ -574,13 +574,13 @@ COMPARED = pd.DataFrame(
 
 
 def test_sentences_on_an_ensemble():
-    assert study.percent(COMPARED)[1] == "95.00 (93.00 - 96.00)"
+    assert percent(COMPARED.loc[1]) == "95.00 % (93.00 - 96.00)"
     first, empty, *others = study.beside_ensemble(COMPARED).splitlines()
-    assert first == "The both has 95.00 (93.00 - 96.00) % in 1 KB, at 2.00 million MACs and 0.400 ms. Beside it:"
+    assert first == "The both has 95.00 % (93.00 - 96.00) in 1 KB, at 2.00 million MACs and 0.400 ms. Beside it:"
     assert not empty and others == [
-        "- s (a member): 90.00 (88.00 - 92.00) %, the intervals do not overlap; 0.50 of its file, 0.50 of its MACs, "
+        "- s (a member): 90.00 % (88.00 - 92.00), the intervals do not overlap; 0.50 of its file, 0.50 of its MACs, "
         "0.50 of its latency",
-        "- s, widened (one network of its size): 94.00 (92.50 - 95.00) %, the intervals overlap; 1.10 of its file, "
+        "- s, widened (one network of its size): 94.00 % (92.50 - 95.00), the intervals overlap; 1.10 of its file, "
         "1.50 of its MACs, 0.75 of its latency",
     ]
 

@@ -86,12 +86,30 @@ def test_latency_of_a_file_against_itself(folders, tmp_path):
 def test_runs_are_timed_by_turns(monkeypatch):
     calls = []
     monkeypatch.setattr(timing, "SECONDS", 0.0)
+    monkeypatch.setattr(timing, "AWAKE", 0.0)
     slow = lambda: (calls.append("b"), time.sleep(0.004))  # noqa: E731
     times = timing._alternate(lambda: calls.append("a"), slow, lambda: calls.append("c"))
     # In its turn each is called twice: once to be back in the caches, once for the clock.
     assert calls == ["a", "b", "c"] * timing.WARMUP_RUNS + ["a", "a", "b", "b", "c", "c"] * timing.RUNS[0]
     assert times.shape == (3, timing.RUNS[0])
     assert (times[1] >= 4).all() and np.median(times[0]) < 1 and np.median(times[2]) < 1
+
+
+@pytest.mark.parametrize(("awake", "milliseconds"), [(0.0, 2), (timing.AWAKE, 0)])
+def test_threads_that_wake_slowly_are_awake_before_the_clock_starts(monkeypatch, awake, milliseconds):
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    monkeypatch.setattr(timing, "AWAKE", awake)
+    last = woken = 0.0
+
+    def sleepy():  # takes 2 ms longer in the first 5 ms after it was left alone for 8 ms
+        nonlocal last, woken
+        now = time.perf_counter()
+        woken = now if now - last > 0.008 else woken
+        time.sleep(0.002 if now - woken < 0.005 else 0)
+        last = time.perf_counter()
+
+    times = timing._alternate(sleepy, pause=0.01)
+    assert milliseconds <= np.median(times) < milliseconds + 1
 
 
 def test_timing_ends_when_the_ratio_is_known():
