@@ -1,13 +1,16 @@
 """What notebook 3 compares: lists of cases, each some words about it and its recipe, and tables beside them."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import pandas as pd
 import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
 
-from data import Dataset, load
+from data import Dataset, load, normalize
 from experiment import Recipe, batch_size, beside_published, kept_table, make, validated
 from models import build
 from pruning.channels import PruneChannels
@@ -72,7 +75,11 @@ def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
-    """Validation accuracy (0..1) after pruning alone, by every criterion: columns criterion, sparsity, accuracy."""
+    """Validation accuracy (0..1) after pruning alone, by every criterion.
+
+    Columns criterion, sparsity, accuracy, recalibrated, seed. Batch norms still divide by statistics of all weights:
+    `recalibrated` is the accuracy with those of the pruned network (Li et al., "EagleEye", ECCV 2020).
+    """
 
     def rows() -> list[dict]:
         dataset, found = load(base.dataset), []
@@ -85,10 +92,20 @@ def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
                 for layer, mask in select(scores, value, "global", name in COMPARABLE).items():
                     graph[layer].module.weight.data.copy_(kept[layer] * mask)
                 accuracy = evaluate(model, dataset, dataset.validation)
-                found.append({"criterion": name, "sparsity": value, "accuracy": accuracy, "seed": base.seed})
+                anew = evaluate(recalibrated(model, dataset, base.seed), dataset, dataset.validation)
+                words = {"criterion": name, "sparsity": value, "seed": base.seed}
+                found.append(words | {"accuracy": accuracy, "recalibrated": anew})
         return found
 
-    return kept_table(f"one-shot-{base.id}-{'-'.join(map(str, (*values, *CRITERIA)))}", base.dataset, rows)
+    return kept_table(f"pruned-alone-{base.id}-{'-'.join(map(str, (*values, *CRITERIA)))}", base.dataset, rows)
+
+
+def recalibrated(model: nn.Module, dataset: Dataset, seed: int, images: int = 2048) -> nn.Module:
+    """A copy of the model whose batch norms hold the statistics of so many training images, drawn by the seed."""
+    model = copy.deepcopy(model)
+    drawn = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))[:images]
+    update_bn(normalize(dataset.train.images[drawn], dataset).chunk(8), model)
+    return model
 
 
 def after_an_epoch(base: Recipe, sparsity: float) -> pd.DataFrame:
@@ -96,6 +113,14 @@ def after_an_epoch(base: Recipe, sparsity: float) -> pd.DataFrame:
     training = _training(base) | {"epochs": 1}
     recipes = {name: base.then(Prune(name, sparsity, schedule="one_shot", **training)) for name in CRITERIA}
     return validated("one-shot-tuned", [({"criterion": name}, recipe) for name, recipe in recipes.items()])
+
+
+def at_once(base: Recipe, sparsity: float) -> pd.DataFrame:
+    """Both of the above at one sparsity: a row a criterion, a column a stage."""
+    alone = one_shot(base, [sparsity]).set_index("criterion")
+    trained = after_an_epoch(base, sparsity).set_index("criterion")["accuracy"]
+    stages = {"pruned": alone["accuracy"], "batch norm recalibrated": alone["recalibrated"]}
+    return pd.DataFrame(stages | {"trained for an epoch": trained})
 
 
 def ways(base: Recipe, criterion: str, sparsity: float, **training) -> pd.DataFrame:

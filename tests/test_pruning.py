@@ -11,10 +11,10 @@ import torchvision
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from data import Split, load
+from data import Split, load, normalize
 from experiment import Recipe
 from models import ARCHITECTURES, build
-from pruning import CRITERIA, Prune, Pruner, layer_graph
+from pruning import CRITERIA, Prune, Pruner, layer_graph, study
 from pruning.criteria import _images, fisher, hutchinson, lookahead, lookahead_act, lookahead_bn, lookahead_obd, obd
 from pruning.graph import by_weight, read
 from pruning.masks import layer_shares, select
@@ -686,3 +686,20 @@ def test_bad_fields(fields, message):
 def test_integers_are_not_pruned():
     with pytest.raises(StepError, match="prune first"):
         Prune().follows(Quantize())
+
+
+def test_recalibrated_batch_norm_holds_the_statistics_of_the_pruned_network(context):
+    model = network().train(False)
+    model.conv.weight.data[::2] *= 0.1
+    drawn = study.recalibrated(model, context.dataset, seed=3, images=64)
+    assert not drawn.training and torch.equal(drawn.conv.weight, model.conv.weight)
+    # All 256 images in eight equal parts: the mean over all, and the mean of the parts' unbiased variances.
+    whole = study.recalibrated(model, context.dataset, seed=3, images=256)
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(3))
+    pixels = normalize(context.dataset.train.images[order], context.dataset)
+    with torch.no_grad():
+        answers = model.conv(pixels).double().numpy().reshape(8, 32, -1, *pixels.shape[2:])
+    assert np.allclose(whole.bn.running_mean, answers.mean(axis=(0, 1, 3, 4)), atol=1e-5)
+    assert np.allclose(whole.bn.running_var, answers.var(axis=(1, 3, 4), ddof=1).mean(axis=0), rtol=1e-4)
+    assert not torch.equal(drawn.bn.running_mean, whole.bn.running_mean)
+    assert not torch.allclose(model.bn.running_var, whole.bn.running_var)  # a copy: the model keeps its own
