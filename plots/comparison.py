@@ -4,9 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from plots.style import METHOD_COLORS, REPORTED
+from plots.style import METHOD_COLORS, REPORTED, log_scale
 
 
 def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
@@ -26,10 +25,7 @@ def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None =
             ax.annotate(model, (size.iloc[0], y.max()), xytext=(8, 5), textcoords="offset points", fontsize=9)
     if reported is not None:
         ax.plot(reported["size_mb"], reported["accuracy"], **REPORTED)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    log_scale(ax)
     ax.margins(x=0.12, y=0.12)
     ax.set_xlabel("archive, from which the model is restored (MB, log scale)")
     ax.set_ylabel("test accuracy (%), 95 % interval")

@@ -6,10 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from plots.style import MARKERS, PALETTE, REPORTED
+from plots.style import MARKERS, PALETTE, REPORTED, log_scale
 
 
 def accuracy_by_parameters(
@@ -37,10 +37,7 @@ def accuracy_by_parameters(
             [REPORTED["color"]] * len(reported),
         )
         named = [[*own, *other] for own, other in zip(named, others, strict=True)]
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    log_scale(ax)
     ax.margins(x=0.15, y=0.15)
     ax.set_xlabel("parameters (thousands, log scale)")
     ax.set_ylabel("test accuracy (%), 95 % interval")

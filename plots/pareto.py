@@ -8,11 +8,10 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from combination import Recommendation, compared, pareto_front, recommend
 from combination.recommend import BUDGETS
-from plots.style import PALETTE, REPORTED
+from plots.style import PALETTE, REPORTED, log_scale
 
 AXES = {
     "archive_bytes": ("archive (KB, log scale)", 1e3),
@@ -68,7 +67,7 @@ def pareto_chart(
             ax.axhline(100 * value, color="0.2", linestyle="--", linewidth=1.2, label="bound of validation accuracy")
         elif bounded == column:
             ax.axvline(value * own / unit, color="0.2", linestyle=":", linewidth=1.2, label=f"bound of {name}")
-    _log_scale(ax)
+    log_scale(ax)
     ax.set_xlabel(title)
     ax.set_ylabel("test accuracy (%), 95 % interval")
     handles, labels = ax.get_legend_handles_labels()
@@ -134,12 +133,3 @@ def _marks_at_the_edge(records: pd.DataFrame, column: str, unit: float, ax: Axes
         style = {"xytext": (0, height), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
         ax.annotate(f"{100 * row['accuracy']:.0f} %", place, **style)
     ax.set_ylim(bottom=floor)
-
-
-def _log_scale(ax: Axes) -> None:
-    """Ticks at 1, 2 and 5, or where there are many decades at 1 and 3, in plain numbers."""
-    ax.set_xscale("log")
-    low, high = ax.get_xlim()
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1, 3)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())

@@ -5,22 +5,25 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Arc
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from plots.style import PALETTE, line_style
+from plots.style import PALETTE, line_style, log_scale
 
 
 def accuracy_by_sparsity(table: pd.DataFrame, base_accuracy: float, ax: Axes | None = None) -> Axes:
     """Accuracy (%) against sparsity (%), a line a criterion: the mean over seeds, a bar of one standard deviation.
 
-    `table`: columns `criterion`, `sparsity` (0..1), `accuracy` (0..1) and, for bars, several seeds.
+    `table`: columns `criterion`, `sparsity` and `accuracy` (0..1). Of records of one seed the bar is the 95 % interval.
     """
     ax = ax or plt.gca()
+    count, apart = table["criterion"].nunique(), 0.6 * np.ptp(table["sparsity"])  # so that bars stand side by side
     for index, (criterion, group) in enumerate(table.groupby("criterion", sort=False)):
         points = 100 * group.groupby("sparsity")["accuracy"].agg(["mean", "std"])
-        style = line_style(index)
-        x = 100 * points.index.to_numpy() + 0.25 * (index - table["criterion"].nunique() / 2) / 10
-        ax.errorbar(x, points["mean"], yerr=points["std"].fillna(0), capsize=2, label=criterion, **style)
+        bars = points["std"].fillna(0).to_numpy()
+        if "accuracy_low" in table and group["sparsity"].is_unique:
+            ends = 100 * group.set_index("sparsity").loc[points.index, ["accuracy_low", "accuracy_high"]]
+            bars = ends.sub(points["mean"], axis="index").abs().to_numpy().T
+        x = 100 * points.index + (index - (count - 1) / 2) * apart
+        ax.errorbar(x, points["mean"], yerr=bars, capsize=2, label=criterion, **line_style(index))
     ax.axhline(100 * base_accuracy, color="0.3", linestyle="--", linewidth=1, label="not pruned")
     ax.set_xlabel("weights that are zero (%)")
     ax.set_ylabel("accuracy (%)")
@@ -60,8 +63,7 @@ def density_bars(tables: dict[str, pd.DataFrame], ax: Axes | None = None) -> Axe
         ax.barh(positions, 100 * table["density"], height=height, color=line_style(index)["color"], label=criterion)
     ax.set_yticks(range(count), table["layer"], fontsize=8)
     ax.invert_yaxis()
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    log_scale(ax)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("weights left in the layer (%, log scale)")
     ax.legend(fontsize=9)
@@ -97,12 +99,7 @@ def sparse_against_dense(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         label = f"{layer} ({first['rows']} x {first['inner']})"
         ax.plot(100 * group["density"], group["dense_ms"] / group["csr_ms"], label=label, **line_style(index))
     ax.axhline(1, color="0.3", linestyle="--", linewidth=1, label="dense")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_minor_formatter(NullFormatter())
+    log_scale(ax, "xy")
     ax.set_xlabel("weights that are not zero (%, log scale)")
     ax.set_ylabel("speed of the CSR product (times dense)")
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -2,6 +2,8 @@
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiment.records import figures_folder, slug
 from storage import atomic_write
@@ -33,6 +35,17 @@ def line_style(index: int) -> dict:
     """Colour, marker and line of the index-th line of a chart: solid once round the palette, then dashed."""
     cycle, place = divmod(index, len(PALETTE))
     return {"color": PALETTE[place], "marker": MARKERS[place], "linestyle": "--" if cycle % 2 else "-"}
+
+
+def log_scale(ax: Axes, names: str = "x") -> None:
+    """Make the axes of these names logarithmic, ticks at 1, 2 and 5, over many decades at 1 and 3, as plain numbers."""
+    for name in names:
+        ax.set(**{f"{name}scale": "log"})
+        axis: Axis = getattr(ax, f"{name}axis")
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1, 3)))
+        axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def save_figure(ax: Axes, name: str) -> None:
