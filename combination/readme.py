@@ -26,7 +26,8 @@ def table() -> str:
     lines = [HEAD, "|---|---|---|---|---|---|"]
     rows = candidates(records)  # a row a recipe, seeds averaged
     rows["seeds"] = rows["label"].map(records.groupby("label").size())
-    shown = pareto_front(rows, ("archive_bytes",)) | (rows["id"] == rows["base"])
+    bases = records.loc[records["id"] != records["base"], "base"]  # that something was made of
+    shown = pareto_front(rows, ("archive_bytes",)) | rows["id"].isin(bases)
     for row in rows[shown].sort_values("archive_bytes").to_dict("records"):
         kilobytes = row["archive_bytes"] / 1e3
         lines.append(

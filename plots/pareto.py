@@ -50,7 +50,7 @@ def pareto_chart(
     The front joins the records that no other beats on validation accuracy and `column`: validation chooses. A record
     far below the best is a hollow mark at the lower edge, with its accuracy.
     """
-    ax = ax or plt.gca()
+    ax = ax or plt.subplots(figsize=(9, 4.5))[1]
     title, unit = AXES[column]
     failed = records["accuracy"] < records["accuracy"].max() - BELOW  # they would squeeze all others together
     _marks(records[~failed], column, unit, ax)
@@ -72,7 +72,7 @@ def pareto_chart(
     ax.set_ylabel("test accuracy (%), 95 % interval")
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))  # chains of several kinds share one name
-    ax.legend(unique.values(), unique.keys(), loc="best", fontsize=9)
+    ax.legend(unique.values(), unique.keys(), fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
@@ -82,7 +82,7 @@ def budget_charts(records: pd.DataFrame, choice: Recommendation, budget: Mapping
     `records` as there; `choice` is what `recommend` answers to `budget`.
     """
     columns = [BUDGETS[name][0] for name in budget if name != "accuracy"] or ["archive_bytes"]
-    figure, axes = plt.subplots(1, len(columns), figsize=(7.5 * len(columns), 4.5), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(columns), figsize=(9 * len(columns), 4.5), sharey=True, squeeze=False)
     for column, ax in zip(columns, axes[0], strict=True):
         pareto_chart(records, column, budget=budget, ax=ax)
         place = choice.model[column] / AXES[column][1], 100 * choice.model["accuracy"]
@@ -129,7 +129,7 @@ def _marks_at_the_edge(records: pd.DataFrame, column: str, unit: float, ax: Axes
     for index, row in enumerate(records.sort_values(column).to_dict("records")):
         color, place = GROUPS.get(row["kinds"], CHAIN)[1], (row[column] / unit, floor)
         ax.plot(*place, "v", color=color, markerfacecolor="none", clip_on=False)
-        height = 6 + 10 * (index % 2)  # neighbours' words would overlap
+        height = 6 + 10 * (index % 3)  # neighbours' words would overlap
         style = {"xytext": (0, height), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
         ax.annotate(f"{100 * row['accuracy']:.0f} %", place, **style)
     ax.set_ylim(bottom=floor)
