@@ -2,6 +2,8 @@
 # make study DATASET=cifar10     the real thing (hours without a GPU; finished parts are read back)
 # make test | lint | lab
 DATASET ?= digits
+# Notebooks run in their folder: a relative path of images is taken from here.
+override DATASET := $(if $(filter folder:%,$(DATASET)),folder:$(abspath $(patsubst folder:%,%,$(DATASET))),$(DATASET))
 PYTHON  ?= python3
 BIN     := .venv/bin
 

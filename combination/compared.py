@@ -29,11 +29,16 @@ def compared(records: pd.DataFrame) -> pd.DataFrame:
     table["lost_on_validation"] = 100 * (bases["validation_accuracy"] - table["validation_accuracy"])
     table["smaller"] = table["base_onnx_bytes"] / table["archive_bytes"]
     table["macs_left"] = table["macs"] / bases["macs"]
-    table["training_beyond"] = table["train_seconds"] / bases["train_seconds"] - 1
+    begun = table["method"].str.startswith("Train")  # others, with teachers of their own, hold no base's training
+    table["training_beyond"] = table["train_seconds"] / bases["train_seconds"] - begun
     table["of_largest"] = False
     own = table[table["id"] == table["base"]]
     if not own.empty:
-        largest = own[own["label"] == own.loc[own["onnx_bytes"].idxmax(), "label"]]  # its seeds
+        largest = own[own["onnx_bytes"] == own["onnx_bytes"].max()]
+        used = bases["label"][bases["label"].isin(largest["label"])].mode()[
+            0
+        ]  # of several trainings what most is made of
+        largest = own[own["label"] == used]  # its seeds
         table["of_largest"] = table["base"].isin(largest["id"])
         table["lost_to_largest"] = 100 * (largest["validation_accuracy"].mean() - table["validation_accuracy"])
         table["smaller_than_largest"] = largest["onnx_bytes"].mean() / table["archive_bytes"]

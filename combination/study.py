@@ -155,7 +155,8 @@ def smallest(
 
     def rows() -> list[dict]:
         budget = candidates * epochs
-        found = search(f"{name}-{base.id}-{epochs}", base.dataset, space, candidate, budget=budget, epochs=epochs)
+        journal = f"{name}-{base.id}-{epochs}-{settings}"  # another space is another search
+        found = search(journal, base.dataset, space, candidate, budget=budget, epochs=epochs)
         return found.to_dict("records")
 
     example = candidate({key: values[0] for key, values in space.items()}, epochs)

@@ -19,7 +19,8 @@ METHODS = {"quantization": "Q", "pruning": "P", "distillation": "D"}
 KINK, INT8_GAIN, SPARSE_GAIN = 0.9, 1.36, 2.9
 SHARES_OF_TIME = {"quantization": 0.6, "pruning": 0.21, "distillation": 0.2}
 
-Answer = tuple[str, str]  # what the records say; why the study's claim does not hold of them, empty where it does
+# What the records say; why the study's claim does not hold of them, empty where it does, None where they cannot tell.
+Answer = tuple[str, str | None]
 
 
 class NotMeasured(Exception):
@@ -70,7 +71,8 @@ def takeaways(records: pd.DataFrame, kernels: pd.DataFrame | None = None) -> pd.
     for number, (subject, found, answer) in enumerate(TAKEAWAYS, start=1):
         try:
             text, why = answer(_measured(records, pd.DataFrame() if kernels is None else kernels))
-            ours = f"{text} {f'Differs: because {why}.' if why else 'Agrees.'}"
+            verdict = "No verdict yet." if why is None else f"Differs: because {why}." if why else "Agrees."
+            ours = f"{text} {verdict}"
         except NotMeasured as error:
             ours = f"Not measured yet: {error}."
         rows.append({"": number, "takeaway": subject, "the study": found, "here": ours})
@@ -243,10 +245,7 @@ def int8_hardware(measured: Measured) -> Answer:
         "integer"
     )
     kernel = _kernel_gain(measured.kernels, "fully connected", "gemm_fp32", "gemm_int8", 1.0)
-    where = "our kernel" if kernel else "the whole network, not a kernel,"
-    gain = kernel or network
-    why = f"{where} gains {gain:.2f}x, with {integer} on integers" if _unlike(gain, INT8_GAIN) else ""
-    return f"{text}; {_kernel_words(kernel)}.", why
+    return f"{text}; {_kernel_words(kernel)}.", _kernel_verdict(kernel, INT8_GAIN)
 
 
 def sparse_hardware(measured: Measured) -> Answer:
@@ -257,9 +256,14 @@ def sparse_hardware(measured: Measured) -> Answer:
     if not narrow.empty:
         text += f"; whole channels removed: up to {narrow['latency_ms.batch1.speedup'].max():.2f}x"
     kernel = _kernel_gain(measured.kernels, "square 25088", "gemv_fp32", "spmv_csr", 0.1)
-    gain, left = kernel or network, f"{100 * sparsest['macs_left']:.0f} % of the multiply-accumulates left"
-    why = f"our kernel gains {gain:.2f}x" if kernel else f"the dense runtime gains {gain:.2f}x, with {left}"
-    return f"{text}; {_kernel_words(kernel)}.", why if _unlike(gain, SPARSE_GAIN) else ""
+    return f"{text}; {_kernel_words(kernel)}.", _kernel_verdict(kernel, SPARSE_GAIN)
+
+
+def _kernel_verdict(gain: float | None, found: float) -> str | None:
+    """The study speaks of its kernels: only a kernel can agree or differ."""
+    if gain is None:
+        return None
+    return f"our kernel gains {gain:.2f}x" if _unlike(gain, found) else ""
 
 
 def _kernel_gain(kernels: pd.DataFrame, case: str, dense: str, other: str, density: float) -> float | None:

@@ -164,7 +164,8 @@ def beside_ensemble(compared: pd.DataFrame) -> str:
     shares = {"file": "onnx_bytes", "MACs": "macs", "latency": "slowness"}
     lines = [
         f"The {whole['student']} has {percent(whole)} in {whole['onnx_bytes'] / 1e3:,.0f} KB, at "
-        f"{whole['macs'] / 1e6:,.2f} million MACs and {whole['latency_ms.batch1.median']:.3f} ms. Beside it:\n"
+        f"{whole['macs'] / 1e6:,.2f} million MACs and {whole['latency_ms.batch1.median']:.3f} ms. "
+        "Beside it, latencies through the base timed by turns:\n"
     ]
     for _, row in compared.drop(index=place).iterrows():
         beside = ", ".join(f"{row[column] / whole[column]:.2f} of its {word}" for word, column in shares.items())

@@ -15,7 +15,9 @@ def accuracy_by_sparsity(table: pd.DataFrame, base_accuracy: float, ax: Axes | N
     `table`: columns `criterion`, `sparsity` and `accuracy` (0..1). Of records of one seed the bar is the 95 % interval.
     """
     ax = ax or plt.gca()
-    count, apart = table["criterion"].nunique(), 0.6 * np.ptp(table["sparsity"])  # so that bars stand side by side
+    count = table["criterion"].nunique()
+    barred = "accuracy_low" in table or table.groupby(["criterion", "sparsity"]).size().max() > 1
+    apart = 0.6 * np.ptp(table["sparsity"]) if barred else 0  # bars stand side by side
     for index, (criterion, group) in enumerate(table.groupby("criterion", sort=False)):
         points = 100 * group.groupby("sparsity")["accuracy"].agg(["mean", "std"])
         bars = points["std"].fillna(0).to_numpy()
@@ -51,16 +53,15 @@ def sensitivity_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def density_bars(tables: dict[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
-    """Weights left in each layer (%), log axis, a bar a criterion beside each other.
+    """Weights left in each layer (%), log axis, a mark a criterion.
 
     `tables`: by criterion, with columns `layer` and `density` (0..1).
     """
     count = len(next(iter(tables.values())))
     ax = ax or plt.subplots(figsize=(7.5, 0.8 + 0.3 * count))[1]
-    height = 0.8 / len(tables)
     for index, (criterion, table) in enumerate(tables.items()):
-        positions = np.arange(count) + (index - (len(tables) - 1) / 2) * height
-        ax.barh(positions, 100 * table["density"], height=height, color=line_style(index)["color"], label=criterion)
+        style = line_style(index) | {"linestyle": "none"}
+        ax.plot(100 * table["density"], np.arange(count), label=criterion, **style)
     ax.set_yticks(range(count), table["layer"], fontsize=8)
     ax.invert_yaxis()
     log_scale(ax)

@@ -14,7 +14,7 @@ from data import Dataset, load, normalize
 from experiment import Recipe, batch_size, beside_published, kept_table, make, validated
 from models import build
 from pruning.channels import PruneChannels
-from pruning.criteria import COMPARABLE, CRITERIA
+from pruning.criteria import BY_ITSELF, COMPARABLE, CRITERIA
 from pruning.graph import layer_graph
 from pruning.masks import select
 from pruning.prune import Prune
@@ -140,6 +140,8 @@ def ways(base: Recipe, criterion: str, sparsity: float, **training) -> pd.DataFr
         "rewound to fresh weights": {"schedule": "rewind"},
         "rewound to early weights": {"schedule": "rewind", "rewind_to": early},
     }
+    if criterion in BY_ITSELF:  # which knows no order
+        fields = {way: own for way, own in fields.items() if "order" not in own}
     cases = [({"way": way}, pruned(base, criterion, sparsity, **training | own)) for way, own in fields.items()]
     return validated("ways-to-prune", cases)
 

@@ -241,7 +241,8 @@ def test_as_many_takeaways_as_the_study_has():
     assert len(answers) == 12
     assert answers[1] == "Not measured yet: the study's students (notebook 4)."
     assert answers[11] == "Not measured yet: an ensemble (notebook 4)."
-    assert all(AGREES in text or DIFFERS in text for number, text in answers.items() if number not in (1, 11))
+    assert all(answers[number].endswith(" No verdict yet.") for number in (9, 10))  # which are of kernels on a GPU
+    assert all(AGREES in text or DIFFERS in text for number, text in answers.items() if number not in (1, 9, 10, 11))
 
 
 def students(**accuracies):
@@ -365,11 +366,7 @@ def test_int8_in_hardware():
     best = model("int4", BASE.then(Quantize("qat", 4)), 0.91, 120, speed=9)  # more accurate, but not in 8 bits
     text = answer(9, more(best), kernels("cpu"))
     assert "in 8 bits: 1.40x over FP32 at batch 1" in text and "20 of 20 convolutions integer" in text
-    assert text.endswith("none of our kernels was measured on a GPU. Agrees.")
-    fast = answer(9, study_records(int8={"latency_ms.batch1.speedup": 2.6}))
-    assert fast.endswith(
-        "because the whole network, not a kernel, gains 2.60x, with 20 of 20 convolutions on integers."
-    )
+    assert text.endswith("none of our kernels was measured on a GPU. No verdict yet.")
     measured = answer(9, study_records(), kernels("gpu"))
     assert "2.00x in our kernel on a GPU. Differs: because our kernel gains 2.00x" in measured
     assert answer(9, more(best).query("id != 'int8'")) == "Not measured yet: resnet18 in 8 bits (notebook 2)."
@@ -381,8 +378,7 @@ def test_sparsity_in_hardware():
     assert text.startswith(
         "96 % of resnet18's weights at zero: 1.02x in the dense runtime; whole channels removed: up to"
     )
-    assert "1.90x" in text and text.endswith("gains 1.02x, with 100 % of the multiply-accumulates left.")
-    assert answer(10, study_records(too_much={"latency_ms.batch1.speedup": 2.8})).endswith(AGREES)
+    assert "1.90x" in text and text.endswith("No verdict yet.")
     assert "3.00x in our kernel on a GPU. Agrees." in answer(10, study_records(), kernels("gpu"))
     alone = more(narrow)[lambda table: ~table["id"].isin(["half", "most", "too much"])]
     assert answer(10, alone) == "Not measured yet: resnet18 pruned by lookahead (notebook 3)."
@@ -425,6 +421,19 @@ def test_seeds_are_averaged_first():
 def test_takeaways_of_little_say_what_is_missing(records):
     records = study_records().iloc[:1] if records is None else records
     assert takeaways(records)["here"].str.startswith("Not measured yet").all()
+
+
+def test_the_largest_network_is_the_training_that_most_is_made_of():
+    longer = Recipe("cifar10", (Train("resnet18", epochs=20),))
+    trial = model("another", longer, 0.95, 1000, onnx_bytes=1_000_000) | {"base": "another"}
+    table = compared(pd.concat([pd.DataFrame([trial]), study_records()], ignore_index=True)).set_index("id")
+    assert not table.loc["another", "of_largest"] and table.loc["int8", "of_largest"]
+
+
+def test_a_student_of_teachers_of_its_own_holds_no_training_of_the_base():
+    taught = Recipe("cifar10", (Distill("resnet20", teachers=(BASE, SMALL)),))
+    table = compared(more(model("taught", taught, 0.88, 20, seconds=-6))).set_index("id")
+    assert table.loc["taught", "training_beyond"] == pytest.approx(0.4)  # 4 s where the base took 10
 
 
 def test_compared_by_hand():

@@ -576,7 +576,10 @@ COMPARED = pd.DataFrame(
 def test_sentences_on_an_ensemble():
     assert percent(COMPARED.loc[1]) == "95.00 % (93.00 - 96.00)"
     first, empty, *others = study.beside_ensemble(COMPARED).splitlines()
-    assert first == "The both has 95.00 % (93.00 - 96.00) in 1 KB, at 2.00 million MACs and 0.400 ms. Beside it:"
+    assert first == (
+        "The both has 95.00 % (93.00 - 96.00) in 1 KB, at 2.00 million MACs and 0.400 ms. "
+        "Beside it, latencies through the base timed by turns:"
+    )
     assert not empty and others == [
         "- s (a member): 90.00 % (88.00 - 92.00), the intervals do not overlap; 0.50 of its file, 0.50 of its MACs, "
         "0.50 of its latency",

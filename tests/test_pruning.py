@@ -703,3 +703,10 @@ def test_recalibrated_batch_norm_holds_the_statistics_of_the_pruned_network(cont
     assert np.allclose(whole.bn.running_var, answers.var(axis=(1, 3, 4), ddof=1).mean(axis=0), rtol=1e-4)
     assert not torch.equal(drawn.bn.running_mean, whole.bn.running_mean)
     assert not torch.allclose(model.bn.running_var, whole.bn.running_var)  # a copy: the model keeps its own
+
+
+def test_ways_of_a_criterion_that_knows_no_order(monkeypatch):
+    monkeypatch.setattr(study, "validated", lambda name, cases: [words["way"] for words, _ in cases])
+    base = Recipe("digits", (Train("resnet8", epochs=10),))
+    with_order, without = study.ways(base, "lookahead", 0.5), study.ways(base, "magnitude", 0.5)
+    assert set(with_order) - set(without) == {"at once, forward", "at once, backward"}
