@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import nn
 from tqdm.auto import tqdm
 
-from data import Dataset, load, normalize
+from data import Dataset, load
 from experiment.recipe import Recipe
 from experiment.records import artifacts_folder, current_commit, read_record, results_folder, write_record
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
@@ -23,7 +23,7 @@ from storage import (
     Checkpoint,
     StorageError,
     atomic_write,
-    export_onnx,
+    export_with_scale,
     load_archive,
     load_weights,
     open_onnx,
@@ -222,8 +222,7 @@ def _onnx(recipe: Recipe, model: nn.Module, dataset: Dataset) -> Path:
     path = artifacts_folder(recipe.dataset) / f"{recipe.id}-{weights_checksum(model)[:12]}.onnx"
     with _locked(recipe, "onnx"):
         if not path.exists():
-            metadata = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
-            export_onnx(model, path, metadata, normalize(dataset.validation.images[:64], dataset))
+            export_with_scale(model, path, dataset)
     return path
 
 

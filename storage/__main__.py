@@ -1,16 +1,14 @@
-"""`python -m storage info FILE`, `unpack FILE -o model.onnx`, `check FILE --dataset cifar10`: what an archive holds."""
+"""`python -m storage info FILE`, `unpack FILE -o model.onnx`: what an archive holds."""
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 import pandas as pd
 
-from data import DataError, Dataset, load, normalize
-from measurement import accuracy, wilson_interval  # a command stands above the rooms
+from data import DataError, load
 from models import ModelError
-from storage import StorageError, archive_table, export_onnx, load_archive, open_onnx, sha256
+from storage import StorageError, archive_table, export_onnx, export_with_scale, load_archive, sha256
 
 
 def info(path: Path) -> None:
@@ -29,49 +27,23 @@ def unpack(path: Path, output: Path, name: str | None) -> None:
     if name is None:
         export_onnx(load_archive(path), output)
     else:
-        _export(path, output, load(name))
+        export_with_scale(load_archive(path), output, load(name))
     print(f"{output}: {output.stat().st_size:,} bytes")
-
-
-def check(path: Path, name: str) -> None:
-    """Accuracy on the test images, from the archive alone."""
-    dataset = load(name)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        _export(path, file, dataset)
-        share = accuracy(open_onnx(file), dataset, dataset.test)
-    low, high = wilson_interval(share, len(dataset.test))
-    print(f"{path}: {100 * share:.2f} % of {len(dataset.test):,} test images ({100 * low:.2f} - {100 * high:.2f})")
-
-
-def _export(path: Path, output: Path, dataset: Dataset) -> None:
-    model = load_archive(path)
-    of_model, of_data = (tuple(model.spec["shape"]), model.spec["classes"]), (dataset.shape, len(dataset.classes))
-    if of_model != of_data:
-        raise StorageError(
-            f"{path} takes images {of_model[0]} of {of_model[1]} classes, {dataset.name} has {of_data[0]} of "
-            f"{of_data[1]}: name the data set that it was trained on"
-        )
-    metadata = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
-    export_onnx(model, output, metadata, normalize(dataset.validation.images[:64], dataset))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m storage", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help in (("info", info.__doc__), ("unpack", unpack.__doc__), ("check", check.__doc__)):
+    for name, help in (("info", info.__doc__), ("unpack", unpack.__doc__)):
         commands.add_parser(name, help=help).add_argument("file", type=Path)
     commands.choices["unpack"].add_argument("-o", "--output", type=Path, required=True)
-    for name, required in (("unpack", False), ("check", True)):
-        commands.choices[name].add_argument("--dataset", required=required, help="digits, cifar10 or folder:PATH")
+    commands.choices["unpack"].add_argument("--dataset", help="digits, cifar10 or folder:PATH")
     arguments = parser.parse_args()
     try:
         if arguments.command == "info":
             info(arguments.file)
-        elif arguments.command == "unpack":
-            unpack(arguments.file, arguments.output, arguments.dataset)
         else:
-            check(arguments.file, arguments.dataset)
+            unpack(arguments.file, arguments.output, arguments.dataset)
     except (StorageError, DataError, ModelError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
+from data import Dataset, normalize
 from models.quantized import OPSET
 from storage.files import StorageError, atomic_write
 
@@ -44,6 +45,22 @@ def export_onnx(model: nn.Module, path: Path, metadata: dict | None = None, imag
     with atomic_write(path) as temporary:
         onnx_ir.save(file, str(temporary))
         _check(model, temporary, path, images)  # before it takes its place: a wrong file is never found there
+
+
+def export_with_scale(model: nn.Module, path: Path, dataset: Dataset) -> None:
+    """`export_onnx` for a data set: its classes and its scale of pixels go into the file, its images check it.
+
+    Raises:
+        StorageError: the network takes images of another shape, or has other classes.
+    """
+    of_model, of_data = (tuple(model.spec["shape"]), model.spec["classes"]), (dataset.shape, len(dataset.classes))
+    if of_model != of_data:
+        raise StorageError(
+            f"the network takes images {of_model[0]} of {of_model[1]} classes, {dataset.name} has {of_data[0]} of "
+            f"{of_data[1]}: name the data set that it was trained on"
+        )
+    metadata = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
+    export_onnx(model, path, metadata, normalize(dataset.validation.images[:64], dataset))
 
 
 def _graph(model: nn.Module) -> onnx_ir.Model:

@@ -22,12 +22,12 @@ from data import load, normalize
 from experiment import Recipe, run
 from experiment.records import ROOT
 from measurement import accuracy
+from measurement.__main__ import main
 from models import ARCHITECTURES, ResNet, build
 from models.quantized import Quantizer, insert_quantizers, round_biases
 from pruning import Prune
 from quantization import Quantize
 from storage import ArchiveError, archive_table, export_onnx, load_archive, open_onnx, save_archive, weights_checksum
-from storage.__main__ import main
 from storage.archive import DICTIONARY, decode, encode, entropy
 from storage.coding import Counts, Meter, Reader, Writer, number
 from storage.modes import MODES, POSITIONS, Settings, _code, choose, code_words
@@ -399,30 +399,29 @@ def test_the_dictionary_is_part_of_the_format():
     assert hashlib.sha256(DICTIONARY).hexdigest()[:16] == "6241995fb1a53f8e", "it needs a new format version"
 
 
-def command(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "storage", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+def command(room, *arguments) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", room, *map(str, arguments)]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_the_commands(tmp_path):
     path, output = tmp_path / "model.nna", tmp_path / "model.onnx"
     save_archive(trained(True), path)
-    shown = command("info", path)
+    shown = command("storage", "info", path)
     assert shown.returncode == 0 and "blocks.8.conv2.weight" in shown.stdout
     assert f"{path.stat().st_size:,} bytes" in shown.stdout
-    assert command("unpack", path, "-o", output).returncode == 0 and onnx.load(output).graph.node
-    refused = command("check", path, "--dataset", "digits")
+    assert command("storage", "unpack", path, "-o", output).returncode == 0 and onnx.load(output).graph.node
+    refused = command("measurement", path, "--dataset", "digits")
     assert refused.returncode == 1 and "takes images (3, 32, 32) of 10 classes, digits has (1, 8, 8)" in refused.stderr
     path.write_bytes(path.read_bytes()[:-1])
-    refused = command("info", path)
+    refused = command("storage", "info", path)
     assert refused.returncode == 1 and "damaged" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_the_command_measures_the_records_accuracy(folders, monkeypatch, capsys):
     record = run(Recipe("digits", (Train("tiny", epochs=1, batch_size=128), Quantize(images=64))))
     path = folders[0] / "models" / f"{record['id']}.nna"
-    monkeypatch.setattr(sys, "argv", ["storage", "check", str(path), "--dataset", "digits"])
+    monkeypatch.setattr(sys, "argv", ["measurement", str(path), "--dataset", "digits"])
     assert main() == 0 and f"{100 * record['accuracy']:.2f} %" in capsys.readouterr().out
 
 

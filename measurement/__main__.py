@@ -1,0 +1,37 @@
+"""`python -m measurement FILE.nna --dataset cifar10`: a model's test accuracy, from its archive alone."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from data import DataError, load
+from measurement import accuracy, wilson_interval
+from models import ModelError
+from storage import StorageError, export_with_scale, load_archive, open_onnx
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m measurement", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--dataset", required=True, help="digits, cifar10 or folder:PATH")
+    arguments = parser.parse_args()
+    try:
+        dataset = load(arguments.dataset)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            export_with_scale(load_archive(arguments.file), file, dataset)
+            share = accuracy(open_onnx(file), dataset, dataset.test)
+    except (StorageError, DataError, ModelError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    low, high = wilson_interval(share, len(dataset.test))
+    print(
+        f"{arguments.file}: {100 * share:.2f} % of {len(dataset.test):,} test images "
+        f"({100 * low:.2f} - {100 * high:.2f})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
