@@ -34,11 +34,9 @@ def compared(records: pd.DataFrame) -> pd.DataFrame:
     table["of_largest"] = False
     own = table[table["id"] == table["base"]]
     if not own.empty:
-        largest = own[own["onnx_bytes"] == own["onnx_bytes"].max()]
-        used = bases["label"][bases["label"].isin(largest["label"])].mode()[
-            0
-        ]  # of several trainings what most is made of
-        largest = own[own["label"] == used]  # its seeds
+        alike = own.loc[own["onnx_bytes"] == own["onnx_bytes"].max(), "label"]
+        most_used = bases.loc[bases["label"].isin(alike), "label"].mode()[0]  # of several trainings
+        largest = own[own["label"] == most_used]  # its seeds
         table["of_largest"] = table["base"].isin(largest["id"])
         table["lost_to_largest"] = 100 * (largest["validation_accuracy"].mean() - table["validation_accuracy"])
         table["smaller_than_largest"] = largest["onnx_bytes"].mean() / table["archive_bytes"]

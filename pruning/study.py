@@ -115,10 +115,10 @@ def after_an_epoch(base: Recipe, sparsity: float) -> pd.DataFrame:
     return validated("one-shot-tuned", [({"criterion": name}, recipe) for name, recipe in recipes.items()])
 
 
-def at_once(base: Recipe, sparsity: float) -> pd.DataFrame:
-    """Both of the above at one sparsity: a row a criterion, a column a stage."""
-    alone = one_shot(base, [sparsity]).set_index("criterion")
-    trained = after_an_epoch(base, sparsity).set_index("criterion")["accuracy"]
+def at_once(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
+    """Both of the above at the last of the sparsities that `one_shot` tries: a row a criterion, a column a stage."""
+    alone = one_shot(base, values).query("sparsity == @values[-1]").set_index("criterion")
+    trained = after_an_epoch(base, values[-1]).set_index("criterion")["accuracy"]
     stages = {"pruned": alone["accuracy"], "batch norm recalibrated": alone["recalibrated"]}
     return pd.DataFrame(stages | {"trained for an epoch": trained})
 
