@@ -62,9 +62,10 @@ def test_the_other_small_networks_are_small():
     # depthwise and pointwise, and two a channel for each norm
     separable = sum(9 * i + 2 * i + i * o + 2 * o for i, o in pairs)
     assert size("ds_cnn") == 27 * 32 + 64 + separable + 2570
-    block = {c: 49 * c + 2 * c + 2 * c * c + 4 * c + 2 * c * c + 2 * c for c in (36, 64)}
-    between = 64 * 9 * 16 + 128
-    assert size("tiny_mixer") == 27 * 36 + 72 + 3 * block[36] + between + 3 * block[64] + 650 < 100_000
+    block = {(c, h): 2 * c * h + 9 * h + 2 * (2 * h + c) for c, h in ((16, 64), (32, 128), (64, 128))}
+    down = sum(4 * i * o + 2 * o for i, o in ((16, 32), (32, 64)))
+    blocks = block[16, 64] + 3 * block[32, 128] + 3 * block[64, 128]
+    assert size("tiny_mixer") == 27 * 16 + 32 + blocks + down + 650 < 100_000
 
 
 def test_width():
