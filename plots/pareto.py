@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from combination import Recommendation, compared, pareto_front, recommend
 from combination.recommend import BUDGETS
-from plots.style import PALETTE, REPORTED, log_scale
+from plots.style import FAILED, PALETTE, REPORTED, log_scale
 
 AXES = {
     "archive_bytes": ("archive (KB, log scale)", 1e3),
@@ -27,7 +27,6 @@ GROUPS = {
     "J": ("joint training", PALETTE[5], "v"),
 }
 CHAIN = ("chain of methods", PALETTE[3], "X")
-BELOW = 0.25  # of accuracy under the best: from there on a record is a mark at the chart's edge
 
 
 def pareto_chart(
@@ -52,7 +51,7 @@ def pareto_chart(
     """
     ax = ax or plt.subplots(figsize=(9, 4.5))[1]
     title, unit = AXES[column]
-    failed = records["accuracy"] < records["accuracy"].max() - BELOW  # they would squeeze all others together
+    failed = records["accuracy"] < records["accuracy"].max() - FAILED  # they would squeeze all others together
     _marks(records[~failed], column, unit, ax)
     front = records[~failed]
     front = front[pareto_front(front, (column,))].drop_duplicates([column, "validation_accuracy"]).sort_values(column)
@@ -70,9 +69,7 @@ def pareto_chart(
     log_scale(ax)
     ax.set_xlabel(title)
     ax.set_ylabel("test accuracy (%), 95 % interval")
-    handles, labels = ax.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))  # chains of several kinds share one name
-    ax.legend(unique.values(), unique.keys(), fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend(ax)
     return ax
 
 
@@ -86,8 +83,9 @@ def budget_charts(records: pd.DataFrame, choice: Recommendation, budget: Mapping
     for column, ax in zip(columns, axes[0], strict=True):
         pareto_chart(records, column, budget=budget, ax=ax)
         place = choice.model[column] / AXES[column][1], 100 * choice.model["accuracy"]
-        ax.plot(*place, "o", markersize=16, markerfacecolor="none", color=PALETTE[6], markeredgewidth=1.5)
-        ax.annotate(choice.name, place, xytext=(12, -14), textcoords="offset points")
+        ring = {"markersize": 16, "markerfacecolor": "none", "color": PALETTE[6], "markeredgewidth": 1.5}
+        ax.plot(*place, "o", **ring, label=choice.name)
+        _legend(ax)
     return figure
 
 
@@ -113,6 +111,12 @@ def budget_sliders(records: pd.DataFrame) -> dict[str, ipywidgets.FloatSlider]:
         span = {"min": low, "max": high, "step": (high - low) / 100 or 1, "readout_format": ".3g"}
         sliders[name] = ipywidgets.FloatSlider(low if name == "accuracy" else high, description=name, **span)
     return sliders
+
+
+def _legend(ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))  # chains of several kinds share one name
+    ax.legend(unique.values(), unique.keys(), fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _marks(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:

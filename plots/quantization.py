@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from plots.style import PALETTE, line_style
+from plots.style import FAILED, PALETTE, line_style
 
 
 def accuracy_by_calibration(table: pd.DataFrame, base_accuracy: float, ax: Axes | None = None) -> Axes:
@@ -31,7 +31,8 @@ def accuracy_by_bits(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Test accuracy (%) against the bits of the weights, a line rounded only and one trained; the mean over seeds.
 
     `table`: columns `bits` (32 for float, 2 to 8, "ternary"), `how` ("float", "static", "trained"), `accuracy` and
-    its interval. The bar is the 95 % interval of one seed.
+    its interval. The bar is the 95 % interval of one seed. A line that falls far below the base leaves the chart, its
+    accuracy at the lower edge.
     """
     ax = ax or plt.gca()
     present = set(table["bits"]) - {32}
@@ -46,10 +47,18 @@ def accuracy_by_bits(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.errorbar(x, rows["accuracy"], yerr=bars, capsize=3, label=name, **line_style(index))
     base = 100 * table.loc[table["how"] == "float", "accuracy"].mean()
     ax.axhline(base, color="0.3", linestyle="--", linewidth=1, label="FP32")
+    near = table["accuracy"] >= base / 100 - FAILED  # the others would squeeze these together
+    low, high = (100 * table.loc[near, column] for column in ("accuracy_low", "accuracy_high"))
+    room = 0.15 * (high.max() - low.min())
+    floor = low.min() - room
+    ax.set_ylim(floor, high.max() + room)
+    for bits, accuracy in table[~near].groupby("bits")["accuracy"].mean().items():
+        place = order.index(bits), floor
+        ax.annotate(f"{100 * accuracy:.0f} %", place, (0, 6), textcoords="offset points", ha="center", fontsize=9)
     ax.set_xticks(range(len(order)), [str(b) for b in order])
     ax.set_xlabel("bits of the inner layers' weights (activations 8 bits)")
     ax.set_ylabel("test accuracy (%), 95 % interval")
-    ax.legend(fontsize=9, loc="lower left")
+    ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     return ax
 
 

@@ -10,6 +10,7 @@ from storage import atomic_write
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FAILED = 0.25  # of accuracy under the best: from there on it stands at the chart's edge
 REPORTED = {  # hollow marks of others' figures
     "marker": "o",
     "linestyle": "none",
