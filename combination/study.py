@@ -11,7 +11,7 @@ import pandas as pd
 from combination.joint import Joint
 from combination.search import search
 from distillation.study import student, student_training
-from experiment import Recipe, interval, kept_table, run_all, run_table
+from experiment import Recipe, interval, kept_table, run, run_all, run_table
 from models import build
 from pruning.study import pruned, under_itself
 from quantization.study import trained
@@ -86,13 +86,16 @@ def joint(base: Recipe, model: str, sparsity: float, bits: Bits, share: float = 
 def at_once_or_in_a_row(
     base: Recipe, model: str, sparsity: float, bits: Bits, shares: Iterable[float] = (1.0, 0.5)
 ) -> pd.DataFrame:
-    """Records of the chain and of one training for each share of its epochs; `train_seconds` as `training_seconds`."""
+    """Records of the chain and of one training for each share of its epochs.
+
+    Their `train_seconds` are those of the base and `training_seconds`.
+    """
     cases: list[Case] = [({"how": "one after the other"}, in_a_row(base, model, sparsity, bits))]
     for share in shares:
         words = {"how": f"one training, {share:.0%} of the epochs"}
         cases.append((words, joint(base, model, sparsity, bits, share)))
-    table = run_table(cases)
-    return table.assign(train_seconds=[training_seconds(recipe, base) for _, recipe in cases])
+    table, before = run_table(cases), run(base)["train_seconds"]
+    return table.assign(train_seconds=[before + training_seconds(recipe, base) for _, recipe in cases])
 
 
 def training_seconds(recipe: Recipe, base: Recipe) -> float:
@@ -114,11 +117,12 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
     """A row a recipe, its seeds averaged: columns `words` of the table, test accuracy and its distance to the base.
 
     Each record is compared with the one of `bases` that it started from, of the same seed. `spread`, where there are
-    several seeds, is the standard deviation of the accuracy over them; the interval is that of one. Trainings are in
-    seconds where all are short.
+    several seeds, is the standard deviation of the accuracy over them; the interval is that of one. Trainings are
+    those after the base, in seconds where all are short.
     """
     base = pd.json_normalize(list(bases)).set_index("id").loc[table["base"]].set_axis(table.index)
-    unit, name = (60, "min") if table["train_seconds"].max() >= 600 else (1, "s")
+    seconds = table["train_seconds"] - base["train_seconds"]
+    unit, name = (60, "min") if seconds.max() >= 600 else (1, "s")
     figures = pd.DataFrame(
         {
             "accuracy %": 100 * table["accuracy"],
@@ -129,7 +133,7 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
             "archive KB": table["archive_bytes"] / 1e3,
             "x smaller": base["onnx_bytes"] / table["archive_bytes"],
             "x faster": table["latency_ms.batch1.speedup"],
-            f"training {name}": table["train_seconds"] / unit,
+            f"training {name}": seconds / unit,
         }
     )
     keys = list(dict.fromkeys([*words, "label"]))  # bits by layer, for instance, are in no label

@@ -603,7 +603,8 @@ def test_training_times_are_the_median_epochs(monkeypatch):
 
 def test_loss_and_size_by_hand():
     bases = [
-        {"id": name, "accuracy": value, "onnx_bytes": 1_000_000} for name, value in (("base", 0.9), ("base 1", 0.92))
+        {"id": name, "accuracy": value, "onnx_bytes": 1_000_000, "train_seconds": 10.0}
+        for name, value in (("base", 0.9), ("base 1", 0.92))
     ]
     seeded = study_records().assign(id=lambda t: t["id"] + " 1", base="base 1", seed=1)
     seeded["accuracy"] += 0.03
@@ -613,15 +614,16 @@ def test_loss_and_size_by_hand():
     row = table[table["label"] == "half"].iloc[0]
     assert row["accuracy %"] == 91 and row["seeds"] == 2  # 89.5 and 92.5
     assert row["points to the base"] == 0 and row["x smaller"] == round(1000 / 550, 1)  # half a point lost, and won
-    assert row["spread"] == round(statistics.stdev([89.5, 92.5]), 2) and row["training s"] == 15
+    assert row["spread"] == round(statistics.stdev([89.5, 92.5]), 2) and row["training s"] == 5
     assert "seeds" not in study.loss_and_size(study_records(), bases)
-    long = study_records(half={"train_seconds": 1200.0})
+    long = study_records(half={"train_seconds": 1210.0})
     assert study.loss_and_size(long, bases, "label").set_index("label")["training min"]["half"] == 20
 
 
 def test_recipes_that_share_a_label_are_apart_where_their_words_are():
     two = study_records().iloc[[1, 1]].assign(late_bits=[2, 3], accuracy=[0.8, 0.9])
-    table = study.loss_and_size(two, [{"id": "base", "accuracy": 0.9, "onnx_bytes": 1_000_000}], "late_bits")
+    base = {"id": "base", "accuracy": 0.9, "onnx_bytes": 1_000_000, "train_seconds": 10.0}
+    table = study.loss_and_size(two, [base], "late_bits")
     assert table["accuracy %"].tolist() == [80, 90]
 
 
