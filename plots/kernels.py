@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-COLORS = {"ours": "#0b6e99", "library": "#b0b7bf"}
-MARKERS = "osD^vP*X<>"
+from plots.style import PALETTE, line_style, log_scale
 
 
 def roofline(frame: pd.DataFrame, bandwidth: float, rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
@@ -29,18 +28,12 @@ def roofline(frame: pd.DataFrame, bandwidth: float, rates: Mapping[str, float], 
     at = np.sqrt(low * min(rates.values()) / bandwidth)
     ax.annotate(f"{bandwidth:,.0f} GB/s", (at, at * bandwidth), ha="right", va="bottom", fontsize=8)
     for i, (kernel, rows) in enumerate(frame.groupby("kernel", sort=False)):
-        ax.scatter(
-            rows.operations / rows.bytes,
-            rows.operations / rows.time_ms / 1e6,
-            s=26,
-            zorder=3,
-            marker=MARKERS[i // 10 % len(MARKERS)],
-            color=f"C{i % 10}",
-            label=kernel,
-        )
-    ax.set(xscale="log", yscale="log", xlabel="operations a byte (least bytes)", ylabel="Gop/s")
+        rate = rows.operations / rows.time_ms / 1e6
+        marks = line_style(i) | {"linestyle": "none"}
+        ax.plot(rows.operations / rows.bytes, rate, **marks, markersize=5, zorder=3, label=kernel)
+    log_scale(ax, "xy")
+    ax.set(xlabel="operations a byte (least bytes)", ylabel="Gop/s")
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    ax.grid(alpha=0.25)
     return ax
 
 
@@ -56,15 +49,17 @@ def time_over_density(
         rows = rows.sort_values("density")
         meets = crossovers.get(kernel)
         label = f"{kernel}, as fast as dense at {meets:.1%}" if meets else kernel
-        ax.plot(rows.density, rows.time_ms, marker=MARKERS[i], ms=4, color=f"C{i}", label=label)
-        ax.fill_between(rows.density, rows.time_ms_p25, rows.time_ms_p75, color=f"C{i}", alpha=0.2, lw=0)
+        style = line_style(i)
+        color = style["color"]
+        ax.plot(rows.density, rows.time_ms, **style, markersize=4, label=label)
+        ax.fill_between(rows.density, rows.time_ms_p25, rows.time_ms_p75, color=color, alpha=0.2, lw=0)
         if meets:
-            ax.plot(meets, dense_ms, "o", ms=9, mfc="none", color=f"C{i}")
+            ax.plot(meets, dense_ms, "o", ms=9, mfc="none", color=color)
     ax.axhline(dense_ms, color="#444", ls="--", lw=1.2, label="dense")
-    ax.set(xscale="log", yscale="log", xlabel="density (non-zeros / all)", ylabel="time (ms)")
+    log_scale(ax, "xy")
+    ax.set(xlabel="density (non-zeros / all)", ylabel="time (ms)")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}" if value >= 1 else f"{value:.1%}")
     ax.legend(fontsize=8)
-    ax.grid(alpha=0.25)
     return ax
 
 
@@ -75,12 +70,12 @@ def kernel_bars(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax = ax or plt.subplots(figsize=(7.5, 0.6 + 0.32 * len(frame)))[1]
     frame = frame.iloc[::-1]
-    colors = [COLORS["ours" if maker == "ours" else "library"] for maker in frame.maker]
+    colors = [PALETTE[0] if maker == "ours" else "0.7" for maker in frame.maker]
     spread = [frame.time_ms - frame.time_ms_p25, frame.time_ms_p75 - frame.time_ms]
     ax.barh(frame.label, frame.time_ms, color=colors, xerr=spread, ecolor="#444", capsize=2)
     for row, value in enumerate(frame.time_ms):
         ax.annotate(f" {value:.3g}", (frame.time_ms_p75.iloc[row], row), va="center", fontsize=8)
     ax.set_xlabel("time (ms)")
     ax.margins(x=0.12)
-    ax.grid(axis="x", alpha=0.25)
+    ax.grid(axis="y", visible=False)
     return ax

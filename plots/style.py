@@ -33,9 +33,10 @@ METHOD_COLORS = _Cycle({"Train": (PALETTE[0], MARKERS[0]), "Train > Quantize": (
 
 
 def line_style(index: int) -> dict:
-    """Colour, marker and line of the index-th line of a chart: solid once round the palette, then dashed."""
+    """Colour, marker and line of the index-th line of a chart: once round the palette they pair otherwise, dashed."""
     cycle, place = divmod(index, len(PALETTE))
-    return {"color": PALETTE[place], "marker": MARKERS[place], "linestyle": "--" if cycle % 2 else "-"}
+    marker = MARKERS[(place + cycle) % len(MARKERS)]
+    return {"color": PALETTE[place], "marker": marker, "linestyle": "--" if cycle % 2 else "-"}
 
 
 def log_scale(ax: Axes, names: str = "x") -> None:
