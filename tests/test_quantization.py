@@ -5,8 +5,10 @@ import dataclasses
 import hashlib
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 from onnx import numpy_helper
@@ -17,6 +19,7 @@ from experiment import Recipe, run
 from measurement import agreement, operator_counts
 from models import ModelError, build
 from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, insert_quantizers, int8_rounding
+from plots.quantization import accuracy_by_bits
 from quantization import Quantize, calibrate
 from quantization.noise import decibels, signal_to_noise
 from quantization.paths import paths
@@ -306,3 +309,16 @@ def test_every_path_to_int8_runs(context, monkeypatch):
     assert 0 < operators["PT2E, quantizer for x86"] < 9 + 3  # its quantizer leaves out what stands before an addition
     assert all(row["operators"] == 12 and row["file_bytes"] > 0 for row in rows.values())
     assert all(0 <= row["accuracy"] <= 1 for row in rows.values())
+
+
+def test_a_line_that_falls_to_chance_leaves_the_chart():
+    rows = [(32, "float", 0.90), (8, "static", 0.89), (2, "static", 0.10), (8, "trained", 0.90), (2, "trained", 0.85)]
+    table = pd.DataFrame(rows, columns=["bits", "how", "accuracy"])
+    table = table.assign(accuracy_low=table["accuracy"] - 0.01, accuracy_high=table["accuracy"] + 0.01)
+    ax = accuracy_by_bits(table, plt.figure().add_subplot())
+    low, high = ax.get_ylim()
+    assert 82 < low < 84 and 91 < high < 93  # the intervals span 84 to 91
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [("10 %", (1, low))]
+    whole = accuracy_by_bits(table[table["accuracy"] > 0.5], plt.figure().add_subplot())
+    assert not whole.texts
+    plt.close("all")
