@@ -6,6 +6,7 @@ from combination.recommend import BudgetError, Recommendation, pareto_front, rec
 from combination.reported import beside_reported
 from combination.search import SearchError, search
 from combination.takeaways import takeaways
+from combination.words import plain
 
 __all__ = [
     "BudgetError",
@@ -16,6 +17,7 @@ __all__ = [
     "compared",
     "front_in_words",
     "pareto_front",
+    "plain",
     "points",
     "recommend",
     "search",

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from combination.recommend import pareto_front
+from combination.words import plain
 from experiment import percent
 
 LETTERS = {"Quantize": "Q", "Prune": "P", "Distill": "D", "Ensemble": "E", "Joint": "J"}
@@ -61,7 +62,7 @@ def front_in_words(records: pd.DataFrame, column: str) -> str:
     unit, name = UNITS[column]
     front = records[pareto_front(records, (column,))].sort_values(column)
     cheapest, best = (
-        f"**{row['label']}**, {row[column] / unit:,.2f} {name} and {percent(row)}"
+        f"**{plain(row['recipe.steps'])}**, {row[column] / unit:,.2f} {name} and {percent(row)}"
         for _, row in front.iloc[[0, -1]].iterrows()
     )
     if len(front) == 1:

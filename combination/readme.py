@@ -2,17 +2,14 @@
 
 import re
 
-from combination.joint import Joint
 from combination.recommend import candidates, pareto_front
+from combination.words import plain
 from experiment import interval, load_records, published_study
 from experiment.records import ROOT
-from pruning import Prune, PruneChannels
-from quantization import Quantize
 
 DATASET = "cifar10"
 PLACE = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
 HEAD = "| CIFAR-10 | accuracy % (95 % interval) | seeds | archive KB | x smaller than ResNet-18 in FP32 | latency ms |"
-KINDS = {"Prune": Prune, "Quantize": Quantize, "Joint": Joint}  # of steps, whose fields at their default are left out
 STUDY = ("ResNet-18 teacher", "QAT INT8", "ensemble of 4 5 6", "pruned 96 %", "distilled and pruned 77 % and quantized")
 
 
@@ -48,31 +45,6 @@ def table() -> str:
     }
     lines += ["", f"Latencies: batch 1, all threads, median, on {' or '.join(sorted(machines))}."]
     return "\n".join(lines) + "\n"
-
-
-def plain(steps: list[dict]) -> str:
-    """A record's steps in a few words: `resnet20, distilled, pruned 72 %, ternary`. The record has the rest."""
-    words: list[str] = []
-    for step in steps:
-        kind = step["step"]
-        if "model" in step:  # another network than before
-            wide = f" of width {step['width']:g}" if "width" in step else ""
-            words = [step["model"] + wide] + ["distilled"] * (kind != "Train")
-        if kind == "Ensemble":
-            words = ["ensemble of " + " and ".join(plain(member["steps"]) for member in step["members"])]
-        if kind in ("Prune", "Joint"):
-            by = f" by {step['criterion']}" if "criterion" in step else ""
-            words.append(f"pruned {100 * step.get('sparsity', KINDS[kind].sparsity):g} %{by}")
-        if kind == "PruneChannels":
-            words.append(f"channels pruned to {100 * step.get('macs', PruneChannels.macs):g} % of the MACs")
-        if kind in ("Quantize", "Joint"):
-            bits = step.get("bits", KINDS[kind].bits)
-            words.append(bits if bits == "ternary" else f"{bits} bits{' by layer' if 'layer_bits' in step else ''}")
-        if kind == "Quantize" and step.get("mode", Quantize.mode) == "static":
-            words[-1] += " without training"
-        if kind == "Joint":
-            words.append("in one training")
-    return ", ".join(words)
 
 
 def written(readme: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from combination.words import plain
 from experiment.records import ROOT, archive_path
 
 # What a budget may bound, and the record's column and unit. Validation accuracy chooses: the test set only reports.
@@ -54,7 +55,7 @@ class Recommendation:
         return pd.DataFrame(
             {
                 "": list(rows),
-                "recipe": [row["label"] for row in rows.values()],
+                "model": [plain(row["recipe.steps"]) for row in rows.values()],
                 "validation %": [round(100 * row["validation_accuracy"], 2) for row in rows.values()],
                 "accuracy %": [round(100 * row["accuracy"], 2) for row in rows.values()],
                 "archive KB": [round(row["archive_bytes"] / 1e3, 1) for row in rows.values()],
@@ -191,8 +192,8 @@ def _price(chosen: pd.Series, better: pd.Series | None) -> str:
     points = 100 * (better["validation_accuracy"] - chosen["validation_accuracy"])
     size, time = (better[column] / chosen[column] for column in (COLUMNS["size_kb"], COLUMNS["latency_ms"]))
     return (
-        f" Next better: {better['label']}, +{points:.2f} validation points for {size:.2f}x the bytes and {time:.2f}x "
-        "the time."
+        f" Next better: {plain(better['recipe.steps'])}, +{points:.2f} validation points for {size:.2f}x the bytes and "
+        f"{time:.2f}x the time."
     )
 
 

@@ -44,6 +44,7 @@ def random_records(seed, rows=40):
         {
             "id": [f"{i:012x}" for i in range(rows)],
             "label": [f"recipe {i}" for i in range(rows)],
+            "recipe.steps": [[{"step": "Train", "model": f"network {i}"}] for i in range(rows)],
             "validation_accuracy": draws.integers(50, 99, rows) / 100,
             "accuracy": draws.integers(50, 99, rows) / 100,
             "archive_bytes": 1000 * draws.integers(1, 12, rows),
@@ -517,12 +518,12 @@ def test_the_drawn_front_and_its_words():
     line = next(line for line in ax.lines if line.get_label() == "front by validation")
     assert np.allclose(line.get_xydata(), [[4, 88.2], [250, 89.9]])  # KB and test accuracy of "tiny" and "int8"
     assert front_in_words(records, "archive_bytes") == (
-        "2 of 7 records are on the front by validation, from **tiny**, 4.00 KB and 88.20 % (87.20 - 89.20), "
-        "to **int8**, 250.00 KB and 89.90 % (88.90 - 90.90)."
+        "2 of 7 records are on the front by validation, from **resnet20, distilled, pruned 90 %, ternary**, "
+        "4.00 KB and 88.20 % (87.20 - 89.20), to **resnet18, 8 bits**, 250.00 KB and 89.90 % (88.90 - 90.90)."
     )
     one = records.iloc[:1]
     assert front_in_words(one, "macs").startswith(
-        "Of 1 records one beats all others on validation: **base**, 0.00 mill"
+        "Of 1 records one beats all others on validation: **resnet18**, 0.00 mill"
     )
 
 
@@ -539,9 +540,8 @@ def test_budgets_are_drawn_and_the_choice_is_ringed():
         assert (lines["bound of validation accuracy"][:, 1] == 88).all()
         ring = next(line for line in ax.lines if line.get_markersize() == 16)
         assert np.allclose(ring.get_xydata(), [[place, 88.2]])
-        assert [text.get_text() for text in ax.texts if text.get_text() in ("recommended", "nearest")] == [
-            "recommended"
-        ]
+        assert ring.get_label() == "recommended"
+        assert "recommended" in [text.get_text() for text in ax.get_legend().get_texts()]
     plt.close("all")
 
 
@@ -559,7 +559,7 @@ def test_an_interactive_recommendation_says_that_a_budget_is_missed(monkeypatch)
     assert shown[0].data.startswith("No model keeps size_kb <= 2; this one is nearest. What binds: size_kb")
     assert shown[1][""][0] == "nearest" and shown[1]["record"][0] == "tiny"
     ax = plt.gcf().axes[0]
-    assert "nearest" in [text.get_text() for text in ax.texts]
+    assert "nearest" in [text.get_text() for text in ax.get_legend().get_texts()]
     plt.close("all")
     widget = ipywidgets.interactive(lambda **budget: shown.append(budget), **sliders)
     widget.update()

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import experiment
-from combination import Joint, readme
+from combination import Joint, plain, readme
 from distillation import Distill, Ensemble
 from experiment import Recipe
 from experiment.records import ROOT
@@ -52,7 +52,7 @@ def test_a_small_model_of_little_accuracy_is_shown(monkeypatch):
     ],
 )
 def test_recipes_in_plain_words(recipe, words):
-    assert readme.plain(recipe.describe()["steps"]) == words
+    assert plain(recipe.describe()["steps"]) == words
 
 
 def test_its_pictures_and_links_are_there():
