@@ -8,6 +8,7 @@ import pandas as pd
 from combination.compared import compared, points
 from combination.recommend import candidates
 from combination.reported import as_the_study
+from combination.words import plain
 from experiment import percent, published_study
 from pruning import Prune
 from quantization import Quantize
@@ -308,7 +309,7 @@ def combinations(measured: Measured) -> Answer:
         row = _least(rows, "archive_bytes", within)
         if row is not None and row["id"] != before:
             factor = f"{row['smaller_than_largest']:,.0f}x within {within} point{'s' * (within > 1)}"
-            parts.append(f"{factor} ({row['label']}, {percent(row)})")
+            parts.append(f"{factor} ({plain(row['recipe.steps'])}, {percent(row)})")
             before = row["id"]
     text = f"Against {name} in FP32, by validation: {'; '.join(parts) or 'no combination stays within 4 points'}."
     study = published_study().set_index("label")

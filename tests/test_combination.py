@@ -396,7 +396,7 @@ def test_ensembles():
 
 def test_combinations():
     text = answer(12, study_records())
-    assert "250x within 2 points (tiny, 88.20 % (87.20 - 89.20))." in text
+    assert "250x within 2 points (resnet20, distilled, pruned 90 %, ternary, 88.20 % (87.20 - 89.20))." in text
     assert text.endswith(f"there is 250x, a weight in {8 * 4000 / 9000:.2f} bits of the archive, there in 8.5.")
     assert answer(12, study_records(tiny={"archive_bytes": 8500})).endswith(AGREES)  # 1000 / 8.5 = 118
     far = answer(12, study_records(tiny={"validation_accuracy": 0.8}))
@@ -410,12 +410,17 @@ def test_combinations():
 def test_seeds_are_averaged_first():
     unlucky = study_records().query("id == 'tiny'").assign(id="tiny 1", seed=1, accuracy=0.86, validation_accuracy=0.86)
     text = answer(12, pd.concat([study_records(), unlucky], ignore_index=True))
-    assert "within 2 points" not in text and "within 4 points (tiny, 87.10 %" in text  # a mean of 88.2 and 86
+    assert (
+        "within 2 points" not in text and "within 4 points (resnet20, distilled, pruned 90 %, ternary, 87.10 %" in text
+    )  # a mean of 88.2 and 86
     seeded = study_records().assign(id=lambda t: t["id"] + " 1", base="base 1", seed=1)
     seeded[["accuracy", "validation_accuracy"]] += 0.02  # the base too: nothing is lost or won
     both = takeaways(pd.concat([study_records(), seeded], ignore_index=True))["here"]
     assert "quantization 90.90 % (88.90 - 90.90), 0.10 points lost" in both[3]
-    assert both[4] == answer(4, study_records()) and "250x within 2 points (tiny, 89.20 %" in both[12]
+    assert (
+        both[4] == answer(4, study_records())
+        and "250x within 2 points (resnet20, distilled, pruned 90 %, ternary, 89.20 %" in both[12]
+    )
 
 
 @pytest.mark.parametrize("records", [pd.DataFrame(columns=["id", "label", "seed", "accuracy", "onnx_bytes"]), None])
