@@ -159,8 +159,11 @@ def _number(name: str, value: float) -> float:
 
 
 def _file(row: pd.Series) -> str:
-    """Where the model's archive is, from the repository on."""
-    return os.path.relpath(archive_path(row), ROOT) if "dataset" in row else ""
+    """Where the model's archive is, from the repository on; a large one is not beside its record."""
+    if "dataset" not in row:
+        return ""
+    path = archive_path(row)
+    return os.path.relpath(path, ROOT) if path.exists() else "not here: run its recipe"
 
 
 def _excess(table: pd.DataFrame, budget: dict[str, float]) -> pd.DataFrame:

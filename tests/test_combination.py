@@ -27,6 +27,7 @@ from combination import (
 from combination.reported import reported_label
 from distillation import Distill, Ensemble
 from experiment import Recipe, base_recipe, export_table, published_study
+from experiment.records import ROOT
 from plots.pareto import budget_charts, budget_sliders, pareto_chart, show_recommendation
 from pruning import Prune, PruneChannels
 from quantization import Quantize
@@ -510,6 +511,17 @@ def test_exported_tables_escape_what_latex_reads(tmp_path, monkeypatch):
     assert row == r"resnet20 $>$ Quantize \#ab12 \& x\_y 50 \% & 0.5 \\"
     assert r"recipe\_ \& \% & accuracy \\" in latex.read_text()
     assert pd.read_csv(csv).equals(table)
+
+
+def test_the_file_named_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path / "artifacts"))
+    choice = recommend(random_records(0).assign(dataset="digits", weights_sha256="0" * 64), size_kb=100)
+    assert choice.table()["file"][0] == "not here: run its recipe"
+    beside = tmp_path / "digits" / "models" / f"{choice.model['id']}.nna"
+    beside.parent.mkdir(parents=True)
+    beside.touch()
+    assert (ROOT / choice.table()["file"][0]).resolve() == beside.resolve()
 
 
 # Charts
