@@ -177,6 +177,7 @@ def after_step(model: nn.Module, done: float) -> None:
 def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """The integer model of a trained one: the very integers, batch norm folded into their scales and the biases.
 
+    The scales end rounded to bfloat16, off by 1/256 at most: in full they would be a fifth of a small model's archive.
     `model` is the float model that `trained` was prepared from; its weights are overwritten.
     """
     trained = trained.cpu()
@@ -192,7 +193,7 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
             factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
             integers = integers * by_channel(torch.sign(factor), integers).to(torch.int8)
             scale = torch.where(factor == 0, 1.0, scale * factor.abs())
-        return integers, scale.clone()
+        return integers, scale.bfloat16().float()
 
     integer = insert_quantizers(model, rounding)
     for name, quantizer in integer.named_modules():

@@ -166,6 +166,10 @@ def test_the_deployed_integers_are_those_of_the_training(folders, context, bits,
         trained = np.clip(np.rint((fake.weight.detach() / steps).numpy()), low, high)
         assert np.array_equal(np.abs(layer.weight.numpy()), np.abs(trained * (fake.mask.numpy())))
         assert fake.bits == (8 if name in ("conv", "linear") else bits)
+        assert not (layer.weight_scale.numpy().view(np.int32) & 0xFFFF).any()  # the bits that bfloat16 lacks
+    ours, trained = layers["linear"].weight_scale, seen["linear"].weight_scale.detach()  # no norm is folded in
+    assert not torch.equal(ours, trained)
+    torch.testing.assert_close(ours, trained, rtol=2**-8, atol=0)
     assert (layers["blocks.0.conv1"].weight[pruned] == 0).all() and pruned.any()
 
     file = tmp_path / "model.onnx"
