@@ -441,6 +441,11 @@ def test_a_committed_archive_has_the_accuracy_of_its_record(tmp_path):
     )
 
 
+# Records that miss a bound which all others keep: tiny_mixer in floats that of the entropy by 1 %, student_3conv in 8
+# bits that of xz by 0.1 %, or pruned before by 2 %.
+MISSED = {"784186cebad6", "a2969bfa7664", "82a399179d69", "888be635f83d", "ab8272cde544", "bdf5f44d2401"}
+
+
 def test_committed_archives_are_those_of_their_records():
     folder = ROOT / "results" / "cifar10"
     archives = sorted((folder / "models").glob("*.nna"))
@@ -451,13 +456,11 @@ def test_committed_archives_are_those_of_their_records():
         assert path.stat().st_size == record["archive_bytes"]
         assert weights_checksum(model) == record["weights_sha256"]
         if record["parameters"] < 1e6:  # what the large ones take beside the others' is minutes
-            quantized = model.spec.get("quantized", False)
-            low_bit = quantized and record["recipe"]["steps"][-1].get("bits", 8) != 8
-            sparse = not quantized and record["nonzero_parameters"] < 0.9 * record["parameters"]
-            # tiny_mixer in floats has 8,000 numbers of batch norm, too few to learn the frequencies of
-            assert record["archive_bytes"] <= (1.02 if quantized else 1.04) * shannon(model) + 2048
-            # 8 bits are nearly noise to both: one of the study's students is 0.1 % above xz
-            assert record["archive_bytes"] <= (0.95 if low_bit or sparse else 1.002) * others(model)
+            low_bit = model.spec.get("quantized") and record["recipe"]["steps"][-1].get("bits", 8) != 8
+            sparse = record["nonzero_parameters"] < 0.9 * record["parameters"]
+            slack = 1.021 if path.stem in MISSED else 1
+            assert record["archive_bytes"] <= slack * (1.02 * shannon(model) + 2048)
+            assert record["archive_bytes"] <= slack * (0.95 if low_bit or sparse else 1) * others(model)
 
 
 def test_committed_models_that_were_pruned_before_quantization_keep_their_zeros():
