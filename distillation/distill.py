@@ -42,8 +42,6 @@ class Distill:
 
     def __post_init__(self):
         check_model(self.model, self.width)
-        if self.width == math.inf:
-            raise StepError("width, the factor of the number of channels, must be finite")
         check_recipes("teachers", self.teachers)
         check_training(**training_fields(self))
         check_teaching(self.temperature, self.alpha, self.views)

@@ -13,7 +13,7 @@ from torch import nn
 from data import Dataset, normalize
 from experiment import Recipe
 from models import combine
-from training import Context, Step, StepError
+from training import Context, Step, StepError, refuse_unused
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,19 @@ def check_recipes(name: str, value: Any) -> None:
     """Raise StepError where a field is no tuple of recipes: a list, or the bare recipe that (a) is in place of (a,)."""
     if not isinstance(value, tuple) or not all(isinstance(recipe, Recipe) for recipe in value):
         raise StepError(f"{name} must be a tuple of recipes, (a,) or (a, b), not {reprlib.repr(value)}")
+
+
+def check_recipe(name: str, value: Any) -> None:
+    """Raise StepError where a field that may hold a recipe holds something else, such as the name of a network."""
+    if value is not None and not isinstance(value, Recipe):
+        raise StepError(f"{name} must be a recipe or None, not {reprlib.repr(value)}")
+
+
+def check_teacher(step: Step) -> None:
+    """Raise StepError where a step's `teacher` is no recipe, or where there is none and its loss is set."""
+    check_recipe("teacher", step.teacher)
+    if step.teacher is None:
+        refuse_unused(step, ("temperature", "alpha"), "there is no teacher; name one")
 
 
 @torch.no_grad()

@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from experiment.records import check_dataset
 from training import Step, StepError
 
 
@@ -16,7 +18,7 @@ class Recipe:
 
     `Recipe("digits", (Train("resnet20", epochs=10),)).then(Quantize())`. It is checked when it is written down: a
     step that cannot follow the one before it raises StepError, and so does one whose teachers, members or earlier
-    weights are of another data set.
+    weights are of another data set; an unknown data set raises DataError.
     """
 
     dataset: str
@@ -24,9 +26,14 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
+        check_dataset(self.dataset)
+        if not isinstance(self.steps, tuple):
+            raise StepError(f"steps must be a tuple of steps, (a,) or (a, b), not {reprlib.repr(self.steps)}")
         if not self.steps:
             raise ValueError("a recipe needs at least one step, such as Train('resnet20')")
         for previous, step in zip((None, *self.steps), self.steps, strict=False):
+            if isinstance(step, type) or not hasattr(step, "follows"):
+                raise StepError(f"a step is a value such as Train('resnet20') or Quantize(), not {reprlib.repr(step)}")
             step.follows(previous)
             for field, recipe in _nested(step):
                 if recipe.dataset != self.dataset:

@@ -12,10 +12,17 @@ from typing import Any
 
 import pandas as pd
 
+from data import DataError
 from storage import atomic_write
 
 NEEDED = {"label", "model", "dataset", "seed", "recipe", "accuracy", "onnx_bytes", "weights_sha256"}
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def check_dataset(name: str) -> None:
+    """Raise DataError where no data set has that name, before anything is looked for or trained under it."""
+    if name not in ("digits", "cifar10") and not str(name).startswith("folder:"):
+        raise DataError(f"unknown data set {name!r}: use 'digits', 'cifar10' or 'folder:PATH'")
 
 
 def results_root() -> Path:
@@ -72,7 +79,11 @@ def load_records(dataset: str) -> pd.DataFrame:
     Rows are sorted by model and size. Records that differ in nothing but seeds share a label; where other recipes have
     the same one (a network trained for another time, for instance), a piece of a hash tells them apart. Damaged files
     are passed over with a warning.
+
+    Raises:
+        DataError: the name is unknown; one that is known and has no records gives an empty table.
     """
+    check_dataset(dataset)
     files = sorted(results_folder(dataset).glob("*.json"))
     records = [record for record in map(read_record, files) if record is not None and record["dataset"] == dataset]
     if not records:

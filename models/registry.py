@@ -1,5 +1,6 @@
 """Networks by name, and networks from their description, as a weight file carries it."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -34,7 +35,7 @@ def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Mo
         width: factor of the number of channels.
 
     Raises:
-        ModelError: the name is unknown, or the width not above 0.
+        ModelError: the name is unknown, or the width not above 0 and finite.
     """
     check_model(name, width)
     model = ARCHITECTURES[name](shape, classes, width)
@@ -48,8 +49,8 @@ def check_model(name: str, width: float) -> None:
     """Raise ModelError where there is no such network."""
     if name not in ARCHITECTURES:
         raise ModelError(f"unknown model {name!r}: use one of {', '.join(sorted(ARCHITECTURES))}")
-    if not width > 0:
-        raise ModelError(f"a network's width must be above 0, not {width}")
+    if not (isinstance(width, int | float) and 0 < width < math.inf):
+        raise ModelError(f"width, the factor of the number of channels, must be above 0 and finite, not {width!r}")
 
 
 def combine(members: list[nn.Module]) -> nn.Module:

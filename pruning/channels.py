@@ -11,11 +11,22 @@ import torch_pruning
 from torch import nn
 
 from distillation import check_teaching, guided_loss
+from distillation.ensemble import check_teacher
 from measurement import cost
 from models import channel_table
 from pruning.criteria import lookahead
 from pruning.graph import layer_graph
-from training import Context, Step, StepError, check_training, fit, round_weights, training_fields
+from training import (
+    Context,
+    Step,
+    StepError,
+    check_training,
+    check_whole,
+    fit,
+    is_number,
+    round_weights,
+    training_fields,
+)
 
 Importance = dict[str, torch.Tensor]
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -54,14 +65,14 @@ class PruneChannels:
     alpha: float = 0.9
 
     def __post_init__(self):
-        if not 0 < self.macs < 1:
-            raise StepError(f"macs is the share to keep, above 0 and below 1, not {self.macs}: write 0.5 for half")
+        if not (is_number(self.macs) and 0 < self.macs < 1):
+            raise StepError(f"macs is the share to keep, above 0 and below 1, not {self.macs!r}: write 0.5 for half")
         if self.criterion not in CHANNEL_CRITERIA:
             raise StepError(f"unknown criterion {self.criterion!r}: use one of {', '.join(CHANNEL_CRITERIA)}")
-        if self.multiple < 1:
-            raise StepError(f"multiple must be at least 1 (any number of channels), not {self.multiple}")
+        check_whole("multiple", self.multiple)
         check_training(**training_fields(self))
         check_teaching(self.temperature, self.alpha)
+        check_teacher(self)
 
     def follows(self, previous: Step | None) -> None:
         if previous is None:

@@ -8,11 +8,24 @@ import torch
 from torch import nn
 
 from distillation import check_teaching, guided_loss
+from distillation.ensemble import check_recipe, check_teacher
 from pruning.criteria import BY_ITSELF, COMPARABLE, CRITERIA
 from pruning.graph import layer_graph
 from pruning.masks import largest, layer_shares, select
 from pruning.schedules import SCHEDULES
-from training import Context, Step, StepError, check_training, fit, fresh, round_weights, training_fields
+from training import (
+    Context,
+    Step,
+    StepError,
+    check_training,
+    check_whole,
+    fit,
+    fresh,
+    is_number,
+    refuse_unused,
+    round_weights,
+    training_fields,
+)
 
 
 @dataclass(frozen=True)
@@ -58,24 +71,29 @@ class Prune:
         ):
             if name not in known:
                 raise StepError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
-        if not 0 <= self.sparsity < 1:
-            raise StepError(f"sparsity is a share from 0 to below 1, not {self.sparsity}: write 0.9 for 90 %")
+        if not (is_number(self.sparsity) and 0 <= self.sparsity < 1):
+            raise StepError(f"sparsity is a share from 0 to below 1, not {self.sparsity!r}: write 0.9 for 90 %")
         if isinstance(self.skip, str):
             raise StepError(f"skip is a tuple of layers' names: write skip=({self.skip!r},)")
         if self.order != "together" and self.criterion in BY_ITSELF:
             raise StepError(f"{self.criterion} scores a layer by itself: an order changes nothing, leave it out")
-        if self.rewind_to is not None and self.schedule != "rewind":
-            raise StepError(f"the schedule {self.schedule} does not rewind: rewind_to goes with 'rewind'")
+        if self.schedule != "rewind":
+            refuse_unused(self, ("rewind_to",), f"the schedule {self.schedule} does not rewind; use 'rewind'")
+        check_recipe("rewind_to", self.rewind_to)
         if self.skip and self.scope == "layer":
             raise StepError(
                 "scope 'layer' has its own rule for the first and last layer: skip goes with scope 'global'"
             )
-        if self.rounds < 1:
-            raise StepError(f"rounds must be at least 1, not {self.rounds}")
+        check_whole("rounds", self.rounds)
+        if self.schedule != "iterative":
+            refuse_unused(self, ("rounds",), f"the schedule {self.schedule} has none; use 'iterative'")
         if self.epochs == 0 and self.schedule != "one_shot":
             raise StepError(f"the schedule {self.schedule} needs epochs: only one_shot prunes without training")
+        if self.epochs == 0:
+            refuse_unused(self, {*training_fields(self), "teacher"} - {"epochs"}, "nothing is trained; give it epochs")
         check_training(**training_fields(self) | ({"epochs": 1} if self.epochs == 0 else {}))
         check_teaching(self.temperature, self.alpha)
+        check_teacher(self)
 
     def follows(self, previous: Step | None) -> None:
         if previous is None:

@@ -1,17 +1,29 @@
 """`Quantize`: a float model in, an integer model out."""
 
 import functools
+import reprlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
 from distillation import check_teaching, guided_loss
+from distillation.ensemble import check_teacher
 from models.quantized import insert_quantizers
 from quantization import qat
 from quantization.static import METHODS, calibrate
 from quantization.weights import Bits, best_scale, bits_by_layer, round_weight
-from training import Context, Step, StepError, check_training, fit, training_fields
+from training import (
+    Context,
+    Step,
+    StepError,
+    check_training,
+    check_whole,
+    fit,
+    is_number,
+    refuse_unused,
+    training_fields,
+)
 
 
 @dataclass(frozen=True)
@@ -51,22 +63,30 @@ class Quantize:
     def __post_init__(self):
         if self.mode not in ("static", "qat"):
             raise StepError(f"unknown quantization mode {self.mode!r}: use 'static' or 'qat'")
+        own = self.layer_bits
+        if not isinstance(own, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in own):
+            raise StepError(
+                f"layer_bits is a tuple of pairs of name and bits, not {reprlib.repr(own)}: write (('conv', 2),)"
+            )
         first_last = self.bits if self.first_last_bits is None else self.first_last_bits
-        for bits in (self.bits, first_last, *(bits for _, bits in self.layer_bits)):
+        for bits in (self.bits, first_last, *(bits for _, bits in own)):
             if bits != "ternary" and not (isinstance(bits, int) and 2 <= bits <= 8):
                 raise StepError(f"weights take 2 to 8 bits or 'ternary', not {bits!r}")
-        if self.images < 1:
-            raise StepError(f"calibration needs at least one image, not {self.images}")
+        check_whole("images", self.images)
         if self.calibration not in METHODS:
             raise StepError(f"unknown calibration {self.calibration!r}: use {', '.join(METHODS)}")
-        if not 50 < self.percentile <= 100:
-            raise StepError(f"percentile must be above 50 and at most 100, not {self.percentile}")
+        if not (is_number(self.percentile) and 50 < self.percentile <= 100):
+            raise StepError(f"percentile must be above 50 and at most 100, not {self.percentile!r}")
+        if self.calibration != "percentile":
+            refuse_unused(self, ("percentile",), f"the calibration {self.calibration} has none; use 'percentile'")
         if self.mode == "qat" and not self.per_channel:
             raise StepError("quantization-aware training learns a step per output channel: leave per_channel True")
-        if self.mode == "static" and self.teacher is not None:
-            raise StepError("a teacher guides training, and static quantization has none: use mode='qat'")
         check_teaching(self.temperature, self.alpha)
         check_training(**training_fields(self))
+        if self.mode == "static":
+            training = (*training_fields(self), "teacher", "temperature", "alpha")
+            refuse_unused(self, training, "static quantization does not train; use mode='qat'")
+        check_teacher(self)
 
     def follows(self, previous: Step | None) -> None:
         if previous is None:

@@ -73,8 +73,8 @@ def test_width():
     model = build("resnet8", shape=(1, 8, 8), classes=10, width=0.25)
     rebuild(model.spec).load_state_dict(model.state_dict())
     assert "width" not in build("resnet8", shape=(1, 8, 8), classes=10).spec  # so that old checksums stay
-    for width in (0, -1, float("nan")):
-        with pytest.raises(ModelError, match="above 0"):
+    for width in (0, -1, float("nan"), float("inf"), "0.5"):
+        with pytest.raises(ModelError, match="above 0 and finite"):
             build("resnet8", shape=(1, 8, 8), classes=10, width=width)
 
 

@@ -575,7 +575,8 @@ def test_schedules_by_hand():
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_exact_zeros_after_training(schedule, scope, context):
     model = network()
-    step = Prune("lookahead", 0.7, scope, schedule, rounds=2, epochs=2, batch_size=64, learning_rate=0.05)
+    rounds = {"rounds": 2} if schedule == "iterative" else {}
+    step = Prune("lookahead", 0.7, scope, schedule, epochs=2, batch_size=64, learning_rate=0.05, **rounds)
     pruned = step.apply(model, context)
     assert zeros(pruned) == round(0.7 * weights(pruned))
 
@@ -673,9 +674,18 @@ def test_zeros_survive_quantization(context):
         ({"criterion": "guess"}, "lookahead, "), ({"scope": "half"}, "global, layer"),
         ({"schedule": "now"}, "one_shot"), ({"rounds": 0}, "rounds"),
         ({"epochs": 0}, "one_shot prunes without"), ({"epochs": -1}, "at least 1"),
-        ({"temperature": 0}, "temperature"), ({"order": "sideways"}, "together, forward"),
+        ({"temperature": 0}, "must be above 0"), ({"order": "sideways"}, "together, forward"),
         ({"scope": "layer", "skip": ("conv",)}, "scope 'global'"), ({"skip": "conv"}, r"write skip=\('conv',\)"),
         ({"criterion": "lamp", "order": "forward"}, "by itself"), ({"rewind_to": 1}, "does not rewind"),
+        ({"schedule": "rewind", "rewind_to": "resnet18"}, "rewind_to must be a recipe or None, not 'resnet18'"),
+        ({"teacher": "resnet18"}, "teacher must be a recipe or None, not 'resnet18'"),
+        ({"sparsity": "0.9"}, "not '0.9'"), ({"schedule": "iterative", "rounds": 2.5}, "rounds must be a whole number"),
+        ({"alpha": 0.5}, "alpha would change nothing: there is no teacher; name one, or leave it out"),
+        *(({"schedule": s, "rounds": 9}, "rounds would change nothing") for s in ("gradual", "one_shot", "rewind")),
+        *(
+            ({"schedule": "one_shot", "epochs": 0} | own, f"{next(iter(own))} would change nothing: nothing is trained")
+            for own in ({"learning_rate": 0.1}, {"batch_size": 32}, {"weight_decay": 0.0}, {"teacher": "any"})
+        ),
     ],
 )  # fmt: skip
 def test_bad_fields(fields, message):

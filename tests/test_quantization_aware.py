@@ -249,6 +249,19 @@ def test_static_low_bits(context):
         ({"layer_bits": (("conv", 16),)}, "2 to 8"), ({"mode": "magic"}, "'static' or 'qat'"),
         ({"calibration": "guess"}, "percentile, minmax, mse"), ({"mode": "qat", "epochs": 0}, "epochs"),
         ({"mode": "qat", "per_channel": False}, "per output channel"), ({"learning_rate": 0}, "learning_rate"),
+        ({"images": 64.0}, "images must be a whole number"), ({"percentile": "99"}, "percentile must be"),
+        ({"mode": "qat", "teacher": "resnet18"}, "teacher must be a recipe or None, not 'resnet18'"),
+        *(({"layer_bits": own}, "layer_bits is a tuple of pairs") for own in (("conv", 2), {"conv": 2}, [("conv", 2)])),
+        ({"calibration": "minmax", "percentile": 99}, "percentile would change nothing: the calibration minmax has"),
+        ({"calibration": "mse", "percentile": 99}, "percentile would change nothing"),
+        ({"mode": "qat", "alpha": 0.5}, "alpha would change nothing: there is no teacher; name one, or leave it out"),
+        *(
+            ({"bits": 4, **own}, f"{next(iter(own))} would change nothing: static quantization does not train; use")
+            for own in (
+                {"epochs": 10, "learning_rate": 0.02}, {"learning_rate": 0.02}, {"batch_size": 64},
+                {"weight_decay": 0.0}, {"temperature": 2.0}, {"alpha": 0.5},
+            )
+        ),
     ],
 )  # fmt: skip
 def test_bad_fields(fields, message):

@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_starts_over_with_a_warning(digits, tmp_path, damag
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes({"flip": bytes(content), "truncate": bytes(content[:-99]), "foreign": b"hello"}[damage])
-    with pytest.warns(UserWarning, match="the training starts over"):
+    with pytest.warns(UserWarning, match="what it held is computed again"):
         again, _ = trained(digits, path, epochs=2)
     assert same_weights(whole, again)
 
@@ -246,7 +246,9 @@ def test_a_damaged_checkpoint_starts_over_with_a_warning(digits, tmp_path, damag
     [
         {"epochs": 0}, {"epochs": -1}, {"batch_size": 0}, {"learning_rate": 0}, {"learning_rate": -0.1},
         {"learning_rate": math.nan}, {"weight_decay": -1e-9}, {"weight_decay": math.nan}, {"label_smoothing": -0.1},
-        {"label_smoothing": 1}, {"label_smoothing": math.nan},
+        {"label_smoothing": 1}, {"label_smoothing": math.nan}, {"label_smoothing": "0.1"}, {"epochs": 1.5},
+        {"epochs": "3"}, {"batch_size": 64.0}, {"learning_rate": math.inf}, {"learning_rate": "0.1"},
+        {"weight_decay": math.inf}, {"weight_decay": None},
     ],
 )  # fmt: skip
 def test_hyperparameters_out_of_range(wrong):
@@ -297,6 +299,8 @@ def test_a_start_of_another_kind(digits, tmp_path):
 def test_a_start_that_is_no_training():
     with pytest.raises(StepError, match="Train made, not resnet20 > Quantize"):
         Recipe("digits", (Train("resnet20", start=Recipe("digits", (Train("resnet20"),)).then(Quantize())),))
+    with pytest.raises(StepError, match="Train made, not resnet20"):
+        Recipe("digits", (Train("resnet20", start="resnet20"),))
 
 
 def test_train_starts_a_chain():

@@ -1,6 +1,8 @@
 """What a step is, and what it is given."""
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,7 +52,27 @@ def training_fields(step: Step) -> dict:
 
 def check_training(*, epochs: int, learning_rate: float, batch_size: int, weight_decay: float) -> None:
     """Raise StepError where a training's hyperparameters are out of range; every step that trains asks it."""
-    if epochs < 1 or batch_size < 1:
-        raise StepError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
-    if not learning_rate > 0 or not weight_decay >= 0:
-        raise StepError("learning_rate must be above 0 and weight_decay not below 0")
+    check_whole("epochs", epochs)
+    check_whole("batch_size", batch_size)
+    if not (is_number(learning_rate) and learning_rate > 0):
+        raise StepError(f"learning_rate must be a finite number above 0, not {learning_rate!r}")
+    if not (is_number(weight_decay) and weight_decay >= 0):
+        raise StepError(f"weight_decay must be a finite number not below 0, not {weight_decay!r}")
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raise StepError where so many cannot be: no whole number, or one below 1."""
+    if not isinstance(value, int) or value < 1:
+        raise StepError(f"{name} must be a whole number and at least 1, not {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; text that reads like one is none."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def refuse_unused(step: Step, names: Collection[str], why: str) -> None:
+    """Raise StepError where one of these fields is set, which change nothing here: it was meant to change something."""
+    for own in dataclasses.fields(step):
+        if own.name in names and getattr(step, own.name) != own.default:
+            raise StepError(f"{own.name} would change nothing: {why}, or leave it out")

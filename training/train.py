@@ -9,7 +9,7 @@ from torch import nn
 
 from data import epoch_seed
 from models import build, check_model
-from training.context import Context, Step, StepError, check_training, training_fields
+from training.context import Context, Step, StepError, check_training, is_number, training_fields
 from training.loop import fit, smoothed_cross_entropy
 
 
@@ -36,17 +36,17 @@ class Train:
     def __post_init__(self):
         check_model(self.model, self.width)
         check_training(**training_fields(self))
-        if not 0 <= self.label_smoothing < 1:
-            raise StepError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
+        if not (is_number(self.label_smoothing) and 0 <= self.label_smoothing < 1):
+            raise StepError(f"label_smoothing must be in [0, 1), not {self.label_smoothing!r}")
 
     def follows(self, previous: Step | None) -> None:
         if previous is not None:
             raise StepError("Train starts a recipe: to train on from one, give it as start")
         if self.start is None:
             return
-        first = self.start.steps[-1]
+        first = getattr(self.start, "steps", (None,))[-1]  # recipes are of a room below
         if not isinstance(first, Train):
-            raise StepError(f"start is a recipe that Train made, not {self.start.label}")
+            raise StepError(f"start is a recipe that Train made, not {getattr(self.start, 'label', self.start)}")
         if (self.model, self.width) != (first.model, first.width):
             raise StepError(f"{self.model} cannot start from {self.start.label}, which is another network")
 
