@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -109,17 +110,42 @@ def _make(recipe: Recipe) -> tuple[nn.Module, dict]:
 
 
 def _set_aside_other_weights(recipe: Recipe, model: nn.Module) -> None:
-    """A record of other weights, lost since, goes: it would have the model made again and again."""
-    path = results_folder(recipe.dataset) / f"{recipe.id}.json"
+    """A record of other weights, lost since, goes: it would have the model made again and again.
+
+    Models made from the lost weights cannot stand beside the new ones: their files move to folders named `set_aside`.
+    """
+    results = results_folder(recipe.dataset)
+    path = results / f"{recipe.id}.json"
     record = read_record(path)
-    if record is not None and record["weights_sha256"] != weights_checksum(model):
-        warnings.warn(
-            f"{recipe.label} was made again and has other weights than its record (another machine or version rounds "
-            f"otherwise): {path.name} is removed, run the recipe to measure it anew",
-            stacklevel=2,
-        )
-        path.unlink(missing_ok=True)
-        _committed_archive(recipe).unlink(missing_ok=True)
+    if record is None or record["weights_sha256"] == weights_checksum(model):
+        return
+    others = [other for other in map(read_record, sorted(results.glob("*.json"))) if other and other["id"] != recipe.id]
+    heirs = [other["id"] for other in others if _holds(other["recipe"], recipe.describe())]
+    warnings.warn(
+        f"{recipe.label} was made again and has other weights than its record (another machine or version rounds "
+        f"otherwise): {path.name} is removed, run the recipe to measure it anew; {len(heirs)} records of what was "
+        f"made from the lost weights are in {results / 'set_aside'} now",
+        stacklevel=2,
+    )
+    path.unlink(missing_ok=True)
+    _committed_archive(recipe).unlink(missing_ok=True)
+    artifacts = artifacts_folder(recipe.dataset)
+    for heir in heirs:
+        for file in (results / f"{heir}.json", results / "models" / f"{heir}.nna", artifacts / f"{heir}.safetensors"):
+            aside = (artifacts if file.parent == artifacts else results) / "set_aside" / file.name
+            aside.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                file.replace(aside)
+
+
+def _holds(value: Any, recipe: dict) -> bool:
+    """Whether a recipe's JSON starts with another's, or has a teacher, a member or earlier weights that do."""
+    if isinstance(value, list):
+        return any(_holds(own, recipe) for own in value)
+    if not isinstance(value, dict):
+        return False
+    start = value | {"steps": value.get("steps", [])[: len(recipe["steps"])]}
+    return start == recipe or any(_holds(own, recipe) for own in value.values())
 
 
 def _restore(recipe: Recipe) -> tuple[nn.Module, dict] | None:
@@ -141,7 +167,7 @@ def _restore(recipe: Recipe) -> tuple[nn.Module, dict] | None:
             return model, {key: value for key, value in record.items() if key not in MEASURED}
         warnings.warn(f"{archive} holds other weights than its record says: delete it", stacklevel=2)
     except StorageError as error:
-        warnings.warn(f"{archive}: {error}", stacklevel=2)
+        warnings.warn(str(error), stacklevel=2)
     return None
 
 
@@ -171,9 +197,9 @@ def _archive(recipe: Recipe, model: nn.Module) -> dict:
 
 
 def _measure(recipe: Recipe) -> dict:
-    model, log = _make(recipe)
     base_recipe = recipe.base
-    base = model if recipe == base_recipe else make(base_recipe)
+    base, log = _make(base_recipe)  # first, since a base that has to be made again sets aside what was made from it
+    model, log = (base, log) if recipe == base_recipe else _make(recipe)
     dataset = _dataset(recipe.dataset)
     file, base_file = _onnx(recipe, model, dataset), _onnx(base_recipe, base, dataset)
     session = open_onnx(file)

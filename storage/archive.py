@@ -45,6 +45,7 @@ DICTIONARY = (
     b'"sparsity":"channels":{"blocks.0.conv1":,"blocks.1.conv2":{"architecture":"resnet18","classes":10,'
     b'"quantized":true,"shape":[1,8,8]}{"architecture":"resnet20","classes":10,"quantized":true,"shape":[3,32,32]}'
 )
+REMEDY = "give a .nna file, such as those in results/cifar10/models"
 KINDS = {1: np.dtype("i1"), 2: np.dtype("i2"), 4: np.dtype("i4"), 8: np.dtype("i8")}
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -85,19 +86,23 @@ def load_archive(path: Path) -> nn.Module:
     """The model that an archive holds, in evaluation mode on the CPU.
 
     Raises:
-        ArchiveError: the file is missing, damaged, too large, too new, or of a network that is built otherwise now.
+        ArchiveError: the file, which is named, is missing, damaged, too large, too new, or of a network that is built
+            otherwise now.
     """
-    return _built(*_opened(read(path)))
+    try:
+        return _built(*_opened(_read(path)))
+    except ArchiveError as error:
+        raise ArchiveError(f"{path}: {error}") from None
 
 
-def read(path: Path) -> bytes:
+def _read(path: Path) -> bytes:
     """An archive's bytes, unless there are too many of them."""
     try:
         if path.stat().st_size > LIMIT:
-            raise ArchiveError(f"{path} is no archive of a network: it is longer than {LIMIT >> 20} MiB")
+            raise ArchiveError(f"this is no archive of a network, it is longer than {LIMIT >> 20} MiB: {REMEDY}")
         return path.read_bytes()
     except OSError as error:
-        raise ArchiveError(f"cannot read {path} ({error.strerror or error})") from None
+        raise ArchiveError(f"cannot read it ({error.strerror or error}): {REMEDY}") from None
 
 
 def encode(model: nn.Module) -> bytes:
@@ -153,7 +158,7 @@ def _built(version: int, spec: dict, size: int, digest: bytes, reader: Reader) -
 def split(content: bytes) -> tuple[dict, int, bytes, memoryview]:
     """Spec, length of the tensors, checksum of the table, and coded stream of an archive whose checksum is right."""
     if len(content) > LIMIT or content[:4] != MAGIC or len(content) < 13:
-        raise ArchiveError("this is no archive of a network")
+        raise ArchiveError(f"this is no archive of a network: {REMEDY}")
     if content[4] > VERSION:
         raise ArchiveError(
             f"the archive has format version {content[4]}, this code reads up to {VERSION}: update the code"
@@ -179,8 +184,7 @@ def archive_table(path: Path) -> list[dict]:
     their bytes, each place by itself), with nothing for telling frequencies; `bits` what a value takes; `bytes` add up
     to the length of the file.
     """
-    content = read(path)
-    model, writer = decode(content), Writer()
+    model, content, writer = load_archive(path), _read(path), Writer()
     state = model.state_dict() | (_multiples(model) if content[4] >= 2 else {})
     rows, head = [], len(content) - len(split(content)[3])
     end = head

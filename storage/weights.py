@@ -65,7 +65,7 @@ class Checkpoint:
             tensors, header, _ = _load(self.path, "state")
             return tensors, header["state"]
         except StorageError as error:
-            warnings.warn(f"{error}; the training starts over", stacklevel=2)
+            warnings.warn(f"{error}; it is passed over, and what it held is computed again", stacklevel=2)
             return None
 
     def clear(self) -> None:

@@ -28,6 +28,7 @@ from models.quantized import Quantizer, insert_quantizers, round_biases
 from pruning import Prune
 from quantization import Quantize
 from storage import ArchiveError, archive_table, export_onnx, load_archive, open_onnx, save_archive, weights_checksum
+from storage.__main__ import main as storage_main
 from storage.archive import DICTIONARY, decode, encode, entropy
 from storage.coding import Counts, Meter, Reader, Writer, number
 from storage.modes import MODES, POSITIONS, Settings, _code, choose, code_words
@@ -384,7 +385,7 @@ def test_a_network_that_is_built_otherwise_now(monkeypatch):
 
 
 def test_missing_and_too_long_files(tmp_path, monkeypatch):
-    with pytest.raises(ArchiveError, match="No such file"):
+    with pytest.raises(ArchiveError, match="none.nna: cannot read it .No such file.* give a .nna file"):
         load_archive(tmp_path / "none.nna")
     with pytest.raises(ArchiveError, match="cannot read"):
         load_archive(tmp_path)
@@ -416,6 +417,15 @@ def test_the_commands(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     refused = command("storage", "info", path)
     assert refused.returncode == 1 and "damaged" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["unpack", "-o", "model.onnx"]], ids=["info", "unpack"])
+def test_the_commands_name_a_file_that_is_no_archive(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["storage", *arguments, str(ROOT / "README.md")])
+    assert storage_main() == 1
+    refused = capsys.readouterr().err
+    assert refused.startswith(f"{ROOT / 'README.md'}: this is no archive of a network: give a .nna file")
+    assert refused.count("README.md") == 1
 
 
 def test_the_command_measures_the_records_accuracy(folders, monkeypatch, capsys):

@@ -3,11 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +17,15 @@ import pandas as pd
 import pytest
 
 import storage.files
+from combination import Joint
+from data import DataError
 from distillation import Distill, Ensemble
-from experiment import Recipe, beside_published, load_records, make, run
+from experiment import Recipe, base_recipe, beside_published, load_records, make, run
 from experiment.records import ROOT
-from models import ModelError
+from models import ModelError, build
 from pruning import Prune, PruneChannels
 from quantization import Quantize
-from storage import StorageError, sha256
+from storage import StorageError, save_weights, sha256
 from training import StepError, Train
 
 making = sys.modules["experiment.run"]  # the package exports a function of that name
@@ -59,7 +63,7 @@ def test_records_beside_the_published_figures():
     """By hand from the study's tables: its teacher 90.3 %, 11.17 M, 44.7 MB, 0.856 ms; pruned 96 % 84.84 %."""
     own = {"accuracy": 0.93, "nonzero_parameters": 5e5, "onnx_bytes": 2e6, "archive_bytes": 3e5}
     records = pd.DataFrame(
-        [{"label": name, "latency_ms.batch1.median": 0.5, **own} for name in ("a", "b")], index=[7, 8]
+        [{"label": name, "latency_ms.batch1_one_thread.median": 0.5, **own} for name in ("a", "b")], index=[7, 8]
     )
     table = beside_published(records, ["ResNet-18 teacher", "pruned 96 %"])
     assert table["recipe"].tolist() == ["a", "b"] and (table["accuracy %"] == 93).all()
@@ -120,6 +124,27 @@ def test_every_number_counts():
     assert len({recipe.id for recipe in (BASE, *others)}) == len(others) + 1
 
 
+STEPS = {step.__name__: step for step in (Train, Distill, Ensemble, Prune, PruneChannels, Quantize, Joint)}
+
+
+def written(value):
+    """A recipe from its JSON, or what its fields hold."""
+    if isinstance(value, list):
+        return tuple(map(written, value))
+    if not isinstance(value, dict):
+        return value
+    if "steps" in value:
+        return Recipe(value["dataset"], written(value["steps"]), value["seed"])
+    return STEPS[value["step"]](**{name: written(own) for name, own in value.items() if name != "step"})
+
+
+def test_no_recipe_that_was_run_is_refused_since_or_has_another_identity():
+    """Of the committed records; their names are the identities that they had when they were made."""
+    records = [json.loads(path.read_text()) for path in (ROOT / "results").glob("*/*.json")]
+    recipes = {record["id"]: written(record["recipe"]).id for record in records if "recipe" in record}
+    assert recipes and all(identity == own for identity, own in recipes.items())
+
+
 # --- What cannot be written down --------------------------------------------------------------------------------------
 
 
@@ -135,8 +160,18 @@ def test_every_number_counts():
         (lambda: Quantize(bits=9), StepError, "9"),
         (lambda: Quantize(images=0), StepError, "0"),
         (lambda: Train("resnet21"), ModelError, "resnet21.*resnet18, resnet20"),
+        (lambda: Train("resnet20", width=math.inf), ModelError, "width.* finite, not inf"),
+        (lambda: Distill("resnet20", width=math.inf), ModelError, "width.* finite, not inf"),
+        (lambda: Joint("resnet20", width=math.inf), ModelError, "width.* finite, not inf"),
+        (lambda: Recipe("digits", Train("resnet20")), StepError, r"steps must be a tuple of steps, \(a,\)"),
+        (lambda: Recipe("digits", [Train("resnet20")]), StepError, r"steps must be a tuple of steps, \(a,\)"),
+        (lambda: BASE.then("prune"), StepError, r"such as Train\('resnet20'\) or Quantize\(\), not 'prune'"),
+        (lambda: BASE.then(Prune), StepError, "a step is a value such as"),
+        (lambda: BASE.then(BASE), StepError, "a step is a value such as"),
+        (lambda: Recipe("digitz", BASE.steps), DataError, "unknown data set 'digitz': use 'digits', 'cifar10' or"),
+        (lambda: base_recipe("mnist", "resnet20"), DataError, "unknown data set 'mnist'"),
+        (lambda: load_records("CIFAR10"), DataError, "unknown data set 'CIFAR10'"),
     ],
-    ids=["empty", "quantize-first", "quantize-twice", "train-second", "ensemble", "mode", "bits", "images", "model"],
 )
 def test_wrong_recipes_are_refused_when_written_down(wrong, error, names):
     with pytest.raises(error, match=names) as caught:
@@ -277,16 +312,30 @@ def test_recipes_that_differ_in_more_than_seeds_have_labels_of_their_own(folders
     assert first == second != other and all(label.startswith("tiny #") for label in labels)
 
 
-def test_a_model_made_again_with_other_weights_puts_its_old_record_away(folders, trainings):
+def test_a_model_made_again_with_other_weights_puts_its_old_record_away(folders, trainings, monkeypatch):
+    """And the files of what was made from it: by the next step, for a student, in a teacher's member; no others'."""
     results, artifacts = folders
-    record = run(tiny())
-    path = results / f"{record['id']}.json"
-    path.write_text(json.dumps(record | {"weights_sha256": "0" * 64}))
-    shutil.rmtree(artifacts)
-    with pytest.warns(UserWarning, match="measure it anew"):
-        make(tiny())
-    assert not path.exists() and run(tiny())["weights_sha256"] == record["weights_sha256"]
-    assert len(trainings) == 2
+    base, integer, other = tiny(), tiny().then(Quantize(images=64)), tiny(epochs=2)
+    student = Recipe("digits", (Ensemble((other, base)),)).then(Distill("resnet8"))
+    heirs = [integer, base.then(Prune()), Recipe("digits", (Distill("resnet8", teachers=(base,)),)), student]
+    strangers = [other, other.then(Quantize()), base.with_seed(1)]
+    results.mkdir(parents=True)
+    for recipe in (base, *heirs, *strangers):
+        own = {"id": recipe.id, "label": recipe.label, "model": "tiny", "dataset": "digits", "seed": recipe.seed}
+        own |= {"recipe": recipe.describe(), "accuracy": 0.5, "onnx_bytes": 1, "weights_sha256": "0" * 64}
+        (results / f"{recipe.id}.json").write_text(json.dumps(own))
+    save_weights(build("resnet8", shape=(1, 8, 8), classes=10), artifacts / f"{integer.id}.safetensors", {})
+
+    def files(folder: Path, ending: str) -> set[str]:
+        return {file.stem for file in folder.glob(f"*{ending}")}
+
+    monkeypatch.setattr(making, "_onnx", None)  # a measurement ends there
+    with pytest.warns(UserWarning, match=r"measure it anew; 4 records .* are in .*set_aside now"), suppress(TypeError):
+        run(integer, remeasure=True)
+    assert files(results / "set_aside", ".json") == {recipe.id for recipe in heirs}
+    assert files(results, ".json") == {recipe.id for recipe in strangers}
+    assert files(artifacts / "set_aside", ".safetensors") == {integer.id}
+    assert make(integer).spec["quantized"] and len(trainings) == 1  # not the lost one's weights again
 
 
 # --- Several processes, and death at any moment -----------------------------------------------------------------------
