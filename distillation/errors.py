@@ -68,7 +68,7 @@ def changed_errors(confusion: pd.DataFrame, one: str, other: str) -> str:
         if change.max() > 0:
             (actual, answer), *alike = change.index[change == change.max()]
             pairs = f" (and {len(alike)} other pair{'s' * (len(alike) > 1)} alike)" if alike else ""
-            text += f" Its largest {word}: {actual} taken for {answer} on {_images(change.max())} {name}{pairs}."
+            text += f" Its largest {word}: {actual} taken for {answer} on {_images(change.max(), name)}{pairs}."
     return text
 
 
@@ -84,5 +84,5 @@ def _names(recipes: Mapping[str, Recipe]) -> str:
     return "-".join(f"{name}-{recipe.id}" for name, recipe in recipes.items())
 
 
-def _images(count: int) -> str:
-    return f"{count} image{'' if count == 1 else 's'}"
+def _images(count: int, which: str = "") -> str:
+    return f"{count} {which}{' ' * bool(which)}image{'' if count == 1 else 's'}"

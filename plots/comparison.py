@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from plots.names import write_names
 from plots.style import METHOD_COLORS, REPORTED, log_scale
 
 
@@ -13,7 +14,7 @@ def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None =
 
     `reported`, drawn as hollow marks, has the columns `label`, `accuracy` (%) and `size_mb`.
     """
-    ax = ax or plt.gca()
+    ax, named = ax or plt.gca(), []
     for method, group in records.groupby("method", sort=False):
         color, marker = METHOD_COLORS[method]
         for index, (model, points) in enumerate(group.groupby("model")):
@@ -22,18 +23,19 @@ def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None =
             size = points["archive_bytes"] / 1e6
             name = _method_name(method) if index == 0 else None
             ax.errorbar(size, y, yerr=bars, fmt=marker, color=color, capsize=3, markersize=7, label=name)
-            ax.annotate(model, (size.iloc[0], y.max()), xytext=(8, 5), textcoords="offset points", fontsize=9)
+            named.append((model, size.iloc[0], y.max(), "black"))
     if reported is not None:
         ax.plot(reported["size_mb"], reported["accuracy"], **REPORTED)
     log_scale(ax)
-    ax.margins(x=0.12, y=0.12)
+    ax.margins(x=0.2, y=0.12)
     ax.set_xlabel("archive, from which the model is restored (MB, log scale)")
     ax.set_ylabel("test accuracy (%), 95 % interval")
-    ax.legend(loc="best")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    write_names(named, ax)
     return ax
 
 
-def latency_bars(records: pd.DataFrame, setting: str = "batch1", ax: Axes | None = None) -> Axes:
+def latency_bars(records: pd.DataFrame, setting: str = "batch1_one_thread", ax: Axes | None = None) -> Axes:
     """Median latency (ms) of each record in ONNX Runtime, a whisker to the 95th percentile, and the speedup.
 
     `setting` is `batch1`, `batch64`, or either with `_one_thread`.

@@ -1,14 +1,12 @@
 """Charts of distillation: students by their size, where an ensemble errs less, and the two numbers of the loss."""
 
-from collections.abc import Iterable
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
 
+from plots.names import write_names
 from plots.style import MARKERS, PALETTE, REPORTED, log_scale
 
 
@@ -45,29 +43,8 @@ def accuracy_by_parameters(
     order = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
     ax.legend([handles[index] for index in order], [labels[index] for index in order], fontsize=9, **below)
-    _name(zip(*named, strict=True), ax)
+    write_names(zip(*named, strict=True), ax)
     return ax
-
-
-def _name(named: Iterable[tuple[str, float, float, str]], ax: Axes) -> None:
-    """Write the name of each point (name, x, y, colour) where it covers the least of the other points and names."""
-    points = [line.get_xydata() for line in ax.lines if line.get_marker() not in ("_", "|")]  # not the bars' caps
-    points = ax.transData.transform(np.concatenate(points))
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
-    for name, *at, color in named:
-        tries = []
-        for x, y, side in ((7, 0, "left"), (-7, 0, "right"), (0, 9, "center"), (0, -9, "center"), (7, 11, "left"),
-                           (7, -11, "left"), (-7, 11, "right"), (-7, -11, "right")):  # fmt: skip
-            style = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8, "color": color}
-            tries.append(ax.annotate(name, at, xytext=(x, y), **style))
-        boxes = [text.get_window_extent() for text in tries]
-        outside = [not ax.bbox.containsx(box.x0) or not ax.bbox.containsx(box.x1) for box in boxes]
-        covers = [out + sum(box.overlaps(other) for other in taken) for out, box in zip(outside, boxes, strict=True)]
-        best = covers.index(min(covers))
-        taken.append(boxes[best])
-        for index, text in enumerate(tries):
-            if index != best:
-                text.remove()
 
 
 def confusion_difference(table: pd.DataFrame, one: str, other: str, ax: Axes | None = None) -> Axes:

@@ -15,7 +15,7 @@ from plots.style import FAILED, PALETTE, REPORTED, log_scale
 
 AXES = {
     "archive_bytes": ("archive (KB, log scale)", 1e3),
-    "latency_ms.batch1.median": ("latency at batch 1 (ms, log scale)", 1.0),
+    "latency_ms.batch1_one_thread.median": ("latency at batch 1 on one thread (ms, log scale)", 1.0),
     "macs": ("multiply-accumulates an image (millions, log scale)", 1e6),
 }
 GROUPS = {
@@ -27,6 +27,7 @@ GROUPS = {
     "J": ("joint training", PALETTE[5], "v"),
 }
 CHAIN = ("chain of methods", PALETTE[3], "X")
+BELOW = {"marker": "v", "linestyle": "none", "markerfacecolor": "none"}
 
 
 def pareto_chart(
@@ -47,19 +48,23 @@ def pareto_chart(
             much test accuracy.
 
     The front joins the records that no other beats on validation accuracy and `column`: validation chooses. A record
-    far below the best is a hollow mark at the lower edge, with its accuracy.
+    far below the best is a hollow mark at the lower edge, with its accuracy; a front that it is on leaves the chart.
     """
     ax = ax or plt.subplots(figsize=(9, 4.5))[1]
     title, unit = AXES[column]
-    failed = records["accuracy"] < records["accuracy"].max() - FAILED  # they would squeeze all others together
-    _marks(records[~failed], column, unit, ax)
-    front = records[~failed]
-    front = front[pareto_front(front, (column,))].drop_duplicates([column, "validation_accuracy"]).sort_values(column)
-    style = {"color": "0.35", "linewidth": 1, "zorder": 1}
-    ax.plot(front[column] / unit, 100 * front["accuracy"], **style, label="front by validation")
+    near = records["accuracy"] >= records["accuracy"].max() - FAILED  # the others would squeeze these together
+    _marks(records[near], column, unit, ax)
     if reported is not None:
         ax.plot(reported["x"], reported["accuracy"], **REPORTED)
-    _marks_at_the_edge(records[failed], column, unit, ax)
+    window = ax.get_ylim()
+    below = 100 * records["accuracy"] < window[0]
+    _marks(records[~near & ~below], column, unit, ax)
+    _marks_at_the_edge(records[below], column, unit, window[0], ax)
+    front = records[pareto_front(records, (column,))].drop_duplicates([column, "validation_accuracy"])
+    front = front.sort_values(column)
+    style = {"color": "0.35", "linewidth": 1, "zorder": 1}
+    ax.plot(front[column] / unit, 100 * front["accuracy"], **style, label="front by validation")
+    ax.set_ylim(window)
     for name, value in (budget or {}).items():
         bounded, own = BUDGETS[name]
         if name == "accuracy":
@@ -128,12 +133,12 @@ def _marks(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:
         ax.errorbar(group[column] / unit, y, yerr=bars, **style)
 
 
-def _marks_at_the_edge(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:
-    floor = ax.get_ylim()[0]
+def _marks_at_the_edge(records: pd.DataFrame, column: str, unit: float, floor: float, ax: Axes) -> None:
+    if len(records):
+        ax.plot([], [], **BELOW, color="0.35", label="below the chart, at so many %")  # each has its method's colour
     for index, row in enumerate(records.sort_values(column).to_dict("records")):
         color, place = GROUPS.get(row["kinds"], CHAIN)[1], (row[column] / unit, floor)
-        ax.plot(*place, "v", color=color, markerfacecolor="none", clip_on=False)
+        ax.plot(*place, **BELOW, color=color, clip_on=False)
         height = 6 + 10 * (index % 3)  # neighbours' words would overlap
         style = {"xytext": (0, height), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
         ax.annotate(f"{100 * row['accuracy']:.0f} %", place, **style)
-    ax.set_ylim(bottom=floor)

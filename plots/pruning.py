@@ -1,9 +1,12 @@
 """Charts of pruning: accuracy against sparsity, what each layer bears, and where the weights are left."""
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Arc
 
 from plots.style import PALETTE, line_style, log_scale
@@ -34,7 +37,7 @@ def accuracy_by_sparsity(table: pd.DataFrame, base_accuracy: float, ax: Axes | N
 
 
 def sensitivity_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Accuracy (%) with one layer alone pruned: a row a layer, a column a sparsity.
+    """Validation accuracy (%) with one layer alone pruned: a row a layer, a column a sparsity.
 
     `table`: columns `layer`, `sparsity` (0..1) and `accuracy` (0..1).
     """
@@ -48,7 +51,7 @@ def sensitivity_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_yticks(range(len(grid)), grid.index, fontsize=8)
     ax.set_xlabel("weights of this layer that are zero (%)")
     ax.grid(visible=False)
-    ax.figure.colorbar(image, ax=ax, label="accuracy (%)")
+    ax.figure.colorbar(image, ax=ax, label="validation accuracy (%)")
     return ax
 
 
@@ -71,22 +74,32 @@ def density_bars(tables: dict[str, pd.DataFrame], ax: Axes | None = None) -> Axe
     return ax
 
 
-def accuracy_by_speed(table: pd.DataFrame, base_accuracy: float, ax: Axes | None = None) -> Axes:
-    """Accuracy (%) with its interval against speed: how often the FP32 base's, one kind of pruning a colour.
+def accuracy_and_speed(table: pd.DataFrame, base: Mapping) -> Figure:
+    """Test accuracy (%) with its interval, and beside it the speed, against the parameters left: a colour a kind.
 
-    `table`: columns `kind`, `accuracy`, `accuracy_low`, `accuracy_high` (0..1) and `speedup`.
+    `table`: columns `kind`, `nonzero_parameters`, `accuracy`, `accuracy_low`, `accuracy_high` (0..1) and `speedup`,
+    how often the FP32 base's; `base`: the record of what was pruned.
     """
-    ax = ax or plt.gca()
-    for index, (kind, group) in enumerate(table.groupby("kind", sort=False)):
-        group = group.sort_values("speedup")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.3))
+    kinds = table.groupby("kind", sort=False)
+    for index, (kind, group) in enumerate(kinds):
+        group = group.sort_values("nonzero_parameters")
+        apart = 1.04 ** (index - (len(kinds) - 1) / 2)  # bars stand side by side
+        kept = apart * group["nonzero_parameters"] / 1e3
         accuracy = 100 * group[["accuracy", "accuracy_low", "accuracy_high"]].to_numpy().T
         bars = [accuracy[0] - accuracy[1], accuracy[2] - accuracy[0]]
-        ax.errorbar(group["speedup"], accuracy[0], yerr=bars, capsize=2, linewidth=1, label=kind, **line_style(index))
-    ax.plot(1, 100 * base_accuracy, marker="*", markersize=12, color="0.3", linestyle="none", label="not pruned")
-    ax.set_xlabel("speed, batch 64 (times the FP32 base's)")
-    ax.set_ylabel("test accuracy (%)")
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax
+        left.errorbar(kept, accuracy[0], yerr=bars, capsize=2, linewidth=1, label=kind, **line_style(index))
+        right.plot(kept, group["speedup"], linewidth=1, **line_style(index))
+    for ax, value in ((left, 100 * base["accuracy"]), (right, 1)):
+        star = {"marker": "*", "markersize": 12, "color": "0.3", "linestyle": "none"}
+        ax.plot(base["parameters"] / 1e3, value, **star, label="not pruned")
+        log_scale(ax)
+        ax.set_xlabel("parameters that are not zero (thousands, log scale)")
+    left.set_ylabel("test accuracy (%), 95 % interval")
+    right.set_ylabel("speed, batch 64 (x the FP32 base)")
+    right.set_ylim(0)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=4)
+    return figure
 
 
 def sparse_against_dense(table: pd.DataFrame, ax: Axes | None = None) -> Axes:

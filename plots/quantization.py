@@ -4,14 +4,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from plots.style import FAILED, PALETTE, line_style
 
 
-def accuracy_by_calibration(table: pd.DataFrame, base_accuracy: float, ax: Axes | None = None) -> Axes:
+def accuracy_by_calibration(
+    table: pd.DataFrame, base_accuracy: float, interval: tuple[float, float], ax: Axes | None = None
+) -> Axes:
     """Validation accuracy (%) of static INT8 against calibration images, a line a method; the FP32 base dashed.
 
-    `table`: columns `calibration`, `images`, `weights` and `validation_accuracy`.
+    `table`: columns `calibration`, `images`, `weights` and `validation_accuracy`; `interval`: the 95 % interval of
+    `base_accuracy` (0..1), which is shaded: within it, no method is better than another for certain.
     """
     ax = ax or plt.gca()
     for index, ((method, weights), group) in enumerate(table.groupby(["calibration", "weights"], sort=False)):
@@ -19,11 +23,12 @@ def accuracy_by_calibration(table: pd.DataFrame, base_accuracy: float, ax: Axes 
         name = method if weights == "per channel" else f"{method}, weights {weights}"
         ax.plot(group["images"], 100 * group["validation_accuracy"], label=name, **line_style(index))
     ax.axhline(100 * base_accuracy, color="0.3", linestyle="--", linewidth=1, label="FP32")
+    ax.axhspan(*np.multiply(100, interval), color="0.5", alpha=0.15, linewidth=0, label="its 95 % interval")
     ax.set_xscale("log", base=2)
     ax.set_xticks(sorted(table["images"].unique()), [str(n) for n in sorted(table["images"].unique())])
     ax.set_xlabel("calibration images (log scale)")
     ax.set_ylabel("validation accuracy (%)")
-    ax.legend(fontsize=9)
+    ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
@@ -83,21 +88,21 @@ def layer_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def noise_by_layer(table: pd.DataFrame, worst: int = 3, ax: Axes | None = None) -> Axes:
-    """Signal-to-noise ratio (dB) of weights and activations, in the order of the forward pass; the worst are named.
+def noise_by_layer(table: pd.DataFrame) -> Figure:
+    """Signal-to-noise ratio (dB) of every weight, and beside it of every activation, from the first to the last.
 
-    `table`: columns `layer`, `what` ("weights" or "activations") and `db`.
+    `table`: columns `layer`, `what` ("weights" or "activations") and `db`. What is exact has no mark.
     """
-    ax = ax or plt.gca()
-    for index, (what, group) in enumerate(table.groupby("what", sort=False)):
-        group = group[np.isfinite(group["db"])].reset_index()
-        names = ", ".join(group.nsmallest(worst, "db")["layer"])
-        ax.plot(group.index, group["db"], label=f"{what}; worst: {names}", **line_style(index))
-    ax.set_ylim(0)
-    ax.set_xlabel("place in the forward pass")
-    ax.set_ylabel("signal-to-noise ratio (dB)")
-    ax.legend(fontsize=8, loc="lower right")
-    return ax
+    rows = table.groupby("what")["layer"].size()
+    figure, axes = plt.subplots(1, len(rows), figsize=(9, 0.8 + 0.2 * rows.max()), sharex=True, squeeze=False)
+    for index, ((what, group), ax) in enumerate(zip(table.groupby("what", sort=False), axes[0], strict=True)):
+        decibels = group["db"].where(np.isfinite(group["db"]))
+        ax.plot(decibels, range(len(group)), **line_style(index))
+        ax.set_yticks(range(len(group)), group["layer"], fontsize=8)
+        ax.set_ylim(len(group) - 0.5, -0.5)
+        ax.set_xlabel(f"{what}: signal-to-noise ratio (dB)")
+    ax.set_xlim(0)
+    return figure
 
 
 def latency_by_path(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -105,9 +110,18 @@ def latency_by_path(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     `table`: columns `path`, `latency_ms`, `speedup`, `integer_operators` and `operators`.
     """
-    ax = ax or plt.subplots(figsize=(7.5, 0.8 + 0.4 * len(table)))[1]
-    colors = [PALETTE[0] if n else PALETTE[4] for n in table["integer_operators"]]
-    ax.barh(range(len(table)), table["latency_ms"], color=colors, height=0.6)
+    ax = ax or plt.subplots(figsize=(7.5, 1.2 + 0.4 * len(table)))[1]
+    whole = table["integer_operators"] == table["operators"]
+    none = table["integer_operators"] == 0
+    kinds = (
+        (whole, PALETTE[0], "all of them on integers"),
+        (~whole & ~none, PALETTE[5], "some of them"),
+        (none, PALETTE[4], "none of them"),
+    )
+    positions = np.arange(len(table))
+    for chosen, color, name in kinds:
+        if chosen.any():
+            ax.barh(positions[chosen], table.loc[chosen, "latency_ms"], color=color, height=0.6, label=name)
     for position, row in enumerate(table.itertuples()):
         text = f" {row.latency_ms:.2f} ms, {row.speedup:.2f}x, {row.integer_operators} of {row.operators} integer"
         ax.text(row.latency_ms, position, text, va="center", fontsize=9)
@@ -115,5 +129,7 @@ def latency_by_path(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set_xlim(0, 1.75 * table["latency_ms"].max())
-    ax.set_xlabel("latency (ms), batch 1, all threads; convolutions and additions")
+    ax.set_xlabel("latency (ms), batch 1, all threads")
+    below = {"loc": "upper center", "bbox_to_anchor": (0.3, -0.13), "ncols": 3, "title_fontsize": 9}
+    ax.legend(fontsize=9, title="convolutions and additions:", **below)
     return ax

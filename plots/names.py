@@ -1,0 +1,74 @@
+"""Names beside the marks of a chart, each where it hides least."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
+
+# Where a name may stand from its mark: points to the right, points up, the side of the name that is nearest the mark.
+PLACES = [(7, 0, "left"), (-7, 0, "right")]
+for away in (10, 20, 30):
+    PLACES += [(0, away, "center"), (0, -away, "center")]
+    PLACES += [(x, y, side) for x, side in ((7, "left"), (-7, "right")) for y in (away, -away)]
+SWEEPS = 3  # a name may get out of the way of a later one
+
+
+def write_names(named: Iterable[tuple[str, float, float, str]], ax: Axes) -> None:
+    """Write the name of each point (name, x, y, colour) within the axes, over as little ink as can be.
+
+    Ink is marks, error bars and other names. Call it last: where things are is known once all is drawn.
+    """
+    ax.figure.draw_without_rendering()  # a constrained layout moves the axes
+    scale = ax.figure.dpi / 72
+    style = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+    texts = [ax.annotate(name, at, (0, 0), color=color, **style) for name, *at, color in named]
+    tries = [_boxes(text.get_window_extent(), ax.transData.transform(text.xy), scale) for text in texts]
+    ink = _ink(ax, scale)
+    nearest = np.arange(len(PLACES))  # of places that hide alike
+    costs = [_hidden(boxes, ink) + _outside(boxes, ax) + nearest for boxes in tries]
+    chosen = [int(cost.argmin()) for cost in costs]
+    for _ in range(SWEEPS):
+        for index, boxes in enumerate(tries):
+            others = [tries[other][place] for other, place in enumerate(chosen) if other != index]
+            both = 2 * _hidden(boxes, np.reshape(others, (-1, 4)))  # where names overlap, neither can be read
+            chosen[index] = int((costs[index] + both).argmin())
+    for text, place in zip(texts, chosen, strict=True):
+        x, y, side = PLACES[place]
+        text.set(position=(x, y), ha=side)
+
+
+def _boxes(extent: Bbox, point: np.ndarray, scale: float) -> np.ndarray:
+    """Where a name of that extent would stand at each of `PLACES`, `[places, 4]`: x0, y0, x1, y1 in pixels."""
+    left = {"left": 0.0, "center": 0.5, "right": 1.0}
+    corner = [
+        point + scale * np.array([x, y]) - (left[side] * extent.width, extent.height / 2) for x, y, side in PLACES
+    ]
+    return np.hstack([corner, np.add(corner, extent.size)])
+
+
+def _ink(ax: Axes, scale: float) -> np.ndarray:
+    """Boxes around the marks, the error bars and their caps, `[boxes, 4]` in pixels."""
+    boxes = []
+    for line in ax.lines:
+        half = scale * line.get_markersize() / 2
+        if line.get_marker() not in ("None", None, ""):
+            reach = {"_": (half, 1), "|": (1, half)}.get(line.get_marker(), (half, half))  # a bar's cap is flat
+            points = ax.transData.transform(line.get_xydata())
+            boxes.append(np.hstack([points - reach, points + reach]))
+    for bars in ax.collections:
+        for ends in map(ax.transData.transform, bars.get_segments()):
+            boxes.append(np.hstack([ends.min(0) - 1, ends.max(0) + 1])[None])
+    return np.concatenate(boxes)
+
+
+def _hidden(boxes: np.ndarray, ink: np.ndarray) -> np.ndarray:
+    """How much of the ink, boxes too, lies under each box, in square pixels."""
+    low, high = np.maximum(boxes[:, None, :2], ink[:, :2]), np.minimum(boxes[:, None, 2:], ink[:, 2:])
+    return (high - low).clip(0).prod(axis=2).sum(axis=1)
+
+
+def _outside(boxes: np.ndarray, ax: Axes) -> np.ndarray:
+    """More than all ink together for a box that leaves the axes."""
+    inside = (boxes[:, :2] >= ax.bbox.min).all(1) & (boxes[:, 2:] <= ax.bbox.max).all(1)
+    return np.where(inside, 0, 1e9)

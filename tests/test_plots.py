@@ -1,0 +1,202 @@
+"""Charts whose words or lines must be true of their tables, and whose names must be readable."""
+
+import itertools
+import sys
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiment import chance
+from experiment.chance import alike, best_and_alike, validation_images
+from measurement import wilson_interval
+from plots import accuracy_against_size
+from plots.distillation import accuracy_by_parameters
+from plots.pareto import pareto_chart
+from plots.pruning import accuracy_and_speed
+from plots.quantization import accuracy_by_calibration, latency_by_path, noise_by_layer
+from pruning import study as pruning_study
+from quantization import study as quantization_study
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+def records(seed, rows=30):
+    """Few distinct values, so that ties abound; some accuracies far below the best, mostly of small files."""
+    draws = np.random.default_rng(seed)
+    accuracy = draws.choice([0.1, 0.4, 0.6, 0.66, 0.7, 0.8, 0.85, 0.9], rows)
+    table = pd.DataFrame(
+        {"accuracy": accuracy, "archive_bytes": 1e3 * (draws.integers(1, 4, rows) + 10 * accuracy // 1)}
+    )
+    table["validation_accuracy"] = table["accuracy"] + draws.choice([-0.01, 0, 0.01], rows)
+    return table.assign(
+        accuracy_low=accuracy - 0.02, accuracy_high=accuracy + 0.02, kinds=draws.choice(["", "QP"], rows)
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_drawn_front_against_brute_force(seed):
+    """Of all records, those too that are below the chart; and each record is one mark, in it or at its edge."""
+    table = records(seed)
+    ax = pareto_chart(table, "archive_bytes", ax=plt.figure().add_subplot())
+    front = next(line for line in ax.lines if line.get_label() == "front by validation")
+    rows = table.to_dict("records")
+    by_hand = {
+        (row["archive_bytes"] / 1e3, row["validation_accuracy"])
+        for row in rows
+        if not any(
+            other["validation_accuracy"] >= row["validation_accuracy"]
+            and other["archive_bytes"] <= row["archive_bytes"]
+            and (other["validation_accuracy"], -other["archive_bytes"])
+            != (row["validation_accuracy"], -row["archive_bytes"])
+            for other in rows
+        )
+    }
+    drawn = front.get_xydata()
+    assert drawn[:, 0].tolist() == sorted(size for size, _ in by_hand)
+    validation = [dict(by_hand)[size] for size in drawn[:, 0]]
+    assert np.abs(drawn[:, 1] / 100 - validation).max() < 0.0101  # they are drawn at their test accuracy
+    low, high = ax.get_ylim()
+    below = 100 * table["accuracy"] < low
+    edge = [line for line in ax.lines if not line.get_clip_on()]
+    assert high > 90 and low < 66 and below.any()
+    assert sorted(line.get_xdata()[0] for line in edge) == sorted(table.loc[below, "archive_bytes"] / 1e3)
+    assert {line.get_ydata()[0] for line in edge} == {low}
+    marks = [bars.lines[0].get_xydata() for bars in ax.containers]
+    assert len(np.concatenate(marks)) == (~below).sum()
+    words = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert words.count("below the chart, at so many %") == 1
+
+
+def test_no_word_of_marks_below_a_chart_that_has_none():
+    ax = pareto_chart(records(0).query("accuracy > 0.8"), "archive_bytes", ax=plt.figure().add_subplot())
+    assert not any("below" in text.get_text() for text in ax.get_legend().get_texts())
+
+
+def covered(ax):
+    """Names outside the axes, and pairs of names that cover each other."""
+    ax.figure.canvas.draw()
+    boxes = {text.get_text(): text.get_window_extent() for text in ax.texts}
+    frame = ax.get_window_extent()
+    outside = [name for name, box in boxes.items() if not (frame.containsx(box.x0) and frame.containsx(box.x1))]
+    outside += [name for name, box in boxes.items() if not (frame.containsy(box.y0) and frame.containsy(box.y1))]
+    return outside, [pair for pair in itertools.combinations(boxes, 2) if boxes[pair[0]].overlaps(boxes[pair[1]])]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_names_stay_within_the_axes_and_apart(seed):
+    draws = np.random.default_rng(seed)
+    accuracy = draws.uniform(0.84, 0.92, 12)
+    table = pd.DataFrame({"student": [f"student {'long ' * (i % 3)}{i}" for i in range(12)], "kind": "taught"})
+    table = table.assign(accuracy=accuracy, accuracy_low=accuracy - 0.006, accuracy_high=accuracy + 0.006)
+    ax = plt.figure(figsize=(7.5, 4.5), layout="constrained").add_subplot()
+    accuracy_by_parameters(table.assign(parameters=1e5 * draws.uniform(1, 9, 12)), "kind", ax=ax).set_title(
+        "of students"
+    )
+    assert covered(ax) == ([], [])
+
+
+def test_a_name_stands_beside_the_error_bars():
+    """Two bars side by side: each name goes to the side where there is none."""
+    methods = ["Train", "Train > Quantize", "Train"]
+    table = pd.DataFrame({"model": ["resnet20", "resnet20", "resnet18"], "method": methods, "accuracy": 0.9})
+    table = table.assign(accuracy_low=0.88, accuracy_high=0.92, archive_bytes=[3.5e5, 2.5e5, 9e6])
+    ax = accuracy_against_size(table, ax=plt.figure(figsize=(7.5, 4.5)).add_subplot())
+    ax.figure.canvas.draw()
+    sides = {tuple(text.xy): text.get_ha() for text in ax.texts}
+    assert sides[0.35, 90.0] == "left" and sides[0.25, 90.0] == "right"
+
+
+def test_the_interval_of_the_base_is_shaded():
+    table = pd.DataFrame(
+        {"calibration": "mse", "weights": "per channel", "images": [32, 64], "validation_accuracy": 0.9}
+    )
+    ax = accuracy_by_calibration(table, 0.9, (0.89, 0.91), plt.figure().add_subplot())
+    (band,) = ax.patches
+    assert band.get_y() == pytest.approx(89) and band.get_height() == pytest.approx(2)
+
+
+def test_every_weight_and_activation_has_its_name():
+    rows = [("conv", "weights", 40.0), ("linear", "weights", np.inf)]
+    rows += [("x", "activations", 50.0), ("relu", "activations", 30.0), ("pool", "activations", 20.0)]
+    figure = noise_by_layer(pd.DataFrame(rows, columns=["layer", "what", "db"]))
+    for ax, what, names in zip(figure.axes, ("weights", "activations"), (rows[:2], rows[2:]), strict=True):
+        assert [text.get_text() for text in ax.get_yticklabels()] == [name for name, *_ in names]
+        assert np.array_equal(ax.lines[0].get_ydata(), range(len(names))) and ax.get_xlabel().startswith(what)
+        assert ax.get_xlim()[0] == 0 and ax.get_xlim()[1] > 50  # both panels have one scale
+
+
+def test_bars_of_paths_are_explained():
+    table = pd.DataFrame({"path": ["a", "b", "c"], "latency_ms": [1.0, 2, 3], "speedup": 1.0, "operators": 4})
+    ax = latency_by_path(table.assign(integer_operators=[0, 2, 4]))
+    names = {text.get_text(): patch.get_facecolor() for text, patch in
+             zip(ax.get_legend().get_texts(), ax.get_legend().get_patches(), strict=True)}  # fmt: skip
+    bars = {bar.get_y() + bar.get_height() / 2: bar.get_facecolor() for bar in ax.patches}
+    assert names == {"none of them": bars[0], "some of them": bars[1], "all of them on integers": bars[2]}
+    table["integer_operators"] = 4
+    assert len(latency_by_path(table).get_legend().get_texts()) == 1
+
+
+def test_single_weights_do_not_pile_up():
+    table = pd.DataFrame({"kind": "single weights", "nonzero_parameters": [2e5, 1e6, 4e6], "speedup": [1.0, 1.0, 1.0]})
+    table = table.assign(accuracy=[0.91, 0.92, 0.93], accuracy_low=0.9, accuracy_high=0.94)
+    left, right = accuracy_and_speed(table, {"accuracy": 0.935, "parameters": 1e7}).axes
+    assert left.lines[0].get_xdata().tolist() == right.lines[0].get_xdata().tolist() == [200, 1000, 4000]
+    assert right.lines[-1].get_xydata().tolist() == [[10000, 1]]
+
+
+# Words about chance
+
+
+def test_intervals_that_overlap_by_hand():
+    (low, _), (_, high) = wilson_interval(0.8608, 5000), wilson_interval(0.8428, 5000)
+    assert low < high and alike(0.8608, 0.8428, 5000) and alike(0.8428, 0.8608, 5000)
+    assert not alike(0.8608, 0.8328, 5000) and alike(0.5, 0.5, 10)
+    accuracies = pd.Series({"random": 0.1, "snip": 0.8328, "look, ahead": 0.8428, "lamp": 0.8608})
+    assert best_and_alike(accuracies, 5000) == (
+        "**lamp** 86.08 %, whose 95 % interval overlaps that of *look, ahead* 84.28 %"
+    )
+    assert best_and_alike(accuracies[["random", "lamp"]], 5000).endswith("overlaps no other")
+    assert best_and_alike(accuracies, 50).endswith("those of *look, ahead* 84.28 %, *snip* 83.28 %")
+
+
+def test_validation_images_are_counted_once(folders, monkeypatch):
+    assert validation_images("digits") > 100
+    monkeypatch.setattr(chance, "load", None)  # read back
+    assert validation_images("digits") > 100
+
+
+def test_best_by_sparsity_is_of_means_over_seeds():
+    rows = [(0.5, "magnitude", 0.90), (0.5, "magnitude", 0.92), (0.5, "lookahead", 0.912), (0.5, "lookahead", 0.912)]
+    rows += [(0.9, "magnitude", 0.60), (0.9, "lookahead", 0.80)]
+    table = pd.DataFrame(rows, columns=["sparsity", "criterion", "accuracy"]).assign(test_images=1000)
+    assert pruning_study.best_by_sparsity(table).splitlines() == [
+        "- 50% pruned: **lookahead** 91.20 %, whose 95 % interval overlaps that of *magnitude* 91.00 %",
+        "- 90% pruned: **lookahead** 80.00 %, whose 95 % interval overlaps no other",
+    ]
+
+
+def test_rewinding_is_excused_where_epochs_are_fewer():
+    base = pruning_study.Recipe("cifar10", (sys.modules["training"].Train("resnet20", epochs=40),))
+    assert "in one epoch: what the base learnt in 40" in pruning_study.on_rewinding(base, 1)
+    assert "in 3 epochs" in pruning_study.on_rewinding(base, 3)
+    assert "cannot" not in pruning_study.on_rewinding(base, 40)
+
+
+def test_mixed_precision_in_words():
+    mixed = {"validation_accuracy": 0.9104, "archive_bytes": 1010}
+    uniform = {"validation_accuracy": 0.9134, "archive_bytes": 1000}
+    layer_bits = (("a", 3), ("b", 2), ("c", 3))
+    assert quantization_study.mixed_in_words(layer_bits, mixed, uniform, 5000) == (
+        "Chosen: 1 layer at 2 bits, 2 layers at 3 bits. Beside one width everywhere that changes validation accuracy "
+        "by -0.30 points (the 95 % intervals overlap), and the archive's bytes by +1.0 %."
+    )
+    assert "do not overlap" in quantization_study.mixed_in_words(layer_bits, mixed, uniform, 10**6)
