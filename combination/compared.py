@@ -9,7 +9,7 @@ from experiment import percent
 LETTERS = {"Quantize": "Q", "Prune": "P", "Distill": "D", "Ensemble": "E", "Joint": "J"}
 UNITS = {
     "archive_bytes": (1e3, "KB"),
-    "latency_ms.batch1.median": (1.0, "ms at batch 1"),
+    "latency_ms.batch1_one_thread.median": (1.0, "ms at batch 1 on one thread"),
     "macs": (1e6, "million multiply-accumulates"),
 }
 
@@ -19,10 +19,11 @@ def compared(records: pd.DataFrame) -> pd.DataFrame:
 
     `lost` and `lost_on_validation`: points of accuracy below the base, on the test images and on those that choose;
     `smaller`: the base's FP32 file over the archive; `macs_left`: the share of the base's multiply-accumulates;
-    `training_beyond`: seconds of training after the base's, as a multiple of those; `of_largest`: whether the base is
-    the largest FP32 network there is; `lost_to_largest` (on the images that choose) and `smaller_than_largest`:
-    against that one; `kinds`: letters of the methods in order of use (D distil, P prune, Q quantize, E ensemble,
-    J joint; empty for the base itself); `density`: share of the weights that are not zero.
+    `training`: what its last training computed, in epochs of the base (its epochs times its own multiply-accumulates
+    over the base's; 0 without training); `of_largest`: whether the base is the largest FP32 network there is;
+    `lost_to_largest` (on the images that choose) and `smaller_than_largest`: against that one; `kinds`: letters of the
+    methods in order of use (D distil, P prune, Q quantize, E ensemble, J joint; empty for the base itself); `density`:
+    share of the weights that are not zero.
     """
     table = records.copy()
     bases = table.set_index("id").reindex(table["base"]).set_axis(table.index)
@@ -30,8 +31,8 @@ def compared(records: pd.DataFrame) -> pd.DataFrame:
     table["lost_on_validation"] = 100 * (bases["validation_accuracy"] - table["validation_accuracy"])
     table["smaller"] = table["base_onnx_bytes"] / table["archive_bytes"]
     table["macs_left"] = table["macs"] / bases["macs"]
-    begun = table["method"].str.startswith("Train")  # others, with teachers of their own, hold no base's training
-    table["training_beyond"] = table["train_seconds"] / bases["train_seconds"] - begun
+    epochs = [len(curves) if isinstance(curves, list) else 0 for curves in table["curves"]]
+    table["training"] = epochs * table["macs_left"]  # seconds would tell as much of what else ran on the machine
     table["of_largest"] = False
     own = table[table["id"] == table["base"]]
     if not own.empty:

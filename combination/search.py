@@ -1,5 +1,6 @@
 """The smallest models: a search for accuracy against archive bytes, resumable and budgeted in epochs."""
 
+import itertools
 import math
 import random
 import tempfile
@@ -20,6 +21,7 @@ from experiment.records import artifacts_folder
 from storage import save_archive
 from training import evaluate
 
+STARTUP = 10  # candidates that the sampler draws at random, Optuna's default
 Candidate = Callable[[Mapping, int], Recipe]
 
 
@@ -39,12 +41,15 @@ def search(
 ) -> pd.DataFrame:
     """Short trainings of many candidates, chosen by Optuna's multi-objective TPE; validation accuracy and bytes alone.
 
+    So many candidates as `STARTUP` says are drawn at random before the sampler has a model of what is good (those that
+    come again count, too): a search of no more is all but a random one.
+
     Args:
         name: a search goes on where the one of that name stopped; its journal is in artifacts/DATASET/search.
         space: the choices of each hyperparameter, such as `{"width": (0.5, 1.0), "bits": (2, 4)}`.
         candidate: the recipe of one choice of each, trained for so many epochs.
         budget: epochs for all candidates together; `epochs` for each of them. Choices that come again are not trained
-            again and cost nothing: the next ones are new.
+            again and cost nothing: the next ones are new. A smaller budget than before gives the first candidates.
 
     Returns a row a candidate: its choices, `validation_accuracy`, `archive_bytes`, and `front`, whether no other is
     as accurate and as small, and better in one of both. The test images are not looked at: run the front's recipes for
@@ -63,8 +68,8 @@ def search(
     folder = artifacts_folder(dataset) / "search"
     folder.mkdir(parents=True, exist_ok=True)
     study = _open(folder / f"{name}.journal", settings)
-    known = _known(study, space)
     wanted = min(budget // epochs, math.prod(map(len, space.values())))
+    known = dict(itertools.islice(_known(study, space).items(), wanted))
     with tqdm(total=wanted, initial=len(known), desc=f"search {name}", unit="candidate", leave=False) as bar:
         while len(known) < wanted:
             trial = study.ask()
@@ -87,7 +92,8 @@ def _open(journal: Path, settings: dict) -> optuna.Study:
         load_if_exists=True,
     )
     # A search that goes on must not draw again what it drew at its start.
-    study.sampler = optuna.samplers.TPESampler(seed=settings["seed"] + len(study.trials))
+    seed = settings["seed"] + len(study.trials)
+    study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=seed)
     before = study.user_attrs.get("settings")
     if before is not None and before != settings:
         changed = ", ".join(key for key in settings if settings[key] != before.get(key))

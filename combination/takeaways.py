@@ -8,7 +8,8 @@ import pandas as pd
 from combination.compared import compared, points
 from combination.recommend import candidates
 from combination.reported import as_the_study
-from combination.words import plain
+from combination.words import bits_in_words, plain
+from distillation.study import overlap
 from experiment import percent, published_study
 from pruning import Prune
 from quantization import Quantize
@@ -54,13 +55,16 @@ class Measured:
         return methods
 
     def with_zeros(self) -> pd.DataFrame:
-        """The largest network with weights pruned one by one by lookahead, and the column `sparsity`; least first."""
-        what = f"{self.name} pruned by lookahead (notebook 3)"
+        """The largest network with weights pruned one by one, a row a `sparsity`, least first.
+
+        Of several criteria the one that is best on the validation images.
+        """
+        what = f"{self.name} with weights pruned (notebook 3)"
         rows = self.of("P", what)
         last = rows["recipe.steps"].map(lambda steps: steps[-1])
-        wanted = last.map(lambda step: step["step"] == "Prune" and step.get("criterion", "lookahead") == "lookahead")
         rows = rows.assign(sparsity=last.map(lambda step: step.get("sparsity", Prune.sparsity)))
-        return _some(rows[wanted], what).sort_values("sparsity")
+        rows = _some(rows[last.map(lambda step: step["step"] == "Prune")], what)
+        return rows.sort_values("validation_accuracy").drop_duplicates("sparsity", keep="last").sort_values("sparsity")
 
 
 def takeaways(records: pd.DataFrame, kernels: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -72,7 +76,7 @@ def takeaways(records: pd.DataFrame, kernels: pd.DataFrame | None = None) -> pd.
     for number, (subject, found, answer) in enumerate(TAKEAWAYS, start=1):
         try:
             text, why = answer(_measured(records, pd.DataFrame() if kernels is None else kernels))
-            verdict = "No verdict yet." if why is None else f"Differs: because {why}." if why else "Agrees."
+            verdict = "No verdict yet." if why is None else f"Differs: {why}." if why else "Agrees."
             ours = f"{text} {verdict}"
         except NotMeasured as error:
             ours = f"Not measured yet: {error}."
@@ -113,6 +117,8 @@ def _unlike(ours: float, theirs: float) -> bool:
 def design(measured: Measured) -> Answer:
     rows = measured.models[measured.models["kinds"] == "D"]
     rows = rows[rows["recipe.steps"].map(as_the_study).astype(bool)]
+    epochs = rows["recipe.steps"].map(lambda steps: steps[-1].get("epochs"))
+    rows = rows[epochs.isin(epochs[rows["model"] == "student_baseline"])]  # some were trained longer
     students = rows.sort_values("validation_accuracy", ascending=False).drop_duplicates("model").set_index("model")
     changes = {
         "smaller filters": ("student_2", "Model 2"),
@@ -134,11 +140,10 @@ def design(measured: Measured) -> Answer:
 
 
 def kink(measured: Measured) -> Answer:
-    rows = measured.with_zeros().sort_values(["sparsity", "validation_accuracy"], ascending=[True, False])
-    rows = rows.drop_duplicates("sparsity")
-    beyond = rows[rows["lost_on_validation"] > FLAT]
-    flat = rows if beyond.empty else rows[rows["sparsity"] < beyond["sparsity"].iloc[0]]
+    rows = measured.with_zeros()
+    flat = rows[rows["lost_on_validation"] <= FLAT]
     start = 0.0 if flat.empty else flat["sparsity"].iloc[-1]
+    beyond = rows[rows["sparsity"] > start]
     end = 1.0 if beyond.empty else beyond["sparsity"].iloc[0]
     between = f"{100 * start:g} and {100 * end:g} %"
     holds = start - 0.05 <= KINK <= end + 0.05
@@ -146,7 +151,7 @@ def kink(measured: Measured) -> Answer:
         raise NotMeasured(f"{measured.name} with between {between} of its weights removed (notebook 3)")
     shown = (flat if beyond.empty else beyond).iloc[-1 if beyond.empty else 0]
     text = (
-        f"{measured.name} pruned by lookahead is within {FLAT:g} validation point up to {100 * start:g} % of its "
+        f"{measured.name}, by the best criterion, is within {FLAT:g} validation point up to {100 * start:g} % of its "
         f"weights removed; with {100 * shown['sparsity']:g} % it has {percent(shown)}, {points(shown['lost'])}."
     )
     return text, "" if holds else f"the kink lies between {between}"
@@ -185,7 +190,7 @@ def _not_distillation(found: Mapping[str, pd.Series | None], column: str, words:
 
 def latencies(measured: Measured) -> Answer:
     found = {
-        name: _least(rows.assign(share=1 / rows["latency_ms.batch1.speedup"]), "share", KEPT)
+        name: _least(rows.assign(share=1 / rows["latency_ms.batch1_one_thread.speedup"]), "share", KEPT)
         for name, rows in measured.methods().items()
     }
     fails = [
@@ -195,8 +200,10 @@ def latencies(measured: Measured) -> Answer:
         if row is not None and _unlike(row["share"], SHARES_OF_TIME[name])
     ]
     fails += [f"{name} keeps no model within {KEPT:g} points" for name, row in found.items() if row is None]
-    text = f"The fastest of each within {KEPT:g} validation points, as a share of {measured.name}'s time at batch 1 in "
-    return f"{text}the same runtime: {_each(found, lambda row: format(row['share'], '.2f'))}.", "; ".join(fails)
+    text = f"The fastest of each within {KEPT:g} validation points, as a share of {measured.name}'s time at batch 1 on "
+    return f"{text}one thread of the same runtime: {_each(found, lambda row: format(row['share'], '.2f'))}.", "; ".join(
+        fails
+    )
 
 
 def steps_of_size(measured: Measured) -> Answer:
@@ -216,20 +223,22 @@ def steps_of_size(measured: Measured) -> Answer:
 def _setting(step: Mapping) -> str:
     """What sets the size in a method's step, in words."""
     if step["step"] == "Quantize":
-        bits = step.get("bits", Quantize.bits)
-        return f"{bits} bits by layer" if "layer_bits" in step else bits if bits == "ternary" else f"{bits} bits"
+        return bits_in_words(step, Quantize)
     if step["step"] == "Distill":
         return f"{step['model']} {step.get('width', 1)}"
     return f"{step['step']} {step.get('sparsity', '')} {step.get('macs', '')}"
 
 
 def effort(measured: Measured) -> Answer:
-    times = {name: rows["training_beyond"] for name, rows in measured.methods().items()}
-    parts = [f"{name} {own.median():.2f} ({own.min():.2f} - {own.max():.2f})" for name, own in times.items()]
-    order = sorted(times, key=lambda name: times[name].median())
+    spent = {name: rows["training"] for name, rows in measured.methods().items()}
+    parts = [f"{name} {own.median():.2f} ({own.min():.2f} - {own.max():.2f})" for name, own in spent.items()]
+    order = sorted(spent, key=lambda name: spent[name].median())
     wrong = [f"{order[-1]} takes the longest"] * (order[-1] != "pruning")
     wrong += [f"{order[0]} the least" if wrong else f"{order[0]} takes the least"] * (order[0] != "quantization")
-    text = f"Training beyond {measured.name}'s own, as a multiple of it, median (least - most): {', '.join(parts)}."
+    text = (
+        f"Training in epochs of {measured.name} (epochs times multiply-accumulates, over its own), "
+        f"median (least - most): {', '.join(parts)}; without its forward passes as a teacher."
+    )
     return text, " and ".join(wrong)
 
 
@@ -237,12 +246,13 @@ def int8_hardware(measured: Measured) -> Answer:
     what = f"{measured.name} in 8 bits (notebook 2)"
     rows = measured.of("Q", what)
     row = _best(_some(rows[rows["recipe.steps"].map(lambda steps: _setting(steps[-1]) == "8 bits")], what))
-    network = row["latency_ms.batch1.speedup"]
+    network = row["latency_ms.batch1_one_thread.speedup"]
     integer = f"{row['operators.integer_convolutions']:.0f} of {row['operators.convolutions']:.0f} convolutions"
+    many = row["latency_ms.batch64_one_thread.speedup"]
     instructions = ", ".join(row["hardware.instructions"]) or "no vector instructions"
     text = (
-        f"The whole {measured.name} in 8 bits: {network:.2f}x over FP32 at batch 1 and "
-        f"{row['latency_ms.batch64.speedup']:.2f}x at batch 64 on {row['hardware.cpu']} ({instructions}), {integer} "
+        f"The whole {measured.name} in 8 bits: {network:.2f}x over FP32 at batch 1 on one thread and "
+        f"{many:.2f}x at batch 64 on {row['hardware.cpu']} ({instructions}), {integer} "
         "integer"
     )
     kernel = _kernel_gain(measured.kernels, "fully connected", "gemm_fp32", "gemm_int8", 1.0)
@@ -251,11 +261,11 @@ def int8_hardware(measured: Measured) -> Answer:
 
 def sparse_hardware(measured: Measured) -> Answer:
     sparsest = measured.with_zeros().iloc[-1]
-    network = sparsest["latency_ms.batch1.speedup"]
+    network = sparsest["latency_ms.batch1_one_thread.speedup"]
     text = f"{100 * sparsest['sparsity']:g} % of {measured.name}'s weights at zero: {network:.2f}x in the dense runtime"
     narrow = measured.models[measured.models["of_largest"] & measured.models["method"].str.endswith("PruneChannels")]
     if not narrow.empty:
-        text += f"; whole channels removed: up to {narrow['latency_ms.batch1.speedup'].max():.2f}x"
+        text += f"; whole channels removed: up to {narrow['latency_ms.batch1_one_thread.speedup'].max():.2f}x"
     kernel = _kernel_gain(measured.kernels, "square 25088", "gemv_fp32", "spmv_csr", 0.1)
     return f"{text}; {_kernel_words(kernel)}.", _kernel_verdict(kernel, SPARSE_GAIN)
 
@@ -288,15 +298,17 @@ def _kernel_words(gain: float | None) -> str:
 def ensembles(measured: Measured) -> Answer:
     models = measured.models
     best = _best(_some(models[models["kinds"] == "E"], "an ensemble (notebook 4)"))
-    singles = models[models["kinds"].isin(["", "D"]) & (models["parameters"] <= 1.05 * best["parameters"])]
-    single = _best(_some(singles, "a single network of the ensemble's size"))
+    near = models["parameters"].between(best["parameters"] / 1.05, 1.05 * best["parameters"])
+    members = {member["steps"][-1].get("model") for member in best["recipe.steps"][0]["members"]}
+    singles = models[models["kinds"].isin(["", "D"]) & near & models["model"].isin(members)]
+    single = _best(_some(singles, "a member widened to the ensemble's size (notebook 4)"))
     text = (
-        f"{percent(best)} with {best['parameters'] / 1e3:,.0f} K parameters; the best single network of at most 1.05 "
-        f"times as many ({single['model']}, {single['parameters'] / 1e3:,.0f} K) has {percent(single)}, at "
+        f"{percent(best)} with {best['parameters'] / 1e3:,.0f} K parameters; a member widened to "
+        f"{single['parameters'] / 1e3:,.0f} K ({plain(single['recipe.steps'])}) has {percent(single)}, at "
         f"{single['macs'] / best['macs']:.2f} of its multiply-accumulates."
     )
     more = 100 * (single["accuracy"] - best["accuracy"])
-    return text, f"the single network has {more:.2f} points more" if more >= 0 else ""
+    return text, f"the single network has {more:.2f} points more, {overlap(single, best)}" if more >= 0 else ""
 
 
 def combinations(measured: Measured) -> Answer:

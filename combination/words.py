@@ -23,10 +23,17 @@ def plain(steps: list[dict]) -> str:
         if kind == "PruneChannels":
             words.append(f"channels pruned to {100 * step.get('macs', PruneChannels.macs):g} % of the MACs")
         if kind in ("Quantize", "Joint"):
-            bits = step.get("bits", KINDS[kind].bits)
-            words.append(bits if bits == "ternary" else f"{bits} bits{' by layer' if 'layer_bits' in step else ''}")
+            words.append(bits_in_words(step, KINDS[kind]))
         if kind == "Quantize" and step.get("mode", Quantize.mode) == "static":
             words[-1] += " without training"
         if kind == "Joint":
-            words.append("in one training")
+            words.append(f"in one training of {step.get('epochs', Joint.epochs)} epochs")
     return ", ".join(words)
+
+
+def bits_in_words(step: dict, kind: type) -> str:
+    """Of a step that quantizes: `3 bits`; where layers have their own, `ternary and 4 bits`."""
+    widths = {step.get("bits", kind.bits), *dict(step.get("layer_bits", ())).values()}
+    numbers = sorted(width for width in widths if width != "ternary")
+    parts = ["ternary"] * ("ternary" in widths) + [f"{' and '.join(map(str, numbers))} bits"] * bool(numbers)
+    return " and ".join(parts)

@@ -37,14 +37,14 @@ def test_a_small_model_of_little_accuracy_is_shown(monkeypatch):
     [
         (BASE, "resnet18"),
         (BASE.then(Quantize()), "resnet18, 8 bits without training"),
-        (BASE.then(Quantize("qat", 3, layer_bits=(("conv", 8),))), "resnet18, 3 bits by layer"),
+        (BASE.then(Quantize("qat", 3, layer_bits=(("conv", 8),))), "resnet18, 3 and 8 bits"),
         (
             BASE.then(Distill("resnet20")).then(Prune(sparsity=0.72)).then(Quantize("qat", "ternary")),
             "resnet20, distilled, pruned 72 %, ternary",
         ),
         (BASE.then(Prune("magnitude")), "resnet18, pruned 90 % by magnitude"),
         (BASE.then(PruneChannels()), "resnet18, channels pruned to 50 % of the MACs"),
-        (BASE.then(Joint("resnet8", bits=2)), "resnet8, distilled, pruned 50 %, 2 bits, in one training"),
+        (BASE.then(Joint("resnet8", bits=2)), "resnet8, distilled, pruned 50 %, 2 bits, in one training of 30 epochs"),
         (
             Recipe("digits", (Ensemble((BASE, BASE.then(Distill("resnet8", width=0.5)).then(Quantize()))),)),
             "ensemble of resnet18 and resnet8 of width 0.5, distilled, 8 bits without training",
