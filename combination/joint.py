@@ -14,7 +14,7 @@ from models.quantized import insert_quantizers
 from pruning import Prune, Pruner
 from quantization import Quantize, calibrate, qat
 from quantization.weights import Bits, bits_by_layer
-from training import Context, Step, StepError, check_training, fit, fresh, training_fields
+from training import Context, Step, StepError, check_training, fit, fresh, is_number, training_fields
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Joint:
         self._pruning()
         first_last, own = self.first_last_bits, self.layer_bits
         Quantize("qat", self.bits, self.images, self.percentile, first_last_bits=first_last, layer_bits=own)
-        if not 0 <= self.quantize_from < 1:
-            raise StepError(f"quantize_from is a share of the training, 0 to below 1, not {self.quantize_from}")
+        if not (is_number(self.quantize_from) and 0 <= self.quantize_from < 1):
+            raise StepError(f"quantize_from is a share of the training, 0 to below 1, not {self.quantize_from!r}")
         if self.first_rounded == self.epochs:
             raise StepError(
                 f"quantize_from leaves no whole epoch to train with rounding: of {self.epochs} epochs it is at most "

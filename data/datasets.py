@@ -62,14 +62,19 @@ def load(name: str) -> Dataset:
     Raises:
         DataError: the name is unknown, or a file is missing, truncated or corrupt.
     """
+    check_dataset(name)
     if name == "digits":
         return _split(name, read_digits(), validation_share=0.1, flip=False)
     if name == "cifar10":
         root = Path(os.environ.get("CIFAR10_ROOT", Path(__file__).parent / "raw"))
         return _split(name, read_cifar10(root), validation_share=0.1, flip=True)
-    if name.startswith("folder:"):
-        return _split(name, read_folder(Path(name.removeprefix("folder:"))), validation_share=0.1, flip=True)
-    raise DataError(f"unknown data set {name!r}: use 'digits', 'cifar10' or 'folder:PATH'")
+    return _split(name, read_folder(Path(name.removeprefix("folder:"))), validation_share=0.1, flip=True)
+
+
+def check_dataset(name: str) -> None:
+    """Raise DataError where no data set has that name, before anything is looked for or trained under it."""
+    if name not in ("digits", "cifar10") and not str(name).startswith("folder:"):
+        raise DataError(f"unknown data set {name!r}: use 'digits', 'cifar10' or 'folder:PATH'")
 
 
 def _split(name: str, arrays: ImageArrays, validation_share: float, flip: bool) -> Dataset:

@@ -10,7 +10,7 @@ from distillation.features import KINDS, Guided
 from distillation.teacher import Teacher, taught
 from experiment import Recipe
 from models import check_model
-from training import Context, Step, StepError, check_training, fit, fresh, round_weights, training_fields
+from training import Context, Step, StepError, check_training, fit, fresh, is_number, round_weights, training_fields
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Distill:
 
 def check_teaching(temperature: float, alpha: float, views: int | None = None) -> None:
     """Raise StepError where the loss cannot be, or where there is nothing to look at."""
-    if not 0 < temperature < math.inf:
-        raise StepError(f"temperature must be above 0 and finite, not {temperature}")
-    if not 0 <= alpha <= 1:
-        raise StepError(f"alpha, the teacher's share of the loss, must be from 0 to 1, not {alpha}")
+    if not (is_number(temperature) and temperature > 0):
+        raise StepError(f"temperature must be above 0 and finite, not {temperature!r}")
+    if not (is_number(alpha) and 0 <= alpha <= 1):
+        raise StepError(f"alpha, the teacher's share of the loss, must be from 0 to 1, not {alpha!r}")
     if views is not None and not (isinstance(views, int) and views >= 1):
         raise StepError(f"views, the epochs whose batches differ, must be a whole number from 1 or None, not {views}")

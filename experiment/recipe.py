@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from experiment.records import check_dataset
+from data import check_dataset
 from training import Step, StepError
 
 

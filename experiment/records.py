@@ -12,17 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from data import DataError
+from data import check_dataset
 from storage import atomic_write
 
 NEEDED = {"label", "model", "dataset", "seed", "recipe", "accuracy", "onnx_bytes", "weights_sha256"}
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def check_dataset(name: str) -> None:
-    """Raise DataError where no data set has that name, before anything is looked for or trained under it."""
-    if name not in ("digits", "cifar10") and not str(name).startswith("folder:"):
-        raise DataError(f"unknown data set {name!r}: use 'digits', 'cifar10' or 'folder:PATH'")
 
 
 def results_root() -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from data import load
+from data import check_dataset, load
 from experiment.recipe import Recipe
-from experiment.records import ROOT, check_dataset, figures_folder, kept_table, slug
+from experiment.records import ROOT, figures_folder, kept_table, slug
 from experiment.run import make, run_all
 from storage import atomic_write
 from training import Train, evaluate

@@ -99,8 +99,9 @@ def test_a_killed_training_ends_the_same(context, teacher, epoch, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sparsity": 1.2}, "0 to below 1"), ({"bits": 1}, "2 to 8"), ({"quantize_from": 1.0}, "quantize_from"),
+        ({"sparsity": 1.2}, "0 to below 1"), ({"bits": 1}, "2 to 8"), ({"quantize_from": "0.6"}, "quantize_from"),
         ({"temperature": 0}, "temperature"), ({"criterion": "luck"}, "lookahead"), ({"epochs": 0}, "epochs"),
+        ({"alpha": "0.9"}, "alpha, .* not '0.9'"), ({"quantize_from": 1.0}, "0 to below 1, not 1.0"),
         ({"layer_bits": (("conv", 1),)}, "2 to 8"), ({"epochs": 2}, "no whole epoch to train with .* most 0.5"),
         ({"epochs": 1}, "at most 0, not 0.6"), ({"epochs": 5, "quantize_from": 0.9}, "at most 0.8, not 0.9"),
     ],
