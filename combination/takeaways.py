@@ -9,8 +9,8 @@ from combination.compared import compared, points
 from combination.recommend import candidates
 from combination.reported import as_the_study
 from combination.words import bits_in_words, plain
-from distillation.study import overlap
 from experiment import percent, published_study
+from experiment.chance import overlap
 from pruning import Prune
 from quantization import Quantize
 
@@ -200,10 +200,11 @@ def latencies(measured: Measured) -> Answer:
         if row is not None and _unlike(row["share"], SHARES_OF_TIME[name])
     ]
     fails += [f"{name} keeps no model within {KEPT:g} points" for name, row in found.items() if row is None]
-    text = f"The fastest of each within {KEPT:g} validation points, as a share of {measured.name}'s time at batch 1 on "
-    return f"{text}one thread of the same runtime: {_each(found, lambda row: format(row['share'], '.2f'))}.", "; ".join(
-        fails
+    text = (
+        f"The fastest of each within {KEPT:g} validation points, as a share of {measured.name}'s time at batch 1 on "
+        f"one thread of the same runtime: {_each(found, lambda row: format(row['share'], '.2f'))}."
     )
+    return text, "; ".join(fails)
 
 
 def steps_of_size(measured: Measured) -> Answer:

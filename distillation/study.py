@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,7 @@ from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.teacher import Teacher, taught
 from experiment import Recipe, batch_size, beside_published, kept_table, make, percent, validated
+from experiment.chance import overlap
 from measurement import cost, machine
 from models import build
 from storage import Checkpoint
@@ -161,12 +162,6 @@ def _width(name: str, dataset: str, model: str, what: str, target: int) -> float
         return [{"width": min((low, high), key=lambda width: abs(found(width) - target)) / 100}]
 
     return float(kept_table(name, dataset, rows)["width"][0])
-
-
-def overlap(one: Mapping, other: Mapping) -> str:
-    """Of two records, whether their intervals overlap: where they do not, chance hardly made the difference."""
-    apart = one["accuracy_high"] < other["accuracy_low"] or other["accuracy_high"] < one["accuracy_low"]
-    return "the intervals do not overlap" if apart else "the intervals overlap"
 
 
 def beside_ensemble(compared: pd.DataFrame) -> str:

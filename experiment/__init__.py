@@ -12,6 +12,7 @@ from experiment.study import (
     percent,
     published_study,
     run_table,
+    seeds_in_words,
     summary,
     validated,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "run",
     "run_all",
     "run_table",
+    "seeds_in_words",
     "summary",
     "validated",
 ]

@@ -1,5 +1,7 @@
 """How far chance alone moves an accuracy: which differences are none."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from data import load
@@ -17,6 +19,12 @@ def alike(one: float, other: float, images: int) -> bool:
     """Whether the 95 % intervals of two accuracies (0..1), each measured on so many images, overlap."""
     (low, _), (_, high) = wilson_interval(max(one, other), images), wilson_interval(min(one, other), images)
     return low <= high
+
+
+def overlap(one: Mapping, other: Mapping) -> str:
+    """Of two records, whether their intervals overlap: where they do not, chance hardly made the difference."""
+    apart = one["accuracy_high"] < other["accuracy_low"] or other["accuracy_high"] < one["accuracy_low"]
+    return "the intervals do not overlap" if apart else "the intervals overlap"
 
 
 def best_and_alike(accuracies: pd.Series, images: int) -> str:

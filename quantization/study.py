@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from data import load, normalize
-from experiment import Recipe, batch_size, beside_published, kept_table, make, run_table
+from experiment import Recipe, batch_size, beside_published, kept_table, make, run_table, seeds_in_words
 from experiment.chance import alike
 from measurement import machine
 from quantization.mixed import allocate, sensitivity
@@ -153,15 +153,12 @@ def sentence(group: pd.DataFrame) -> str:
         for ratio in ("speedup", "speedup_over_eager")
     )
     return (
-        f"- **{first['model']}**: static INT8 changes accuracy by {change:+.2f} points ({_seeds(len(by_seed))}); the "
-        f"file is {100 * first['onnx_bytes'] / first['base_onnx_bytes']:.1f} % of the FP32 one; "
+        f"- **{first['model']}**: static INT8 changes accuracy by {change:+.2f} points "
+        f"({seeds_in_words(len(by_seed))}); the file is "
+        f"{100 * first['onnx_bytes'] / first['base_onnx_bytes']:.1f} % of the FP32 one; "
         f"{first['operators.integer_convolutions']} of {first['operators.convolutions']} convolutions and "
         f"{first['operators.integer_additions']} of {first['operators.additions']} additions run on integers; "
         f"on one thread, at batch 1 it is {speedup['batch1']:.2f}x as fast as FP32 in ONNX Runtime and "
         f"{over_eager['batch1']:.1f}x as fast as eager PyTorch, at batch 64 "
         f"{speedup['batch64']:.2f}x and {over_eager['batch64']:.1f}x."
     )
-
-
-def _seeds(count: int) -> str:
-    return "one seed" if count == 1 else f"mean of {count} seeds"
