@@ -21,17 +21,18 @@ from training import Context, Step, StepError, check_training, fit, fresh, is_nu
 class Joint:
     """A fresh student, small in every way, from one training: `base.then(Joint("resnet20", sparsity=0.5, bits=4))`.
 
-    It learns from the model that the chain has made so far, is pruned along a cubic from the start, and from the first
-    whole epoch after the share `quantize_from` of the training on computes with rounded weights and activations, whose
-    steps it learns. Kim et al., "PQK: model compression via pruning, quantization, and knowledge distillation"
-    (Interspeech 2021), go the same way in two phases. `bits`, `first_last_bits`, `layer_bits`, `images` and
-    `percentile` are those of Quantize, `criterion` and `sparsity` those of Prune, the others those of Distill.
+    It learns from the model that the chain has made so far, is pruned along a cubic after the share `prune_from` of
+    the training, and from the first whole epoch after the share `quantize_from` on computes with rounded weights and
+    activations, whose steps it learns. Kim et al., "PQK: model compression via pruning, quantization, and knowledge
+    distillation" (Interspeech 2021), go the same way in two phases. `bits`, `first_last_bits`, `layer_bits`, `images`
+    and `percentile` are those of Quantize, `criterion` and `sparsity` those of Prune, the others those of Distill.
     """
 
     model: str
     sparsity: float = 0.5
     bits: Bits = 4
     epochs: int = 30
+    prune_from: float = 0.0
     quantize_from: float = 0.6
     criterion: str = "lookahead"
     first_last_bits: int | None = 8
@@ -55,8 +56,10 @@ class Joint:
         self._pruning()
         first_last, own = self.first_last_bits, self.layer_bits
         Quantize("qat", self.bits, self.images, self.percentile, first_last_bits=first_last, layer_bits=own)
-        if not (is_number(self.quantize_from) and 0 <= self.quantize_from < 1):
-            raise StepError(f"quantize_from is a share of the training, 0 to below 1, not {self.quantize_from!r}")
+        for what in ("prune_from", "quantize_from"):
+            share = getattr(self, what)
+            if not (is_number(share) and 0 <= share < 1):
+                raise StepError(f"{what} is a share of the training, 0 to below 1, not {share!r}")
         if self.first_rounded == self.epochs:
             raise StepError(
                 f"quantize_from leaves no whole epoch to train with rounding: of {self.epochs} epochs it is at most "
@@ -96,7 +99,7 @@ class Joint:
     def _before_epoch(
         self, trained: fx.GraphModule, student: nn.Module, pruner: Pruner, context: Context, done: float
     ) -> None:
-        pruner.before_epoch(done)
+        pruner.before_epoch(_since(self.prune_from, done))
         epoch = round(done * self.epochs)
         if epoch < self.first_rounded:
             return
@@ -105,15 +108,16 @@ class Joint:
             calibrate(calibrated, context.dataset, self.images, self.percentile, context.seed)
             qat.start(trained, calibrated)
         qat.enable(trained)
-        qat.before_epoch(trained, self._quantized(done))
+        qat.before_epoch(trained, _since(self.quantize_from, done))
 
     def _after_step(self, trained: fx.GraphModule, pruner: Pruner, done: float) -> None:
-        pruner.after_step(done)
-        qat.after_step(trained, self._quantized(done))
+        pruner.after_step(_since(self.prune_from, done))
+        qat.after_step(trained, _since(self.quantize_from, done))
 
-    def _quantized(self, done: float) -> float:
-        """The share of the training with rounded weights that is done."""
-        return (done - self.quantize_from) / (1 - self.quantize_from)
+
+def _since(start: float, done: float) -> float:
+    """The share that is done of what begins after the share `start` of a training: 0 until then, 1 at its end."""
+    return max(0.0, (done - start) / (1 - start))
 
 
 def _share(student: nn.Module, trained: fx.GraphModule) -> None:

@@ -48,14 +48,15 @@ def batches(dataset: Dataset, split: Split, batch_size: int, *, seed: int, epoch
     columns = _reflect(torch.arange(width) + shift_x, width)
     if dataset.flip:
         columns = torch.where(flipped, columns.flip(1), columns)
-    pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(split.images.device)
-    order = order.to(split.images.device)
+    order, rows, columns = (drawn.to(split.images.device) for drawn in (order, rows, columns))
 
     size = min(batch_size, count)
     for index in range(count // size):
-        chosen = order[index * size : (index + 1) * size]
+        part = slice(index * size, (index + 1) * size)
+        chosen = order[part]
         images = split.images[chosen].flatten(2)
-        where = pixels[index * size : (index + 1) * size, None].expand(-1, images.shape[1], -1)
+        pixels = (rows[part, :, None] * width + columns[part, None, :]).flatten(1)
+        where = pixels[:, None].expand(-1, images.shape[1], -1)
         images = images.gather(2, where).unflatten(2, (height, width))
         yield Batch(normalize(images, dataset), split.labels[chosen], epoch, index)
 

@@ -16,7 +16,7 @@ from data import load, normalize
 from distillation import Distill
 from models import ARCHITECTURES, ResNet, build
 from models.quantized import QuantizedConv2d, QuantizedLinear
-from pruning import Prune
+from pruning import Prune, Pruner
 from quantization import Quantize
 from storage import Checkpoint, export_onnx, load_archive, save_archive
 from training import Context, StepError, Train
@@ -100,6 +100,7 @@ def test_a_killed_training_ends_the_same(context, teacher, epoch, monkeypatch):
     ("fields", "message"),
     [
         ({"sparsity": 1.2}, "0 to below 1"), ({"bits": 1}, "2 to 8"), ({"quantize_from": "0.6"}, "quantize_from"),
+        ({"prune_from": 1.0}, "prune_from is a share of the training, 0 to below 1, not 1.0"),
         ({"temperature": 0}, "temperature"), ({"criterion": "luck"}, "lookahead"), ({"epochs": 0}, "epochs"),
         ({"alpha": "0.9"}, "alpha, .* not '0.9'"), ({"quantize_from": 1.0}, "0 to below 1, not 1.0"),
         ({"layer_bits": (("conv", 1),)}, "2 to 8"), ({"epochs": 2}, "no whole epoch to train with .* most 0.5"),
@@ -136,6 +137,22 @@ def test_rounding_starts_once_at_the_first_whole_epoch(tenths, monkeypatch):
         for epoch in range(epochs):
             joint._before_epoch(None, None, Mock(), Mock(), epoch / epochs)
         assert started == [first] and enabled == list(range(first, epochs))
+
+
+def test_the_zeros_come_along_a_cubic_after_their_share_of_the_training(context, teacher, monkeypatch):
+    module, after_step, zeros = sys.modules[Joint.__module__], Pruner.after_step, []
+
+    def watched(pruner, done):
+        after_step(pruner, done)
+        zeros.append(sum(int((layer.module.weight == 0).sum()) for layer in pruner.graph.values()))
+
+    monkeypatch.setattr(module.Pruner, "after_step", watched)
+    Joint("tiny", **FIELDS | {"epochs": 10, "prune_from": 0.5, "quantize_from": 0.9}).apply(teacher, context)
+    total = sum(w.numel() for n, w in build("tiny", shape=(1, 8, 8), classes=10).named_parameters() if w.ndim > 1)
+    steps = len(zeros)
+    assert not any(zeros[: steps // 2 - 1])
+    for done, share in ((0.65, 0.6 * (1 - 0.5**3)), (0.8, 0.6), (1.0, 0.6)):  # of the half that is left, 60 % prune
+        assert zeros[round(done * steps) - 1] == pytest.approx(share * total, abs=1)
 
 
 def test_what_can_come_before_and_after():
