@@ -1,6 +1,6 @@
 """All methods together: the smallest models, the best one for a budget, and what the records say of the study."""
 
-from combination.compared import compared, front_in_words, points
+from combination.compared import compared, front_in_words, points, smallest_within
 from combination.joint import Joint
 from combination.recommend import BudgetError, Recommendation, pareto_front, recommend
 from combination.reported import beside_reported
@@ -21,5 +21,6 @@ __all__ = [
     "points",
     "recommend",
     "search",
+    "smallest_within",
     "takeaways",
 ]

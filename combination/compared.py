@@ -1,10 +1,12 @@
 """The records beside their FP32 bases: what each lost, how much smaller it became, and words for both."""
 
+from collections.abc import Iterable, Mapping
+
 import pandas as pd
 
-from combination.recommend import pareto_front
+from combination.recommend import candidates, pareto_front
 from combination.words import plain
-from experiment import percent
+from experiment import percent, seeds_in_words
 
 LETTERS = {"Quantize": "Q", "Prune": "P", "Distill": "D", "Ensemble": "E", "Joint": "J"}
 UNITS = {
@@ -56,6 +58,29 @@ def _letters(method: str) -> str:
 def points(lost: float) -> str:
     """Points of accuracy lost, in words: `1.10 points lost`, or `0.20 points gained`."""
     return f"{abs(lost):.2f} points {'gained' if lost < 0 else 'lost'}"
+
+
+def smallest_within(records: pd.DataFrame, base: Mapping, limits: Iterable[float] = (1, 2, 3, 5)) -> str:
+    """Markdown: of models of one base, seeds averaged, the fewest bytes within so many points of it.
+
+    The images that choose say what is within; what it lost on the test images stands beside it.
+    """
+    rows = candidates(records)
+    lost = 100 * (base["validation_accuracy"] - rows["validation_accuracy"])
+    lines = []
+    for limit in limits:
+        within = rows[lost <= limit]
+        if within.empty:
+            lines.append(f"- within {limit:g} on validation: none")
+            continue
+        best = within.loc[within["archive_bytes"].idxmin()]
+        seeds = (records["label"] == best["label"]).sum()
+        lines.append(
+            f"- within {limit:g} on validation: {plain(best['recipe.steps'])}, "
+            f"{base['onnx_bytes'] / best['archive_bytes']:,.0f}x smaller ({best['archive_bytes'] / 1e3:.1f} KB), "
+            f"{points(100 * (base['accuracy'] - best['accuracy']))} on the test images, {seeds_in_words(seeds)}"
+        )
+    return "The fewest bytes, by points below the base:\n\n" + "\n".join(lines)
 
 
 def front_in_words(records: pd.DataFrame, column: str) -> str:

@@ -5,13 +5,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from statistics import median
+from typing import NamedTuple
 
 import pandas as pd
 from torch import nn
 
 from combination.joint import Joint
 from combination.search import search
-from distillation.study import patient, student, student_training
+from distillation.study import long_student, patient, student, student_training
 from experiment import Recipe, interval, kept_table, run, run_all, run_table
 from models import build
 from pruning.study import pruned, under_itself
@@ -20,6 +21,7 @@ from quantization.weights import Bits, bits_by_layer
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
+DEPTHWISE_BITS = 4  # at least, in the headline models: few weights, and each filter has but nine
 # The headline models: what becomes small, a student of the base or the base itself; how much of it goes, at how many
 # bits, and the epochs of pruning and of rounding.
 HEADLINE: tuple[tuple[str, float, Bits, int, int], ...] = (
@@ -30,7 +32,20 @@ HEADLINE: tuple[tuple[str, float, Bits, int, int], ...] = (
     ("tiny_mixer", 0.0, 4, 0, 4),
     ("tiny_mixer", 0.3, "ternary", 3, 10),
 )
-DEPTHWISE_BITS = 4  # at least, in the headline models: few weights, and each filter has but nine
+
+
+class Long(NamedTuple):
+    """A long training of tiny_mixer, and what it becomes; `late_bits` are those of the network's second half."""
+
+    width: float
+    epochs: int
+    bits: Bits
+    late_bits: Bits
+    rounding_epochs: int
+    seeds: int
+
+
+LONG = (Long(1.5, 120, 4, 4, 5, 1), Long(1.0, 110, 4, 3, 6, 3), Long(0.875, 120, "ternary", "ternary", 10, 1))
 
 
 def chains(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY) -> list[Case]:
@@ -61,15 +76,39 @@ def headline(base: Recipe, model: str) -> list[Case]:
         if sparsity:
             small = pruned(small, "lookahead", sparsity, teacher=base, epochs=pruning)
         words = {"network": small.model, "sparsity": sparsity, "bits": bits}
-        own = depthwise(small.model, DEPTHWISE_BITS) if bits == "ternary" or bits < DEPTHWISE_BITS else ()
+        own = depthwise(small.model) if bits == "ternary" or bits < DEPTHWISE_BITS else ()
         cases.append((words, trained(small, bits, teacher=base, epochs=rounding, layer_bits=own)))
     return cases
 
 
-def depthwise(model: str, bits: Bits) -> tuple[tuple[str, Bits], ...]:
-    """The `layer_bits` that give a network's depthwise convolutions so many."""
+def long_trainings(base: Recipe, seeds: int = 3) -> list[Case]:
+    """tiny_mixer in three widths, trained long under the base, and what each becomes; so many seeds at most."""
+    cases: list[Case] = []
+    spared = depthwise("tiny_mixer")
+    late = [name for name in second_half("tiny_mixer") if name not in dict(spared)]
+    for long in LONG:
+        own = spared if long.bits == "ternary" else ()
+        if long.late_bits != long.bits:
+            own = tuple((name, long.late_bits) for name in late)
+        bits = " and ".join(map(str, dict.fromkeys((long.bits, long.late_bits))))
+        for seed in range(min(long.seeds, seeds)):
+            small = long_student(base, "tiny_mixer", long.epochs, long.width, seed)
+            rounded = trained(small, long.bits, teacher=base, epochs=long.rounding_epochs, layer_bits=own)
+            cases += [({"width": long.width, "bits": "32"}, small), ({"width": long.width, "bits": bits}, rounded)]
+    return cases
+
+
+def depthwise(model: str) -> tuple[tuple[str, Bits], ...]:
+    """The `layer_bits` that give a network's depthwise convolutions `DEPTHWISE_BITS`."""
     layers = build(model, shape=(3, 32, 32), classes=10).named_modules()  # of the same names at any shape
-    return tuple((name, bits) for name, layer in layers if isinstance(layer, nn.Conv2d) and layer.groups > 1)
+    own = [name for name, layer in layers if isinstance(layer, nn.Conv2d) and layer.groups > 1]
+    return tuple((name, DEPTHWISE_BITS) for name in own)
+
+
+def second_half(model: str) -> list[str]:
+    """Names of the layers in a network's second half, where most weights are, without the last."""
+    layers = list(bits_by_layer(build(model, shape=(3, 32, 32), classes=10), 8, 8))
+    return layers[len(layers) // 2 : -1]
 
 
 def orders(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY) -> list[Case]:
@@ -97,16 +136,18 @@ def joint(base: Recipe, model: str, sparsity: float, bits: Bits, share: float = 
 
 
 def at_once_or_in_a_row(
-    base: Recipe, model: str, sparsity: float, bits: Bits, shares: Iterable[float] = (1.0, 0.5)
+    base: Recipe, model: str, sparsity: float, bits: Bits, at_once: Iterable[tuple[float, dict]] = ((1.0, {}),)
 ) -> pd.DataFrame:
-    """Records of the chain and of one training for each share of its epochs.
+    """Records of the chain and of trainings `at_once`: each a share of the chain's epochs, and fields of Joint.
 
     Their `train_seconds` are those of the base and `training_seconds`.
     """
     cases: list[Case] = [({"how": "one after the other"}, in_a_row(base, model, sparsity, bits))]
-    for share in shares:
-        words = {"how": f"one training, {share:.0%} of the epochs"}
-        cases.append((words, joint(base, model, sparsity, bits, share)))
+    for share, fields in at_once:
+        recipe = joint(base, model, sparsity, bits, share, **fields)
+        step = recipe.steps[-1]
+        begin = f"prunes from {step.prune_from:.0%} of it on, rounds from {step.quantize_from:.0%}"
+        cases.append(({"how": f"one training, {share:.0%} of the epochs, {begin}"}, recipe))
     table, before = run_table(cases), run(base)["train_seconds"]
     return table.assign(train_seconds=[before + training_seconds(recipe, base) for _, recipe in cases])
 
@@ -134,7 +175,8 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
     those after the base, in seconds where all are short.
     """
     base = pd.json_normalize(list(bases)).set_index("id").loc[table["base"]].set_axis(table.index)
-    seconds = table["train_seconds"] - base["train_seconds"]
+    after = table["method"].str.startswith("Train")  # else the base is a teacher, whose training is not counted
+    seconds = table["train_seconds"] - base["train_seconds"].where(after, 0)
     unit, name = (60, "min") if seconds.max() >= 600 else (1, "s")
     figures = pd.DataFrame(
         {
@@ -192,7 +234,5 @@ def _candidate(base: Recipe, choices: Mapping, epochs: int) -> Recipe:
     fields = student_training(base, choices["model"]) | choices | {"epochs": epochs}
     bits = fields.get("bits", Joint.bits)
     if (late := fields.pop("late_bits", bits)) != bits:
-        network = build(choices["model"], shape=(3, 32, 32), classes=10)  # for the layers' names, which are the same
-        layers = list(bits_by_layer(network, late, late))
-        fields["layer_bits"] = tuple((name, late) for name in layers[len(layers) // 2 : -1])
+        fields["layer_bits"] = tuple((name, late) for name in second_half(choices["model"]))
     return base.then(Joint(**fields))

@@ -58,8 +58,8 @@ def time_over_density(
     ax.axhline(dense_ms, color="#444", ls="--", lw=1.2, label="dense")
     log_scale(ax, "xy")
     ax.set(xlabel="density (non-zeros / all)", ylabel="time (ms)")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}" if value >= 1 else f"{value:.1%}")
-    ax.legend(fontsize=8)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    ax.legend(fontsize=8, loc="lower right")
     return ax
 
 

@@ -22,6 +22,7 @@ from combination import (
     pareto_front,
     recommend,
     search,
+    smallest_within,
     study,
     takeaways,
 )
@@ -553,6 +554,22 @@ def test_the_drawn_front_and_its_words():
     )
 
 
+def test_the_fewest_bytes_within_some_points():
+    """By the images that choose and the mean over seeds: 'tiny' has 1.8 and 2.4 points less than the base there."""
+    other = model("tiny", SMALL.then(Prune()), 0.876, 4, seed=1)
+    records = more(other, tiny={"accuracy": 0.86}).assign(base="base")
+    text = smallest_within(records, study_records().iloc[0], (0.5, 0.05, 2, 2.2))
+    lines = text.splitlines()[2:]
+    assert lines[0] == (
+        "- within 0.5 on validation: resnet18, 8 bits, 4x smaller (250.0 KB), 0.10 points lost on the test images, "
+        "one seed"
+    )
+    assert lines[1].startswith("- within 0.05 on validation: resnet18, 1x smaller (1000.0 KB), 0.00 points lost")
+    assert lines[2].startswith("- within 2 on validation: resnet20, distilled, 50x smaller (20.0 KB), 1.50 points")
+    assert "250x smaller (4.0 KB), 3.20 points lost on the test images, mean of 2 seeds" in lines[3]
+    assert smallest_within(records.iloc[4:5], study_records().iloc[0], [1]).endswith("- within 1 on validation: none")
+
+
 def test_budgets_are_drawn_and_the_choice_is_ringed():
     records = study_records(tiny={"macs": 30})
     budget = {"accuracy": 0.88, "size_kb": 100, "latency_ms": 1.0}
@@ -651,6 +668,30 @@ def test_recipes_that_share_a_label_are_apart_where_their_words_are():
     base = {"id": "base", "accuracy": 0.9, "onnx_bytes": 1_000_000, "train_seconds": 10.0}
     table = study.loss_and_size(two, [base], "late_bits")
     assert table["accuracy %"].tolist() == [80, 90]
+
+
+def test_training_times_without_the_base_where_it_is_a_teacher():
+    base = {"id": "base", "accuracy": 0.9, "onnx_bytes": 1_000_000, "train_seconds": 10.0}
+    teacher = Recipe("cifar10", (Distill("resnet20", teachers=(BASE,)),))
+    rows = pd.DataFrame([model("a", SMALL, 0.9, 1, epochs=3), model("b", teacher, 0.9, 1, epochs=3)])
+    assert study.loss_and_size(rows, [base], "label")["training s"].tolist() == [3, 13]
+
+
+def test_long_trainings_have_one_teacher_and_seeds_of_their_own():
+    base = base_recipe("cifar10", "resnet18")
+    cases = study.long_trainings(base)
+    assert [words["bits"] for words, _ in cases] == ["32", "4"] + 3 * ["32", "4 and 3"] + ["32", "ternary"]
+    assert [recipe.seed for _, recipe in cases] == [0, 0, 0, 0, 1, 1, 2, 2, 0, 0]
+    for _, recipe in cases:
+        first = recipe.steps[0]
+        assert recipe.base == base and first.teachers == (base,) and (first.batch_size, first.views) == (512, 20)
+    rounded = [recipe.steps[1] for _, recipe in cases if len(recipe.steps) == 2]
+    assert {step.teacher for step in rounded} == {base} and rounded[0].layer_bits == ()
+    late, ternary = dict(rounded[1].layer_bits), dict(rounded[-1].layer_bits)
+    assert set(late.values()) == {3} and {name[:2] for name in late} == {"9.", "10", "13", "14", "15"}
+    assert not any("around" in name for name in late)  # the depthwise ones keep 4
+    assert set(ternary.values()) == {4} and len(ternary) == 7 and all("around" in name for name in ternary)
+    assert len(study.long_trainings(base_recipe("digits", "resnet20"), 1)) == 6
 
 
 def test_late_bits_are_those_of_the_second_half():
