@@ -257,7 +257,7 @@ def int8_hardware(measured: Measured) -> Answer:
         "integer"
     )
     kernel = _kernel_gain(measured.kernels, "fully connected", "gemm_fp32", "gemm_int8", 1.0)
-    return f"{text}; {_kernel_words(kernel)}.", _kernel_verdict(kernel, INT8_GAIN)
+    return f"{text}; {_kernel_words(measured.kernels, kernel)}.", _kernel_verdict(kernel, INT8_GAIN)
 
 
 def sparse_hardware(measured: Measured) -> Answer:
@@ -268,7 +268,7 @@ def sparse_hardware(measured: Measured) -> Answer:
     if not narrow.empty:
         text += f"; whole channels removed: up to {narrow['latency_ms.batch1_one_thread.speedup'].max():.2f}x"
     kernel = _kernel_gain(measured.kernels, "square 25088", "gemv_fp32", "spmv_csr", 0.1)
-    return f"{text}; {_kernel_words(kernel)}.", _kernel_verdict(kernel, SPARSE_GAIN)
+    return f"{text}; {_kernel_words(measured.kernels, kernel)}.", _kernel_verdict(kernel, SPARSE_GAIN)
 
 
 def _kernel_verdict(gain: float | None, found: float) -> str | None:
@@ -283,17 +283,22 @@ def _kernel_gain(kernels: pd.DataFrame, case: str, dense: str, other: str, densi
 
     Of the GPU that was measured last.
     """
-    if kernels.empty:
+    if (gpu := _last_gpu(kernels)) is None:
         return None
-    rows = kernels[(kernels["kind"] == "gpu") & (kernels["maker"] == "ours") & (kernels["case"] == case)]
-    rows = rows[rows["device"] == rows.sort_values("time")["device"].iloc[-1]] if len(rows) else rows
+    rows = kernels[(kernels["device"] == gpu) & (kernels["maker"] == "ours") & (kernels["case"] == case)]
     near = (rows["density"] - density).abs() < 1e-6
     slow, fast = rows.loc[rows["family"] == dense, "time_ms"], rows.loc[near & (rows["family"] == other), "time_ms"]
     return None if slow.empty or fast.empty else slow.min() / fast.min()
 
 
-def _kernel_words(gain: float | None) -> str:
-    return "none of our kernels was measured on a GPU" if gain is None else f"{gain:.2f}x in our kernel on a GPU"
+def _last_gpu(kernels: pd.DataFrame) -> str | None:
+    on_gpu = kernels[kernels["kind"] == "gpu"] if len(kernels) else kernels
+    return on_gpu.sort_values("time")["device"].iloc[-1] if len(on_gpu) else None
+
+
+def _kernel_words(kernels: pd.DataFrame, gain: float | None) -> str:
+    unknown = "none of our kernels was measured on a GPU"
+    return unknown if gain is None else f"{gain:.2f}x in our kernel on {_last_gpu(kernels)}"
 
 
 def ensembles(measured: Measured) -> Answer:

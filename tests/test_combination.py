@@ -381,7 +381,7 @@ def test_int8_in_hardware():
     assert "in 8 bits: 1.40x over FP32 at batch 1" in text and "20 of 20 convolutions integer" in text
     assert text.endswith("none of our kernels was measured on a GPU. No verdict yet.")
     measured = answer(9, study_records(), kernels("gpu"))
-    assert "2.00x in our kernel on a GPU. Differs: our kernel gains 2.00x" in measured
+    assert "2.00x in our kernel on new. Differs: our kernel gains 2.00x" in measured
     assert answer(9, more(best).query("id != 'int8'")) == "Not measured yet: resnet18 in 8 bits (notebook 2)."
 
 
@@ -392,7 +392,7 @@ def test_sparsity_in_hardware():
         "96 % of resnet18's weights at zero: 1.02x in the dense runtime; whole channels removed: up to"
     )
     assert "1.90x" in text and text.endswith("No verdict yet.")
-    assert "3.00x in our kernel on a GPU. Agrees." in answer(10, study_records(), kernels("gpu"))
+    assert "3.00x in our kernel on new. Agrees." in answer(10, study_records(), kernels("gpu"))
     alone = more(narrow)[lambda table: ~table["id"].isin(["half", "most", "too much"])]
     assert answer(10, alone) == "Not measured yet: resnet18 with weights pruned (notebook 3)."
 
