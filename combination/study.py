@@ -140,14 +140,16 @@ def at_once_or_in_a_row(
 ) -> pd.DataFrame:
     """Records of the chain and of trainings `at_once`: each a share of the chain's epochs, and fields of Joint.
 
-    Their `train_seconds` are those of the base and `training_seconds`.
+    Columns how, epochs, prunes from and rounds from say which it is; `train_seconds` are those of the base and
+    `training_seconds`.
     """
-    cases: list[Case] = [({"how": "one after the other"}, in_a_row(base, model, sparsity, bits))]
+    chain = {"how": "one after the other", "epochs": "100%", "prunes from": "", "rounds from": ""}
+    cases: list[Case] = [(chain, in_a_row(base, model, sparsity, bits))]
     for share, fields in at_once:
         recipe = joint(base, model, sparsity, bits, share, **fields)
-        step = recipe.steps[-1]
-        begin = f"prunes from {step.prune_from:.0%} of it on, rounds from {step.quantize_from:.0%}"
-        cases.append(({"how": f"one training, {share:.0%} of the epochs, {begin}"}, recipe))
+        begin = {"prunes from": recipe.steps[-1].prune_from, "rounds from": recipe.steps[-1].quantize_from}
+        words = {name: f"{value:.0%}" for name, value in {"epochs": share, **begin}.items()}
+        cases.append(({"how": "one training", **words}, recipe))
     table, before = run_table(cases), run(base)["train_seconds"]
     return table.assign(train_seconds=[before + training_seconds(recipe, base) for _, recipe in cases])
 
