@@ -44,7 +44,7 @@ def time_over_density(
 
     frame: columns kernel, density, time_ms, time_ms_p25 and time_ms_p75; crossovers: kernel -> density or None.
     """
-    ax = ax or plt.subplots(figsize=(7.5, 4.5))[1]
+    ax = ax or plt.subplots(figsize=(9, 4.5))[1]
     for i, (kernel, rows) in enumerate(frame.groupby("kernel", sort=False)):
         rows = rows.sort_values("density")
         meets = crossovers.get(kernel)
@@ -59,7 +59,7 @@ def time_over_density(
     log_scale(ax, "xy")
     ax.set(xlabel="density (non-zeros / all)", ylabel="time (ms)")
     ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
-    ax.legend(fontsize=8, loc="lower right")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 

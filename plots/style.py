@@ -40,12 +40,13 @@ def line_style(index: int) -> dict:
 
 
 def log_scale(ax: Axes, names: str = "x") -> None:
-    """Make the axes of these names logarithmic, ticks at 1, 2 and 5, over many decades at 1 and 3, as plain numbers."""
+    """Make the axes of these names logarithmic, ticks at 1, 2 and 5, the more decades the fewer, as plain numbers."""
     for name in names:
         ax.set(**{f"{name}scale": "log"})
         axis: Axis = getattr(ax, f"{name}axis")
         low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1, 3)))
+        ticks = (1, 2, 5) if high < 300 * low else (1, 3) if high < 1e5 * low else (1,)
+        axis.set_major_locator(LogLocator(subs=ticks))
         axis.set_major_formatter(lambda value, _: f"{value:,g}")
         axis.set_minor_formatter(NullFormatter())
 
