@@ -45,7 +45,7 @@ class Long(NamedTuple):
     seeds: int
 
 
-LONG = (Long(1.5, 120, 4, 4, 5, 1), Long(1.0, 110, 4, 3, 6, 3), Long(0.875, 120, "ternary", "ternary", 10, 1))
+LONG = (Long(1.5, 120, 4, 4, 5, 1), Long(1.0, 110, 4, 3, 6, 2), Long(0.875, 120, "ternary", "ternary", 10, 1))
 
 
 def chains(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY) -> list[Case]:
@@ -81,7 +81,7 @@ def headline(base: Recipe, model: str) -> list[Case]:
     return cases
 
 
-def long_trainings(base: Recipe, seeds: int = 3) -> list[Case]:
+def long_trainings(base: Recipe, seeds: int = 2) -> list[Case]:
     """tiny_mixer in three widths, trained long under the base, and what each becomes; so many seeds at most."""
     cases: list[Case] = []
     spared = depthwise("tiny_mixer")
