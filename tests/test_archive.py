@@ -451,8 +451,8 @@ def test_a_committed_archive_has_the_accuracy_of_its_record(tmp_path):
     )
 
 
-# Records that miss a bound which all others keep: tiny_mixer in floats that of the entropy by 1 to 2 %, student_3conv in
-# 8 bits that of xz by 0.1 %, or pruned before by 2 %.
+# Records that miss a bound which all others keep: tiny_mixer in floats that of the entropy by 1 to 2 %, student_3conv
+# that of xz, in 8 bits by 0.1 %, pruned before by 2 %.
 MISSED = {
     "784186cebad6", "a2969bfa7664", "c6cec5bd5e98", "0cc4e6fdccc9", "9afe5e295677", "c8f13bf087ce",
     "82a399179d69", "888be635f83d", "ab8272cde544", "bdf5f44d2401",
