@@ -346,10 +346,14 @@ class _Integers(_Layout):
         self.planes = [_Plane(len(self._all), True, True, self._all)]
 
     def split(self, place: int, words: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
-        return _signed(words.astype(np.int32), opposite) - self._all[0]
+        return self._in_sign(words.astype(np.int32), opposite) - self._all[0]
 
     def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
-        return _signed(symbols[0] + self._all[0], opposite).astype(self.kind)
+        return self._in_sign(symbols[0] + self._all[0], opposite).astype(self.kind)
+
+    def _in_sign(self, values: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
+        """The values in the sign in which they are coded; where none is negative, there is no other."""
+        return values if opposite is None or self._all[0] >= 0 else np.where(opposite, -values, values)
 
 
 class _Sparse(_Integers):
@@ -368,13 +372,13 @@ class _Sparse(_Integers):
     def split(self, place: int, words: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
         if place == 0:
             return words != 0
-        values = _signed(words.astype(np.int32), opposite)
+        values = self._in_sign(words.astype(np.int32), opposite)
         return values - self._all[0] - ((values > 0) & (self._all[0] < 0))
 
     def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
         values = symbols[1] + self._all[0]
         values += (values >= 0) & (self._all[0] < 0)  # none of them stands for zero
-        return np.where(symbols[0], _signed(values, opposite), 0).astype(self.kind)
+        return np.where(symbols[0], self._in_sign(values, opposite), 0).astype(self.kind)
 
 
 class _Floats(_Layout):
@@ -422,10 +426,6 @@ def _field(words: np.ndarray, place: int) -> np.ndarray:
     """Exponent, sign, or one of three parts of the mantissa of float32."""
     shift, mask = FIELDS[place]
     return (words.view(np.uint32) >> np.uint32(shift) & np.uint32(mask)).astype(np.int32)
-
-
-def _signed(values: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
-    return values if opposite is None else np.where(opposite, -values, values)
 
 
 def _limits(coder: Coder, size: int, values: np.ndarray | None) -> tuple[int, int]:

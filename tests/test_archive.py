@@ -194,6 +194,16 @@ def test_kernels_of_very_many_positions_have_no_classes():
         _code(Writer(), words, (2, 1, 3, POSITIONS), words.dtype, Settings("integers", 1))
 
 
+def test_words_without_a_negative_one_are_not_coded_in_the_opposite_sign():
+    """Found by the test below: what a kernel's neighbours foretell may be below zero where no word is."""
+    few = np.array([0, 0, 1], np.int8)
+    for seed in range(60):
+        words = few[np.random.default_rng(seed).integers(0, 3, 12)]
+        for mode in ("integers", "sparse"):
+            if words.any():
+                round_trip(words, (1, 1, 4, 3), False, Settings(mode, 1))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_words_come_back(data):
