@@ -31,7 +31,10 @@ class NotMeasured(Exception):
 
 @dataclass(frozen=True)
 class Measured:
-    """What is answered from: the models, a row each with seeds averaged (see `compared`), and the kernels' records."""
+    """What is answered from: the models, a row each with seeds averaged (see `compared`), and records of our kernels.
+
+    Those are of the GPU that was measured last; none without one.
+    """
 
     models: pd.DataFrame
     kernels: pd.DataFrame
@@ -87,7 +90,10 @@ def takeaways(records: pd.DataFrame, kernels: pd.DataFrame | None = None) -> pd.
 def _measured(records: pd.DataFrame, kernels: pd.DataFrame) -> Measured:
     if records.empty:
         raise NotMeasured("any record (notebooks 1 to 6)")
-    return Measured(candidates(compared(records)), kernels)
+    on_gpu = kernels[kernels["kind"] == "gpu"].sort_values("time") if len(kernels) else kernels
+    if len(on_gpu):
+        on_gpu = on_gpu[(on_gpu["device"] == on_gpu["device"].iloc[-1]) & (on_gpu["maker"] == "ours")]
+    return Measured(candidates(compared(records)), on_gpu)
 
 
 def _some(table: pd.DataFrame, what: str) -> pd.DataFrame:
@@ -279,26 +285,18 @@ def _kernel_verdict(gain: float | None, found: float) -> str | None:
 
 
 def _kernel_gain(kernels: pd.DataFrame, case: str, dense: str, other: str, density: float) -> float | None:
-    """How many times faster our fastest kernel of `other`, at a density, is than that of `dense`; None without a GPU.
-
-    Of the GPU that was measured last.
-    """
-    if (gpu := _last_gpu(kernels)) is None:
+    """How many times faster our fastest kernel of `other`, at a density, is than that of `dense`; None if unknown."""
+    if kernels.empty:
         return None
-    rows = kernels[(kernels["device"] == gpu) & (kernels["maker"] == "ours") & (kernels["case"] == case)]
+    rows = kernels[kernels["case"] == case]
     near = (rows["density"] - density).abs() < 1e-6
     slow, fast = rows.loc[rows["family"] == dense, "time_ms"], rows.loc[near & (rows["family"] == other), "time_ms"]
     return None if slow.empty or fast.empty else slow.min() / fast.min()
 
 
-def _last_gpu(kernels: pd.DataFrame) -> str | None:
-    on_gpu = kernels[kernels["kind"] == "gpu"] if len(kernels) else kernels
-    return on_gpu.sort_values("time")["device"].iloc[-1] if len(on_gpu) else None
-
-
 def _kernel_words(kernels: pd.DataFrame, gain: float | None) -> str:
     unknown = "none of our kernels was measured on a GPU"
-    return unknown if gain is None else f"{gain:.2f}x in our kernel on {_last_gpu(kernels)}"
+    return unknown if gain is None else f"{gain:.2f}x in our kernel on {kernels['device'].iloc[0]}"
 
 
 def ensembles(measured: Measured) -> Answer:
