@@ -8,7 +8,9 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from distillation import Teacher, check_teaching, taught
+from distillation import check_taught, check_teaching, taught, teacher_of
+from distillation.ensemble import check_recipes
+from experiment import Recipe
 from models import check_model
 from models.quantized import insert_quantizers
 from pruning import Prune, Pruner
@@ -21,11 +23,12 @@ from training import Context, Step, StepError, check_training, fit, fresh, is_nu
 class Joint:
     """A fresh student, small in every way, from one training: `base.then(Joint("resnet20", sparsity=0.5, bits=4))`.
 
-    It learns from the model that the chain has made so far, is pruned along a cubic after the share `prune_from` of
-    the training, and from the first whole epoch after the share `quantize_from` on computes with rounded weights and
-    activations, whose steps it learns. Kim et al., "PQK: model compression via pruning, quantization, and knowledge
-    distillation" (Interspeech 2021), go the same way in two phases. `bits`, `first_last_bits`, `layer_bits`, `images`
-    and `percentile` are those of Quantize, `criterion` and `sparsity` those of Prune, the others those of Distill.
+    It learns from the model that the chain has made so far, or from the recipes in `teachers` as Distill does, is
+    pruned along a cubic after the share `prune_from` of the training, and from the first whole epoch after the share
+    `quantize_from` on computes with rounded weights and activations, whose steps it learns. Kim et al., "PQK: model
+    compression via pruning, quantization, and knowledge distillation" (Interspeech 2021), go the same way in two
+    phases. `bits`, `first_last_bits`, `layer_bits`, `images` and `percentile` are those of Quantize, `criterion` and
+    `sparsity` those of Prune, the others those of Distill.
     """
 
     model: str
@@ -46,11 +49,13 @@ class Joint:
     width: float = 1.0
     views: int | None = None
     layer_bits: tuple[tuple[str, Bits], ...] = ()
+    teachers: tuple[Recipe, ...] = ()
 
     makes_integers: ClassVar[bool] = True
 
     def __post_init__(self):
         check_model(self.model, self.width)
+        check_recipes("teachers", self.teachers)
         check_teaching(self.temperature, self.alpha, self.views)
         check_training(**training_fields(self))
         self._pruning()
@@ -75,11 +80,10 @@ class Joint:
         return Prune(self.criterion, self.sparsity, epochs=self.epochs)
 
     def follows(self, previous: Step | None) -> None:
-        if previous is None:
-            raise StepError("Joint needs a teacher: start the recipe with Train or Ensemble")
+        check_taught(self, previous)
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        teacher = Teacher([model], context)
+    def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
+        teacher = teacher_of(self, model, context)
         student = fresh(self.model, self.width, context)
         trained = qat.prepare(student, bits_by_layer(student, self.bits, self.first_last_bits, self.layer_bits))
         _share(student, trained)

@@ -1,5 +1,6 @@
 """What notebook 6 compares: chains of methods, one training against a chain, and the search for small models."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,12 +13,14 @@ from torch import nn
 
 from combination.joint import Joint
 from combination.search import search
+from distillation import Distill
 from distillation.study import long_student, patient, student, student_training
-from experiment import Recipe, interval, kept_table, run, run_all, run_table
+from experiment import Recipe, interval, kept_table, run_all, run_table
 from models import build
 from pruning.study import pruned, under_itself
 from quantization.study import trained
 from quantization.weights import Bits, bits_by_layer
+from training import Step
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
@@ -122,36 +125,59 @@ def orders(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY)
     ]
 
 
-def in_a_row(base: Recipe, model: str, sparsity: float, bits: Bits) -> Recipe:
+def in_a_row(base: Recipe, model: str, sparsity: float, bits: Bits, seed: int | None = None) -> Recipe:
     """Distilled, pruned and quantized one after the other, with the base as the teacher to the end, as Joint has it."""
-    small = pruned(student(base, model), "lookahead", sparsity, teacher=base)
-    return trained(small, bits, teacher=base)
+    distilled = _under(base, student(base, model).steps[-1], seed)
+    return trained(pruned(distilled, "lookahead", sparsity, teacher=base), bits, teacher=base)
 
 
-def joint(base: Recipe, model: str, sparsity: float, bits: Bits, share: float = 1.0, **fields) -> Recipe:
+def joint(
+    base: Recipe, model: str, sparsity: float, bits: Bits, share: float = 1.0, seed: int | None = None, **fields
+) -> Recipe:
     """One training with `share` of the epochs that distilling, pruning and quantizing in a row take together."""
     chain = in_a_row(base, model, sparsity, bits)
-    epochs = round(share * sum(step.epochs for step in chain.steps[len(base.steps) :]))
-    return base.then(Joint(model, sparsity, bits, **student_training(base, model) | {"epochs": epochs} | fields))
+    epochs = round(share * sum(step.epochs for step in _after(base, chain)))
+    step = Joint(model, sparsity, bits, **student_training(base, model) | {"epochs": epochs} | fields)
+    return _under(base, step, seed)
+
+
+def _under(base: Recipe, step: Distill | Joint, seed: int | None) -> Recipe:
+    """A base's student. Of another seed than the base's it has it as its teacher by name: none is trained anew."""
+    if seed is None or seed == base.seed:
+        return base.then(step)
+    return Recipe(base.dataset, (dataclasses.replace(step, teachers=(base,)),), seed)
+
+
+def _after(base: Recipe, recipe: Recipe) -> tuple[Step, ...]:
+    """The steps of what is made of a base, without the base's own where it starts from them."""
+    own = len(base.steps)
+    return recipe.steps[own:] if recipe.prefix(own) == base else recipe.steps
 
 
 def at_once_or_in_a_row(
-    base: Recipe, model: str, sparsity: float, bits: Bits, at_once: Iterable[tuple[float, dict]] = ((1.0, {}),)
+    base: Recipe,
+    model: str,
+    sparsity: float,
+    bits: Bits,
+    at_once: Iterable[tuple[float, dict]] = ((1.0, {}),),
+    seeds: Sequence[int] = (0,),
 ) -> pd.DataFrame:
     """Records of the chain and of trainings `at_once`: each a share of the chain's epochs, and fields of Joint.
 
-    Columns how, epochs, prunes from and rounds from say which it is; `train_seconds` are those of the base and
-    `training_seconds`.
+    Columns how, epochs, prunes from and rounds from say which it is; `seconds` are those of `training_seconds`. The
+    base is the same for all seeds, which are the students' alone; labels are those of the first of them.
     """
     chain = {"how": "one after the other", "epochs": "100%", "prunes from": "", "rounds from": ""}
-    cases: list[Case] = [(chain, in_a_row(base, model, sparsity, bits))]
-    for share, fields in at_once:
-        recipe = joint(base, model, sparsity, bits, share, **fields)
-        begin = {"prunes from": recipe.steps[-1].prune_from, "rounds from": recipe.steps[-1].quantize_from}
-        words = {name: f"{value:.0%}" for name, value in {"epochs": share, **begin}.items()}
-        cases.append(({"how": "one training", **words}, recipe))
-    table, before = run_table(cases), run(base)["train_seconds"]
-    return table.assign(train_seconds=[before + training_seconds(recipe, base) for _, recipe in cases])
+    cases: list[Case] = []
+    for seed in seeds:
+        cases.append((chain, in_a_row(base, model, sparsity, bits, seed)))
+        for share, fields in at_once:
+            recipe = joint(base, model, sparsity, bits, share, seed, **fields)
+            begin = {"prunes from": recipe.steps[-1].prune_from, "rounds from": recipe.steps[-1].quantize_from}
+            words = {name: f"{value:.0%}" for name, value in {"epochs": share, **begin}.items()}
+            cases.append(({"how": "one training", **words}, recipe))
+    labels = [recipe.label for _, recipe in cases[: len(cases) // len(seeds)]] * len(seeds)
+    return run_table(cases).assign(label=labels, seconds=[training_seconds(recipe, base) for _, recipe in cases])
 
 
 def training_seconds(recipe: Recipe, base: Recipe) -> float:
@@ -161,7 +187,8 @@ def training_seconds(recipe: Recipe, base: Recipe) -> float:
     what is done once, such as a teacher's logits, which the first training to see an epoch's images computes for all.
     """
     seconds = 0.0
-    prefixes = [recipe.prefix(length) for length in range(len(base.steps) + 1, len(recipe.steps) + 1)]
+    own = len(_after(base, recipe))
+    prefixes = [recipe.prefix(length) for length in range(len(recipe.steps) - own + 1, len(recipe.steps) + 1)]
     for prefix, record in zip(prefixes, run_all(prefixes), strict=True):
         epochs = [point["seconds"] for point in record["curves"]]
         start = getattr(prefix.steps[-1], "first_rounded", 0)
@@ -174,11 +201,11 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
 
     Each record is compared with the one of `bases` that it started from, of the same seed. `spread`, where there are
     several seeds, is the standard deviation of the accuracy over them; the interval is that of one. Trainings are
-    those after the base, in seconds where all are short.
+    those after the base (or `seconds`, where the table has them), in seconds where all are short.
     """
     base = pd.json_normalize(list(bases)).set_index("id").loc[table["base"]].set_axis(table.index)
     after = table["method"].str.startswith("Train")  # else the base is a teacher, whose training is not counted
-    seconds = table["train_seconds"] - base["train_seconds"].where(after, 0)
+    seconds = table.get("seconds", table["train_seconds"] - base["train_seconds"].where(after, 0))
     unit, name = (60, "min") if seconds.max() >= 600 else (1, "s")
     figures = pd.DataFrame(
         {

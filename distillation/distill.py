@@ -53,14 +53,13 @@ class Distill:
             )
 
     def follows(self, previous: Step | None) -> None:
-        if previous is None and not self.teachers:
-            raise StepError("Distill needs a teacher: start the recipe with Train or Ensemble, or give it teachers")
+        check_taught(self, previous)
         taught_by = [recipe.steps[-1] for recipe in self.teachers] or [previous]
         if self.features and (len(taught_by) > 1 or isinstance(taught_by[0], Ensemble)):
             raise StepError("feature maps are those of one network: with features, give one teacher, no ensemble")
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        teacher = Teacher([context.make(recipe) for recipe in self.teachers] or [model], context)
+        teacher = teacher_of(self, model, context)
         student = fresh(self.model, self.width, context)
         trained, loss = student, taught(teacher, self.temperature, self.alpha)
         if self.features:
@@ -75,6 +74,18 @@ class Distill:
             title=f"{self.model} under its teacher on {context.dataset.name}, seed {context.seed}",
         )
         return round_weights(student)
+
+
+def check_taught(step: Step, previous: Step | None) -> None:
+    """Raise StepError where a step that needs a teacher neither follows a model nor names one in its `teachers`."""
+    if previous is None and not step.teachers:
+        name = type(step).__name__
+        raise StepError(f"{name} needs a teacher: start the recipe with Train or Ensemble, or give it teachers")
+
+
+def teacher_of(step: Step, model: nn.Module | None, context: Context) -> Teacher:
+    """The `teachers` that a step names, or else the model that it follows."""
+    return Teacher([context.make(recipe) for recipe in step.teachers] or [model], context)
 
 
 def check_teaching(temperature: float, alpha: float, views: int | None = None) -> None:

@@ -1,5 +1,6 @@
 """Joint: one training, whose model keeps its zeros, its integers and its file."""
 
+import dataclasses
 import math
 import sys
 from fractions import Fraction
@@ -14,6 +15,7 @@ from onnx import numpy_helper
 from combination import Joint
 from data import load, normalize
 from distillation import Distill
+from experiment import Recipe
 from models import ARCHITECTURES, ResNet, build
 from models.quantized import QuantizedConv2d, QuantizedLinear
 from pruning import Prune, Pruner
@@ -96,6 +98,20 @@ def test_a_killed_training_ends_the_same(context, teacher, epoch, monkeypatch):
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
 
 
+def test_a_teacher_by_name_teaches_as_the_model_before_does(context, teacher):
+    following = Joint("tiny", **FIELDS).apply(teacher, context).state_dict()
+    context.checkpoint.clear()
+    base = Recipe("digits", (Train("resnet8"),))
+    named = dataclasses.replace(context, make={base: teacher}.get)
+    alone = Joint("tiny", **FIELDS, teachers=(base,)).apply(None, named).state_dict()
+    assert all(torch.equal(tensor, alone[name]) for name, tensor in following.items())
+    other = build("tiny", shape=context.dataset.shape, classes=10).eval()
+    context.checkpoint.clear()
+    apart = dataclasses.replace(context, make={base: other}.get)
+    taught = Joint("tiny", **FIELDS, teachers=(base,)).apply(teacher, apart).state_dict()
+    assert not all(torch.equal(tensor, taught[name]) for name, tensor in following.items())
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -104,6 +120,7 @@ def test_a_killed_training_ends_the_same(context, teacher, epoch, monkeypatch):
         ({"temperature": 0}, "temperature"), ({"criterion": "luck"}, "lookahead"), ({"epochs": 0}, "epochs"),
         ({"alpha": "0.9"}, "alpha, .* not '0.9'"), ({"quantize_from": 1.0}, "0 to below 1, not 1.0"),
         ({"layer_bits": (("conv", 1),)}, "2 to 8"), ({"epochs": 2}, "no whole epoch to train with .* most 0.5"),
+        ({"teachers": ["resnet18"]}, "tuple of recipes"),
         ({"epochs": 1}, "at most 0, not 0.6"), ({"epochs": 5, "quantize_from": 0.9}, "at most 0.8, not 0.9"),
     ],
 )  # fmt: skip
@@ -156,8 +173,9 @@ def test_the_zeros_come_along_a_cubic_after_their_share_of_the_training(context,
 
 
 def test_what_can_come_before_and_after():
-    with pytest.raises(StepError, match="teacher"):
+    with pytest.raises(StepError, match="Joint needs a teacher: .* or give it teachers"):
         Joint("resnet8").follows(None)
+    Joint("resnet8", teachers=(Recipe("digits", (Train("resnet8"),)),)).follows(None)
     for step in (Quantize(), Prune()):
         with pytest.raises(StepError, match="follow Joint"):
             step.follows(Joint("resnet8"))
