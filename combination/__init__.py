@@ -1,6 +1,6 @@
 """All methods together: the smallest models, the best one for a budget, and what the records say of the study."""
 
-from combination.compared import beside_the_chain, compared, front_in_words, points, smallest_within
+from combination.compared import compared, front_in_words, points, smallest_within
 from combination.joint import Joint
 from combination.recommend import BudgetError, Recommendation, pareto_front, recommend
 from combination.reported import beside_reported
@@ -14,7 +14,6 @@ __all__ = [
     "Recommendation",
     "SearchError",
     "beside_reported",
-    "beside_the_chain",
     "compared",
     "front_in_words",
     "pareto_front",

@@ -7,7 +7,6 @@ import pandas as pd
 from combination.recommend import candidates, pareto_front
 from combination.words import plain
 from experiment import percent, seeds_in_words
-from experiment.chance import overlap
 
 LETTERS = {"Quantize": "Q", "Prune": "P", "Distill": "D", "Ensemble": "E", "Joint": "J"}
 UNITS = {
@@ -82,25 +81,6 @@ def smallest_within(records: pd.DataFrame, base: Mapping, limits: Iterable[float
             f"{points(100 * (base['accuracy'] - best['accuracy']))} on the test images, {seeds_in_words(seeds)}"
         )
     return "The fewest bytes, by points below the base:\n\n" + "\n".join(lines)
-
-
-def beside_the_chain(table: pd.DataFrame) -> str:
-    """Markdown: each training of `study.at_once_or_in_a_row` beside the chain of its seed; means over seeds."""
-    together = table["how"] == "one training"
-    chains = table[~together].set_index("seed")
-    lines = []
-    for words, once in table[together].groupby(["epochs", "prunes from", "rounds from"], sort=False):
-        chain = chains.loc[once["seed"]]
-        apart = 100 * (once["accuracy"].to_numpy() - chain["accuracy"])
-        time = (once["seconds"].to_numpy() / chain["seconds"]).mean()
-        chance = overlap(once.iloc[0], chain.iloc[0])
-        if len(once) > 1:
-            chance = f"{', '.join(f'{value:+.2f}' for value in apart)} of the seeds {', '.join(map(str, apart.index))}"
-        lines.append(
-            f"- {words[0]} of its epochs, pruning from {words[1]} of them on and rounding from {words[2]}: "
-            f"{apart.mean():+.2f} points in {time:.0%} of its time; {chance}"
-        )
-    return "Beside the chain, one training:\n\n" + "\n".join(lines)
 
 
 def front_in_words(records: pd.DataFrame, column: str) -> str:

@@ -1,11 +1,9 @@
-"""What notebook 6 compares: chains of methods, one training against a chain, and the search for small models."""
+"""What notebook 6 compares: chains of methods, headline models, and the search for small ones."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from statistics import median
 from typing import NamedTuple
 
 import pandas as pd
@@ -13,14 +11,12 @@ from torch import nn
 
 from combination.joint import Joint
 from combination.search import search
-from distillation import Distill
 from distillation.study import long_student, patient, student, student_training
-from experiment import Recipe, interval, kept_table, run_all, run_table
+from experiment import Recipe, interval, kept_table
 from models import build
 from pruning.study import pruned, under_itself
 from quantization.study import trained
 from quantization.weights import Bits, bits_by_layer
-from training import Step
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
@@ -48,7 +44,7 @@ class Long(NamedTuple):
     seeds: int
 
 
-LONG = (Long(1.5, 120, 4, 4, 5, 1), Long(1.0, 110, 4, 3, 6, 2), Long(0.875, 120, "ternary", "ternary", 10, 1))
+LONG = (Long(1.5, 120, 4, 4, 5, 1), Long(1.0, 110, 4, 3, 15, 2), Long(0.875, 120, "ternary", "ternary", 25, 1))
 
 
 def chains(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY) -> list[Case]:
@@ -89,14 +85,16 @@ def long_trainings(base: Recipe, seeds: int = 2) -> list[Case]:
     cases: list[Case] = []
     spared = depthwise("tiny_mixer")
     late = [name for name in second_half("tiny_mixer") if name not in dict(spared)]
+    views = student_training(base, "tiny_mixer")["views"]
     for long in LONG:
         own = spared if long.bits == "ternary" else ()
+        again = {"views": views} if views and long.rounding_epochs > views else {}
         if long.late_bits != long.bits:
             own = tuple((name, long.late_bits) for name in late)
         bits = " and ".join(map(str, dict.fromkeys((long.bits, long.late_bits))))
         for seed in range(min(long.seeds, seeds)):
             small = long_student(base, "tiny_mixer", long.epochs, long.width, seed)
-            rounded = trained(small, long.bits, teacher=base, epochs=long.rounding_epochs, layer_bits=own)
+            rounded = trained(small, long.bits, teacher=base, epochs=long.rounding_epochs, layer_bits=own, **again)
             cases += [({"width": long.width, "bits": "32"}, small), ({"width": long.width, "bits": bits}, rounded)]
     return cases
 
@@ -123,77 +121,6 @@ def orders(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY)
         ({"order": "prune the teacher, distil, prune, quantize"}, trained(twice, bits)),
         ({"order": "prune the teacher, distil, quantize"}, trained(of_pruned, bits)),
     ]
-
-
-def in_a_row(base: Recipe, model: str, sparsity: float, bits: Bits, seed: int | None = None) -> Recipe:
-    """Distilled, pruned and quantized one after the other, with the base as the teacher to the end, as Joint has it."""
-    distilled = _under(base, student(base, model).steps[-1], seed)
-    return trained(pruned(distilled, "lookahead", sparsity, teacher=base), bits, teacher=base)
-
-
-def joint(
-    base: Recipe, model: str, sparsity: float, bits: Bits, share: float = 1.0, seed: int | None = None, **fields
-) -> Recipe:
-    """One training with `share` of the epochs that distilling, pruning and quantizing in a row take together."""
-    chain = in_a_row(base, model, sparsity, bits)
-    epochs = round(share * sum(step.epochs for step in _after(base, chain)))
-    step = Joint(model, sparsity, bits, **student_training(base, model) | {"epochs": epochs} | fields)
-    return _under(base, step, seed)
-
-
-def _under(base: Recipe, step: Distill | Joint, seed: int | None) -> Recipe:
-    """A base's student. Of another seed than the base's it has it as its teacher by name: none is trained anew."""
-    if seed is None or seed == base.seed:
-        return base.then(step)
-    return Recipe(base.dataset, (dataclasses.replace(step, teachers=(base,)),), seed)
-
-
-def _after(base: Recipe, recipe: Recipe) -> tuple[Step, ...]:
-    """The steps of what is made of a base, without the base's own where it starts from them."""
-    own = len(base.steps)
-    return recipe.steps[own:] if recipe.prefix(own) == base else recipe.steps
-
-
-def at_once_or_in_a_row(
-    base: Recipe,
-    model: str,
-    sparsity: float,
-    bits: Bits,
-    at_once: Iterable[tuple[float, dict]] = ((1.0, {}),),
-    seeds: Sequence[int] = (0,),
-) -> pd.DataFrame:
-    """Records of the chain and of trainings `at_once`: each a share of the chain's epochs, and fields of Joint.
-
-    Columns how, epochs, prunes from and rounds from say which it is; `seconds` are those of `training_seconds`. The
-    base is the same for all seeds, which are the students' alone; labels are those of the first of them.
-    """
-    chain = {"how": "one after the other", "epochs": "100%", "prunes from": "", "rounds from": ""}
-    cases: list[Case] = []
-    for seed in seeds:
-        cases.append((chain, in_a_row(base, model, sparsity, bits, seed)))
-        for share, fields in at_once:
-            recipe = joint(base, model, sparsity, bits, share, seed, **fields)
-            begin = {"prunes from": recipe.steps[-1].prune_from, "rounds from": recipe.steps[-1].quantize_from}
-            words = {name: f"{value:.0%}" for name, value in {"epochs": share, **begin}.items()}
-            cases.append(({"how": "one training", **words}, recipe))
-    labels = [recipe.label for _, recipe in cases[: len(cases) // len(seeds)]] * len(seeds)
-    return run_table(cases).assign(label=labels, seconds=[training_seconds(recipe, base) for _, recipe in cases])
-
-
-def training_seconds(recipe: Recipe, base: Recipe) -> float:
-    """Seconds that the trainings after the base take: the median epoch of each times its epochs.
-
-    Joint's epochs before and after it begins to round are of two kinds, and count apart. The median leaves out most of
-    what is done once, such as a teacher's logits, which the first training to see an epoch's images computes for all.
-    """
-    seconds = 0.0
-    own = len(_after(base, recipe))
-    prefixes = [recipe.prefix(length) for length in range(len(recipe.steps) - own + 1, len(recipe.steps) + 1)]
-    for prefix, record in zip(prefixes, run_all(prefixes), strict=True):
-        epochs = [point["seconds"] for point in record["curves"]]
-        start = getattr(prefix.steps[-1], "first_rounded", 0)
-        seconds += sum(len(part) * median(part) for part in (epochs[:start], epochs[start:]) if part)
-    return seconds
 
 
 def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd.DataFrame:

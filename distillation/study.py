@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from data import Split, load
+from data import Dataset, Split, load
 from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.teacher import Teacher, taught
@@ -220,9 +220,8 @@ def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
     """
 
     def rows() -> list[dict]:
-        step, teacher, whole = student(base, model).steps[-1], make(base), load(base.dataset)
-        first = slice(TIMED_BATCHES * step.batch_size)
-        cut = dataclasses.replace(whole, train=Split(whole.train.images[first], whole.train.labels[first]))
+        step, teacher = student(base, model).steps[-1], make(base)
+        cut = first_images(load(base.dataset), TIMED_BATCHES * step.batch_size)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
         def seconds(folder: Path, turn: int, kind: str, cache: str) -> float:
@@ -241,6 +240,12 @@ def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
         return [{"epoch": kind, "seconds": times[kind].median(), "ratio": ratios[kind]} for kind in caches]
 
     return kept_table(f"epoch-costs-{base.id}-{model}-{machine()}", base.dataset, rows)
+
+
+def first_images(dataset: Dataset, images: int) -> Dataset:
+    """The data set with only so many images to train on, so that an epoch is short enough to be timed."""
+    train = Split(dataset.train.images[:images], dataset.train.labels[:images])
+    return dataclasses.replace(dataset, train=train)
 
 
 def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """The best model for a budget, against exhaustive search over random tables; takeaways and search on made-up ones."""
 
-import dataclasses
 import itertools
 import statistics
 import sys
@@ -18,7 +17,6 @@ from combination import (
     Joint,
     SearchError,
     beside_reported,
-    beside_the_chain,
     compared,
     front_in_words,
     pareto_front,
@@ -612,70 +610,6 @@ def test_an_interactive_recommendation_says_that_a_budget_is_missed(monkeypatch)
 
 
 # What notebook 6 compares
-
-
-def test_the_chain_that_joint_is_compared_with_has_its_teacher_and_epochs():
-    base = base_recipe("cifar10", "resnet18")
-    chain = study.in_a_row(base, "resnet20", 0.9, 4)
-    distil, prune, quantize = chain.steps[1:]
-    assert (distil.model, prune.sparsity, quantize.bits) == ("resnet20", 0.9, 4)
-    assert not distil.teachers and prune.teacher == quantize.teacher == base  # the first one's is what it starts from
-    for share in (1.0, 0.5):
-        step = study.joint(base, "resnet20", 0.9, 4, share).steps[-1]
-        assert step.epochs == round(share * (distil.epochs + prune.epochs + quantize.epochs))
-        assert (
-            (step.temperature, step.alpha) == (prune.temperature, prune.alpha) == (quantize.temperature, quantize.alpha)
-        )
-
-
-def test_another_seed_has_the_same_base_as_its_teacher():
-    base = base_recipe("cifar10", "resnet18")
-    for make in (study.in_a_row, study.joint):
-        usual, other = make(base, "resnet20", 0.9, 4), make(base, "resnet20", 0.9, 4, seed=1)
-        assert make(base, "resnet20", 0.9, 4, seed=0) == usual and usual.seed == 0 and other.seed == 1
-        first = other.steps[0]
-        assert first.teachers == (base,) and other.base == base  # of seed 0: not trained again
-        assert (dataclasses.replace(first, teachers=()), *other.steps[1:]) == usual.steps[1:]
-
-
-def test_training_times_are_the_median_epochs(monkeypatch):
-    base = Recipe("digits", (Train("resnet8"),))
-    chain = base.then(Distill("resnet8", epochs=3)).then(Prune(epochs=2))
-    joint = base.then(Joint("resnet8", epochs=5))  # rounds from the fourth epoch on
-    named = Recipe("digits", (Joint("resnet8", epochs=5, teachers=(base,)),), seed=1)
-    seconds = {
-        chain.prefix(2): [90, 2, 3],  # the first one computed the teacher's logits
-        chain: [4, 6],
-        joint: [80, 1, 2, 7, 9],
-        named: [80, 1, 2, 7, 9],
-    }
-
-    def records(recipes):
-        return [{"curves": [{"seconds": value} for value in seconds[recipe]]} for recipe in recipes]
-
-    monkeypatch.setattr(study, "run_all", records)
-    assert study.training_seconds(chain, base) == 3 * 3 + 2 * 5
-    assert study.training_seconds(joint, base) == study.training_seconds(named, base) == 3 * 2 + 2 * 8
-
-
-def test_one_training_beside_the_chain_of_its_seed():
-    """Seed 0 loses half a point in half the time, seed 1 wins one and a half in 0.7 of it."""
-    row = {"how": "one after the other", "epochs": "100%", "prunes from": "", "rounds from": ""}
-    once = {"how": "one training", "epochs": "56%", "prunes from": "20%", "rounds from": "85%"}
-    rows = [
-        row | {"seed": 0, "accuracy": 0.87, "seconds": 100.0},
-        once | {"seed": 0, "accuracy": 0.865, "seconds": 50.0},
-        row | {"seed": 1, "accuracy": 0.86, "seconds": 100.0},
-        once | {"seed": 1, "accuracy": 0.875, "seconds": 70.0},
-    ]
-    table = pd.DataFrame(rows)
-    table["accuracy_low"], table["accuracy_high"] = table["accuracy"] - 0.004, table["accuracy"] + 0.004
-    start = "- 56% of its epochs, pruning from 20% of them on and rounding from 85%: "
-    lines = [beside_the_chain(part).splitlines()[-1] for part in (table.iloc[:2], table)]
-    assert lines == [
-        f"{start}-0.50 points in 50% of its time; the intervals overlap",
-        f"{start}+0.50 points in 60% of its time; -0.50, +1.50 of the seeds 0, 1",
-    ]
 
 
 def test_loss_and_size_by_hand():

@@ -1,0 +1,157 @@
+"""One training for all three methods against the same steps in a row: accuracy, size and time."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from combination.joint import Joint
+from data import Dataset, load
+from distillation import Distill
+from distillation.study import first_images, student, student_training
+from experiment import Recipe, kept_table, make, run_table
+from experiment.chance import overlap
+from measurement import machine
+from pruning.study import pruned
+from quantization.study import trained
+from quantization.weights import Bits
+from storage import Checkpoint
+from training import Context, Step
+
+IN_A_ROW, AT_ONCE = "one after the other", "one training"
+BATCHES, ROUNDS = 20, 3  # of an epoch that is timed
+
+
+def in_a_row(base: Recipe, model: str, sparsity: float, bits: Bits, seed: int | None = None) -> Recipe:
+    """Distilled, pruned and quantized one after the other, with the base as the teacher to the end, as Joint has it."""
+    distilled = _under(base, student(base, model).steps[-1], seed)
+    return trained(pruned(distilled, "lookahead", sparsity, teacher=base), bits, teacher=base)
+
+
+def joint(
+    base: Recipe, model: str, sparsity: float, bits: Bits, share: float = 1.0, seed: int | None = None, **fields
+) -> Recipe:
+    """One training with `share` of the epochs that distilling, pruning and quantizing in a row take together."""
+    chain = in_a_row(base, model, sparsity, bits)
+    epochs = round(share * sum(step.epochs for step in _after(base, chain)))
+    step = Joint(model, sparsity, bits, **student_training(base, model) | {"epochs": epochs} | fields)
+    return _under(base, step, seed)
+
+
+def _under(base: Recipe, step: Distill | Joint, seed: int | None) -> Recipe:
+    """A base's student. Of another seed than the base's it has it as its teacher by name: none is trained anew."""
+    if seed is None or seed == base.seed:
+        return base.then(step)
+    return Recipe(base.dataset, (dataclasses.replace(step, teachers=(base,)),), seed)
+
+
+def _after(base: Recipe, recipe: Recipe) -> tuple[Step, ...]:
+    """The steps of what is made of a base, without the base's own where it starts from them."""
+    own = len(base.steps)
+    return recipe.steps[own:] if recipe.prefix(own) == base else recipe.steps
+
+
+def at_once_or_in_a_row(
+    base: Recipe,
+    model: str,
+    sparsity: float,
+    bits: Bits,
+    trainings: Iterable[tuple[float, dict]] = ((1.0, {}),),
+    seeds: Sequence[int] = (0,),
+) -> pd.DataFrame:
+    """Records of the chain and of `trainings` at once: each a share of the chain's epochs, and fields of Joint.
+
+    Columns how, epochs, prunes from and rounds from say which it is; `seconds` are those of the trainings after the
+    base, as many epochs of each kind as they have at `epoch_seconds`. The base is the same for all seeds, which are
+    the students' alone; labels are those of the first of them.
+    """
+    chain = {"how": IN_A_ROW, "epochs": "100%", "prunes from": "", "rounds from": ""}
+    cases = []
+    for seed in seeds:
+        cases.append((chain, in_a_row(base, model, sparsity, bits, seed)))
+        for share, fields in trainings:
+            recipe = joint(base, model, sparsity, bits, share, seed, **fields)
+            begin = {"prunes from": recipe.steps[-1].prune_from, "rounds from": recipe.steps[-1].quantize_from}
+            words = {name: f"{value:.0%}" for name, value in {"epochs": share, **begin}.items()}
+            cases.append(({"how": AT_ONCE, **words}, recipe))
+    labels = [recipe.label for _, recipe in cases[: len(cases) // len(seeds)]] * len(seeds)
+    epoch = epoch_seconds(base, model, sparsity, bits)
+    seconds = [training_seconds(_after(base, recipe), epoch) for _, recipe in cases]
+    return run_table(cases).assign(label=labels, seconds=seconds)
+
+
+def training_seconds(steps: Iterable[Step], epoch: Mapping[str, float]) -> float:
+    """Seconds that trainings take whose epochs take so many, by the names of `epoch_seconds`."""
+    seconds = 0.0
+    for step in steps:
+        name = type(step).__name__
+        rounding = step.epochs - step.first_rounded if name == "Joint" else 0
+        seconds += (step.epochs - rounding) * epoch[name] + rounding * epoch["Joint, rounding"]
+    return seconds
+
+
+def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> dict[str, float]:
+    """Seconds of an epoch of each kind: Distill, Prune, Quantize, Joint, and Joint while it rounds.
+
+    Timed by turns, since a machine is not always equally fast, on so many first batches, with the teacher's logits at
+    hand; medians over rounds, for all training images. Kept as a table of this machine's times.
+    """
+
+    def rows() -> list[dict]:
+        whole = load(base.dataset)
+        chain, once = in_a_row(base, model, sparsity, bits), joint(base, model, sparsity, bits).steps[-1]
+        cut = first_images(whole, BATCHES * once.batch_size)
+        with tempfile.TemporaryDirectory() as folder:
+            rounds = [
+                _timed_round(base, _after(base, chain), once, cut, Path(folder), turn) for turn in range(1 + ROUNDS)
+            ]
+        medians = pd.DataFrame(rounds[1:]).median()  # the first one warms up, and keeps the logits
+        scale = len(whole.train) / len(cut.train)
+        return [{"epoch": kind, "seconds": scale * seconds} for kind, seconds in medians.items()]
+
+    table = kept_table(f"joint-seconds-{base.id}-{model}-{sparsity}-{bits}-{machine()}", base.dataset, rows)
+    return dict(zip(table["epoch"], table["seconds"], strict=True))
+
+
+def _timed_round(
+    base: Recipe, steps: Sequence[Step], once: Joint, cut: Dataset, folder: Path, turn: int
+) -> dict[str, float]:
+    """Seconds of one short epoch of each kind: the last of three, which holds nothing that is done but once."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def trained_model(step: Step, before: nn.Module) -> tuple[nn.Module, list[float]]:
+        checkpoint = Checkpoint(folder / f"{type(step).__name__}-{turn}")
+        context = Context(cut, base.seed, device, checkpoint, make=make, cache=folder / "logits")
+        after = step.apply(before, context)
+        return after, [point["seconds"] for point in context.log["curves"]]
+
+    model, seconds = make(base), {}
+    for step in steps:
+        model, epochs = trained_model(dataclasses.replace(step, epochs=3), model)
+        seconds[type(step).__name__] = epochs[-1]
+    later = dataclasses.replace(once, epochs=3, prune_from=1 / 3, quantize_from=1 / 3)
+    _, epochs = trained_model(later, make(base))
+    return seconds | {"Joint": epochs[0], "Joint, rounding": epochs[-1]}
+
+
+def beside_the_chain(table: pd.DataFrame) -> str:
+    """Markdown: each training of `study.at_once_or_in_a_row` beside the chain of its seed; means over seeds."""
+    together = table["how"] == AT_ONCE
+    chains = table[~together].set_index("seed")
+    lines = []
+    for words, once in table[together].groupby(["epochs", "prunes from", "rounds from"], sort=False):
+        chain = chains.loc[once["seed"]]
+        apart = 100 * (once["accuracy"].to_numpy() - chain["accuracy"])
+        time = (once["seconds"].to_numpy() / chain["seconds"]).mean()
+        chance = overlap(once.iloc[0], chain.iloc[0])
+        if len(once) > 1:
+            chance = f"{', '.join(f'{value:+.2f}' for value in apart)} of the seeds {', '.join(map(str, apart.index))}"
+        lines.append(
+            f"- {words[0]} of its epochs, pruning from {words[1]} of them on and rounding from {words[2]}: "
+            f"{apart.mean():+.2f} points in {time:.0%} of its time; {chance}"
+        )
+    return "Beside the chain, one training:\n\n" + "\n".join(lines)
