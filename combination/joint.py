@@ -61,20 +61,21 @@ class Joint:
         self._pruning()
         first_last, own = self.first_last_bits, self.layer_bits
         Quantize("qat", self.bits, self.images, self.percentile, first_last_bits=first_last, layer_bits=own)
-        for what in ("prune_from", "quantize_from"):
+        for what, left_for in (("prune_from", "prune and recover in"), ("quantize_from", "train with rounding")):
             share = getattr(self, what)
             if not (is_number(share) and 0 <= share < 1):
                 raise StepError(f"{what} is a share of the training, 0 to below 1, not {share!r}")
-        if self.first_rounded == self.epochs:
-            raise StepError(
-                f"quantize_from leaves no whole epoch to train with rounding: of {self.epochs} epochs it is at most "
-                f"{1 - 1 / self.epochs:.3g}, not {self.quantize_from}"
-            )
+            if _first_epoch(share, self.epochs) == self.epochs:
+                most = math.floor(1000 * (1 - 1 / self.epochs) + 1e-9) / 1000
+                raise StepError(
+                    f"{what} leaves no whole epoch to {left_for}: of {self.epochs} epochs it is at most {most:g}, "
+                    f"not {share}"
+                )
 
     @property
     def first_rounded(self) -> int:
         """The first epoch, from 0, that computes with rounded weights and activations."""
-        return math.ceil(self.quantize_from * self.epochs - 1e-9)
+        return _first_epoch(self.quantize_from, self.epochs)
 
     def _pruning(self) -> Prune:
         return Prune(self.criterion, self.sparsity, epochs=self.epochs)
@@ -117,6 +118,11 @@ class Joint:
     def _after_step(self, trained: fx.GraphModule, pruner: Pruner, done: float) -> None:
         pruner.after_step(_since(self.prune_from, done))
         qat.after_step(trained, _since(self.quantize_from, done))
+
+
+def _first_epoch(share: float, epochs: int) -> int:
+    """The first whole epoch, from 0, after a share of so many; 0.1 + 0.1 + 0.1 of ten is the fourth."""
+    return math.ceil(share * epochs - 1e-9)
 
 
 def _since(start: float, done: float) -> float:

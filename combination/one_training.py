@@ -101,9 +101,10 @@ def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> dict
     hand; medians over rounds, for all training images. Kept as a table of this machine's times.
     """
 
+    chain, together = in_a_row(base, model, sparsity, bits), joint(base, model, sparsity, bits)
+
     def rows() -> list[dict]:
-        whole = load(base.dataset)
-        chain, once = in_a_row(base, model, sparsity, bits), joint(base, model, sparsity, bits).steps[-1]
+        whole, once = load(base.dataset), together.steps[-1]
         cut = first_images(whole, BATCHES * once.batch_size)
         with tempfile.TemporaryDirectory() as folder:
             rounds = [
@@ -113,14 +114,18 @@ def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> dict
         scale = len(whole.train) / len(cut.train)
         return [{"epoch": kind, "seconds": scale * seconds} for kind, seconds in medians.items()]
 
-    table = kept_table(f"joint-seconds-{base.id}-{model}-{sparsity}-{bits}-{machine()}", base.dataset, rows)
+    name = f"joint-seconds-{chain.id}-{together.id}-{ROUNDS}x{BATCHES}-{machine()}"
+    table = kept_table(name, base.dataset, rows)
     return dict(zip(table["epoch"], table["seconds"], strict=True))
 
 
 def _timed_round(
     base: Recipe, steps: Sequence[Step], once: Joint, cut: Dataset, folder: Path, turn: int
 ) -> dict[str, float]:
-    """Seconds of one short epoch of each kind: the last of three, which holds nothing that is done but once."""
+    """Seconds of one short epoch of each kind: the last of three, which holds nothing that is done but once.
+
+    Joint's float epochs come first, so that of those it is the first.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def trained_model(step: Step, before: nn.Module) -> tuple[nn.Module, list[float]]:
@@ -139,7 +144,7 @@ def _timed_round(
 
 
 def beside_the_chain(table: pd.DataFrame) -> str:
-    """Markdown: each training of `study.at_once_or_in_a_row` beside the chain of its seed; means over seeds."""
+    """Markdown: each training of `at_once_or_in_a_row` beside the chain of its seed; means over seeds."""
     together = table["how"] == AT_ONCE
     chains = table[~together].set_index("seed")
     lines = []

@@ -1,7 +1,8 @@
-"""The README's result table, from the records: `python -m combination.readme` writes it."""
+"""The README's results, from the records: `python -m combination.readme` writes them."""
 
 import re
 
+from combination.compared import smallest_within
 from combination.recommend import candidates, pareto_front
 from combination.words import plain
 from experiment import interval, load_records, published_study
@@ -9,19 +10,26 @@ from experiment.records import ROOT
 
 DATASET = "cifar10"
 PLACE = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
-HEAD = "| CIFAR-10 | accuracy % (95 % interval) | seeds | archive KB | x smaller than ResNet-18 | ms, one thread |"
+HEAD = (
+    "| CIFAR-10 | accuracy % (95 % interval) | points to ResNet-18 | seeds | archive KB | x smaller than ResNet-18 "
+    "| ms, one thread |"
+)
 STUDY = ("ResNet-18 teacher", "QAT INT8", "ensemble of 4 5 6", "pruned 96 %", "distilled and pruned 77 % and quantized")
 
 
-def table() -> str:
-    """Markdown: the FP32 bases and the records that no other beats in accuracy and bytes, then the study's figures."""
+def results() -> str:
+    """Markdown: the smallest models by points lost; then, in a table, the FP32 bases and the records that no other
+    beats in accuracy and bytes, and the study's figures.
+    """
     records = load_records(DATASET)
     if records.empty:
         return "No records yet.\n"
     study = published_study().set_index("label")
     whole = 1000 * study.loc["ResNet-18 teacher", "size_mb"]  # KB
-    lines = [HEAD, "|---|---|---|---|---|---|"]
     rows = candidates(records)  # a row a recipe, seeds averaged
+    base = rows.loc[rows["base_onnx_bytes"].idxmax()]
+    base = rows[rows["id"] == base["base"]].iloc[0]  # the ResNet-18
+    lines = [smallest_within(records, base, (1, 2, 5)), "", HEAD, "|---|---|---|---|---|---|---|"]
     rows["seeds"] = rows["label"].map(records.groupby("label").size())
     bases = records.loc[records["id"] != records["base"], "base"]  # that something was made of
     shown = pareto_front(rows, ("archive_bytes",)) | rows["id"].isin(bases)
@@ -29,14 +37,16 @@ def table() -> str:
         kilobytes = row["archive_bytes"] / 1e3
         lines.append(
             f"| [{plain(row['recipe.steps'])}](results/{DATASET}/{row['id']}.json) "
-            f"| {100 * row['accuracy']:.2f} ({interval(row)}) | {row['seeds']} | {kilobytes:.1f} "
+            f"| {100 * row['accuracy']:.2f} ({interval(row)}) | {100 * (row['accuracy'] - base['accuracy']):+.2f} "
+            f"| {row['seeds']} | {kilobytes:.1f} "
             f"| {whole / kilobytes:.0f} | {row['latency_ms.batch1_one_thread.median']:.2f} |"
         )
     for label in STUDY:
         row = study.loc[label]
         smaller = whole / (1000 * row["size_mb"])
         lines.append(
-            f"| *published study: {label}* | {row['accuracy']:.2f} | 1 | {1000 * row['size_mb']:,.0f} "
+            f"| *published study: {label}* | {row['accuracy']:.2f} "
+            f"| {row['accuracy'] - study.loc['ResNet-18 teacher', 'accuracy']:+.2f} | 1 | {1000 * row['size_mb']:,.0f} "
             f"| {smaller:.0f} | |"
         )
     machines = {
@@ -48,8 +58,8 @@ def table() -> str:
 
 
 def written(readme: str) -> str:
-    """The README with its table replaced by that of the records."""
-    return PLACE.sub(lambda match: match[1] + table() + match[2], readme)
+    """The README with its results replaced by those of the records."""
+    return PLACE.sub(lambda match: match[1] + results() + match[2], readme)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """The best model for a budget: `recommend(load_records("cifar10"), size_kb=100, latency_ms=1)`."""
 
+import contextlib
+import math
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -35,7 +39,8 @@ class BudgetError(Exception):
 class Recommendation:
     """The record chosen, and why.
 
-    `model` and `next_better` are rows of `candidates` (None where nothing is more accurate); `missed` names the
+    `model` and `next_better` are rows of `candidates`: the latter the cheapest of the more accurate ones, by the costs
+    that were bounded (by the archive where none was), or None where nothing is more accurate. `missed` names the
     budgets that `model` does not keep: none of them where one record keeps all.
     """
 
@@ -85,12 +90,13 @@ def recommend(
         latency_ms: at most this median at batch 1 on one thread.
         macs: at most this many multiply-accumulates an image.
 
-    Where no accuracy is asked for, the most accurate model that keeps the budgets is taken; where it is, the smallest
-    archive, or the fastest if the archive is bounded, or the fewest MACs if both are. Where no model keeps all
-    budgets, it is the one that exceeds the worst of them by the least factor (for accuracy: a factor of its errors).
+    Where no accuracy is asked for, or all four are, the most accurate model that keeps the budgets is taken; else the
+    smallest archive, or the fastest if the archive is bounded, or the fewest MACs if both are. Where no model keeps
+    all budgets, it is the one that exceeds the worst of them by the least factor (for accuracy: a factor of its
+    errors).
 
     Raises:
-        BudgetError: no budget, an unknown or impossible one, or no records.
+        BudgetError: no budget, an unknown or impossible one, no records, or records of several data sets.
     """
     if unknown:
         raise BudgetError(f"unknown budget {', '.join(unknown)}: use {', '.join(BUDGETS)}")
@@ -103,7 +109,8 @@ def recommend(
     front = pareto_front(table)
     if kept.any():
         objective = _objective(budget)
-        chosen = table[front & kept].sort_values(COLUMNS[objective], ascending=objective != "accuracy").iloc[0]
+        order = [COLUMNS[objective], COLUMNS["size_kb"]]  # of equals the smallest
+        chosen = table[front & kept].sort_values(order, ascending=[objective != "accuracy", True]).iloc[0]
         missed: tuple[str, ...] = ()
         reason = f"The {BEST[objective]} of {kept.sum()} that keep {_say(budget)}."
     else:
@@ -111,17 +118,22 @@ def recommend(
         chosen = table.loc[nearest]
         missed = tuple(excess.columns[excess.loc[nearest] > 1])
         reason = f"No model keeps {_say(budget)}; this one is nearest. " + _binding(excess)
-    better = table[front & (table["validation_accuracy"] > chosen["validation_accuracy"])]
-    next_better = None if better.empty else better.sort_values("validation_accuracy").iloc[0]
+    next_better = _next_better(table, chosen, [column for name, column in COLUMNS.items() if name in budget])
     return Recommendation(chosen, missed, next_better, reason + _price(chosen, next_better))
 
 
 def candidates(records: pd.DataFrame) -> pd.DataFrame:
     """A row a recipe that was measured whole: numbers are means over seeds, words and `id` those of the best seed."""
+    if not isinstance(records, pd.DataFrame):
+        raise BudgetError(f"records are a table as load_records gives it, not {reprlib.repr(records)}")
     needed = list(COLUMNS.values())
     whole = records.dropna(subset=needed) if set(needed) <= set(records.columns) else records.iloc[:0]
     if whole.empty:
         raise BudgetError("no measured records to choose from: run the notebooks (`make study`) first")
+    if "dataset" in whole and whole["dataset"].nunique() > 1:
+        names = " and ".join(sorted(whole["dataset"].unique()))
+        raise BudgetError(f"records of {names} cannot be compared: give those of one data set")
+    whole = whole.drop_duplicates("id")  # tables of several questions share some
     best = whole.sort_values("validation_accuracy", ascending=False).drop_duplicates("label").set_index("label")
     numbers = whole.select_dtypes("number").columns.difference(["seed"])
     means = whole.groupby("label")[list(numbers)].mean()
@@ -152,10 +164,24 @@ def _check(budget: dict[str, float]) -> None:
 
 
 def _number(name: str, value: float) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise BudgetError(f"{name} is a number in the unit that its name says, not {value!r}") from None
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
+    if not math.isfinite(number):
+        raise BudgetError(f"{name} is a finite number in the unit that its name says, not {reprlib.repr(value)}")
+    return number
+
+
+def _next_better(table: pd.DataFrame, chosen: pd.Series, bounded: Sequence[str]) -> pd.Series | None:
+    """Of the more accurate ones that for the least factor of the bounded costs, by the worst of them."""
+    better = table[table["validation_accuracy"] > chosen["validation_accuracy"]]
+    if better.empty:
+        return None
+    costs = [column for column in bounded if column in COSTS] or [COLUMNS["size_kb"]]
+    factor = (better[costs] / chosen[costs].astype(float)).max(axis=1)
+    order = better.assign(factor=factor).sort_values(["factor", "validation_accuracy"], ascending=[True, False])
+    return better.loc[order.index[0]]
 
 
 def _file(row: pd.Series) -> str:

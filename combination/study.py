@@ -10,13 +10,14 @@ import pandas as pd
 from torch import nn
 
 from combination.joint import Joint
-from combination.search import search
+from combination.search import FIELDS, SearchError, check_space, search
 from distillation.study import long_student, patient, student, student_training
 from experiment import Recipe, interval, kept_table
 from models import build
 from pruning.study import pruned, under_itself
 from quantization.study import trained
 from quantization.weights import Bits, bits_by_layer
+from training import check_whole
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
@@ -81,7 +82,10 @@ def headline(base: Recipe, model: str) -> list[Case]:
 
 
 def long_trainings(base: Recipe, seeds: int = 2) -> list[Case]:
-    """tiny_mixer in three widths, trained long under the base, and what each becomes; so many seeds at most."""
+    """tiny_mixer in three widths, trained long under the base, and what each becomes; so many seeds at most.
+
+    `epochs` are those of the last training: of the student's own, or of its rounding.
+    """
     cases: list[Case] = []
     spared = depthwise("tiny_mixer")
     late = [name for name in second_half("tiny_mixer") if name not in dict(spared)]
@@ -95,7 +99,8 @@ def long_trainings(base: Recipe, seeds: int = 2) -> list[Case]:
         for seed in range(min(long.seeds, seeds)):
             small = long_student(base, "tiny_mixer", long.epochs, long.width, seed)
             rounded = trained(small, long.bits, teacher=base, epochs=long.rounding_epochs, layer_bits=own, **again)
-            cases += [({"width": long.width, "bits": "32"}, small), ({"width": long.width, "bits": bits}, rounded)]
+            for width, recipe in (("32", small), (bits, rounded)):
+                cases.append(({"width": long.width, "bits": width, "epochs": recipe.steps[-1].epochs}, recipe))
     return cases
 
 
@@ -159,24 +164,28 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
     return means.reset_index()[[*words, *means.columns]]
 
 
-def smallest(
-    base: Recipe, space: Mapping[str, Sequence], *, candidates: int, epochs: int, name: str = "joint"
-) -> pd.DataFrame:
+def smallest(base: Recipe, space: Mapping[str, Sequence], *, candidates: int, epochs: int) -> pd.DataFrame:
     """The search over fields of Joint (`model`, `width`, `sparsity`, ...), kept as a table: see `search`.
 
     `late_bits`, which is no field, are those of the layers in the network's second half, where most weights are.
     """
-    candidate = partial(_candidate, base)
+    check_whole("candidates", candidates)
+    check_space(space)
+    if "model" not in space:
+        raise SearchError("the space needs networks to choose from: add 'model', such as {'model': ['resnet8']}")
 
     def rows() -> list[dict]:
-        budget = candidates * epochs
-        journal = f"{name}-{base.id}-{epochs}-{settings}"  # another space is another search
-        found = search(journal, base.dataset, space, candidate, budget=budget, epochs=epochs)
+        journal = f"joint-{base.id}-{epochs}-{settings}"  # another space is another search
+        found = search(journal, space, partial(_candidate, base), budget=candidates * epochs, epochs=epochs)
         return found.to_dict("records")
 
-    example = candidate({key: values[0] for key, values in space.items()}, epochs)
-    settings = hashlib.sha256(json.dumps([space, example.id], sort_keys=True).encode()).hexdigest()[:8]
-    return kept_table(f"search-{name}-{base.id}-{candidates}x{epochs}-{settings}", base.dataset, rows)
+    # What is not chosen, such as the learning rate, follows from the model: an example of each, not of the first alone.
+    first = {key: choices[0] for key, choices in space.items()}
+    examples = [_candidate(base, first | {"model": model}, epochs).id for model in space["model"]]
+    settings = hashlib.sha256(json.dumps([dict(space), *examples], sort_keys=True).encode()).hexdigest()[:8]
+    table = kept_table(f"search-joint-{base.id}-{candidates}x{epochs}-{settings}", base.dataset, rows)
+    # layer_bits, which JSON has as lists, are tuples again.
+    return table.map(lambda value: tuple(map(tuple, value)) if isinstance(value, list) else value)
 
 
 def at_length(base: Recipe, found: pd.DataFrame, epochs: int) -> list[Case]:
@@ -187,8 +196,11 @@ def at_length(base: Recipe, found: pd.DataFrame, epochs: int) -> list[Case]:
 
 
 def _candidate(base: Recipe, choices: Mapping, epochs: int) -> Recipe:
+    if unknown := [key for key in choices if key not in ("late_bits", *FIELDS)]:
+        raise SearchError(f"Joint has no {unknown[0]!r} to choose: use some of late_bits, {', '.join(FIELDS)}")
     fields = student_training(base, choices["model"]) | choices | {"epochs": epochs}
     bits = fields.get("bits", Joint.bits)
     if (late := fields.pop("late_bits", bits)) != bits:
-        fields["layer_bits"] = tuple((name, late) for name in second_half(choices["model"]))
+        late_ones = tuple((name, late) for name in second_half(choices["model"]))
+        fields["layer_bits"] = late_ones + fields.get("layer_bits", ())
     return base.then(Joint(**fields))

@@ -108,7 +108,7 @@ def _best(rows: pd.DataFrame) -> pd.Series:
 
 def _least(rows: pd.DataFrame, column: str, within: float) -> pd.Series | None:
     """The row with the least of a column among those that lose at most so many validation points, or None."""
-    near = rows[rows["lost_on_validation"] <= within]
+    near = rows[rows["lost_on_validation"].round(6) <= within]
     return None if near.empty else near.loc[near[column].idxmin()]
 
 
@@ -206,9 +206,10 @@ def latencies(measured: Measured) -> Answer:
         if row is not None and _unlike(row["share"], SHARES_OF_TIME[name])
     ]
     fails += [f"{name} keeps no model within {KEPT:g} points" for name, row in found.items() if row is None]
+    shares = _each(found, lambda row: f"{row['share']:.2f} ({plain(row['recipe.steps'])})")
     text = (
         f"The fastest of each within {KEPT:g} validation points, as a share of {measured.name}'s time at batch 1 on "
-        f"one thread of the same runtime: {_each(found, lambda row: format(row['share'], '.2f'))}."
+        f"one thread of the same runtime: {shares}."
     )
     return text, "; ".join(fails)
 

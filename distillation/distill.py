@@ -1,6 +1,5 @@
 """`Distill`: a large model in, a small one out that learned from it."""
 
-import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -47,7 +46,8 @@ class Distill:
         check_teaching(self.temperature, self.alpha, self.views)
         if self.features not in (None, *KINDS):
             raise StepError(f"features are one of {', '.join(KINDS)} or None, not {self.features!r}")
-        if not 0 < self.features_weight < math.inf or (self.features is None and self.features_weight != 1):
+        weighted = is_number(self.features_weight) and self.features_weight > 0
+        if not weighted or (self.features is None and self.features_weight != 1):
             raise StepError(
                 "features_weight must be above 0 and finite, and means nothing without features: set both or none"
             )

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,17 @@ def load_records(dataset: str) -> pd.DataFrame:
     records = [record for record in map(read_record, files) if record is not None and record["dataset"] == dataset]
     if not records:
         return pd.DataFrame(columns=["id", "label", "seed", "accuracy", "onnx_bytes"])
-    frame = pd.json_normalize(records, max_level=None)
+    frame = told_apart(records)
+    return frame.sort_values(["model", "onnx_bytes", "seed"], ascending=[True, False, True], ignore_index=True)
+
+
+def told_apart(records: Sequence[Mapping]) -> pd.DataFrame:
+    """A row a record; where other recipes than seeds of one share a label, a piece of a hash is added to it."""
+    frame = pd.json_normalize(list(records), max_level=None)
     variant = pd.Series([_digest(_seedless(record["recipe"])) for record in records])
     ambiguous = variant.groupby(frame["label"]).transform("nunique") > 1
     frame.loc[ambiguous, "label"] += " #" + variant[ambiguous].str[:4]
-    return frame.sort_values(["model", "onnx_bytes", "seed"], ascending=[True, False, True], ignore_index=True)
+    return frame
 
 
 def _seedless(value: Any) -> Any:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from data import check_dataset, load
 from experiment.recipe import Recipe
-from experiment.records import ROOT, figures_folder, kept_table, slug
+from experiment.records import ROOT, figures_folder, kept_table, slug, told_apart
 from experiment.run import make, run_all
 from storage import atomic_write
 from training import Train, evaluate
@@ -38,7 +38,7 @@ def batch_size(dataset: str) -> int:
 def run_table(cases: Iterable[tuple[dict, Recipe]]) -> pd.DataFrame:
     """A row a case: some words about it, and then its record."""
     cases = list(cases)
-    records = pd.json_normalize(run_all(recipe for _, recipe in cases))
+    records = told_apart(run_all(recipe for _, recipe in cases))
     return pd.concat([pd.DataFrame([words for words, _ in cases]), records], axis=1)
 
 

@@ -47,9 +47,9 @@ def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Mo
 
 def check_model(name: str, width: float) -> None:
     """Raise ModelError where there is no such network."""
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ModelError(f"unknown model {name!r}: use one of {', '.join(sorted(ARCHITECTURES))}")
-    if not (isinstance(width, int | float) and 0 < width < math.inf):
+    if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < math.inf:
         raise ModelError(f"width, the factor of the number of channels, must be above 0 and finite, not {width!r}")
 
 

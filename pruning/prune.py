@@ -69,7 +69,7 @@ class Prune:
             ("schedule", self.schedule, SCHEDULES),
             ("order", self.order, ("together", "forward", "backward")),
         ):
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 raise StepError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
         if not (is_number(self.sparsity) and 0 <= self.sparsity < 1):
             raise StepError(f"sparsity is a share from 0 to below 1, not {self.sparsity!r}: write 0.9 for 90 %")

@@ -1,7 +1,6 @@
 """`Quantize`: a float model in, an integer model out."""
 
 import functools
-import reprlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ from distillation.ensemble import check_teacher
 from models.quantized import insert_quantizers
 from quantization import qat
 from quantization.static import METHODS, calibrate
-from quantization.weights import Bits, best_scale, bits_by_layer, round_weight
+from quantization.weights import Bits, best_scale, bits_by_layer, check_layer_bits, round_weight
 from training import (
     Context,
     Step,
@@ -65,13 +64,9 @@ class Quantize:
     def __post_init__(self):
         if self.mode not in ("static", "qat"):
             raise StepError(f"unknown quantization mode {self.mode!r}: use 'static' or 'qat'")
-        own = self.layer_bits
-        if not isinstance(own, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in own):
-            raise StepError(
-                f"layer_bits is a tuple of pairs of name and bits, not {reprlib.repr(own)}: write (('conv', 2),)"
-            )
+        check_layer_bits(self.layer_bits)
         first_last = self.bits if self.first_last_bits is None else self.first_last_bits
-        for bits in (self.bits, first_last, *(bits for _, bits in own)):
+        for bits in (self.bits, first_last, *(bits for _, bits in self.layer_bits)):
             if bits != "ternary" and not (isinstance(bits, int) and 2 <= bits <= 8):
                 raise StepError(f"weights take 2 to 8 bits or 'ternary', not {bits!r}")
         check_whole("images", self.images)

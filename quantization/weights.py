@@ -1,7 +1,8 @@
 """Weights to few bits: the levels of a width, and the scales that lose least."""
 
+import reprlib
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -44,6 +45,18 @@ def best_scale(weight: torch.Tensor, bits: Bits, per_channel: bool = True, large
 def round_weight(weight: torch.Tensor, scale: torch.Tensor, bits: Bits) -> torch.Tensor:
     """int8 integers nearest to `weight / scale`, within the levels of so many bits."""
     return torch.round(weight.detach() / by_channel(scale, weight)).clamp(*levels(bits)).to(torch.int8)
+
+
+def check_layer_bits(layer_bits: Any) -> None:
+    """Raise StepError where bits of single layers are no tuple of pairs, or name a layer twice."""
+    pairs = isinstance(layer_bits, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in layer_bits)
+    if not pairs or not all(isinstance(name, str) for name, _ in layer_bits):
+        raise StepError(
+            f"layer_bits is a tuple of pairs of name and bits, not {reprlib.repr(layer_bits)}: write (('conv', 2),)"
+        )
+    names = [name for name, _ in layer_bits]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise StepError(f"layer_bits names {twice[0]!r} twice: give each layer one pair")
 
 
 def bits_by_layer(

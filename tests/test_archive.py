@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from combination import Joint
 from data import load, normalize
 from experiment import Recipe, run
 from experiment.records import ROOT
@@ -486,17 +487,18 @@ def test_committed_archives_are_those_of_their_records():
             assert record["archive_bytes"] <= slack * (0.95 if low_bit or sparse else 1) * others(model)
 
 
-def test_committed_models_that_were_pruned_before_quantization_keep_their_zeros():
+def test_committed_models_that_were_pruned_and_quantized_keep_their_zeros():
     """Counted in the archives alone."""
-    folder, seen = ROOT / "results" / "cifar10", 0
+    folder, seen = ROOT / "results" / "cifar10", set()
     for path in (folder / "models").glob("*.nna"):
         steps = json.loads((folder / f"{path.stem}.json").read_text())["recipe"]["steps"]
-        own = steps[-2:]  # what was pruned earlier may be its teacher
-        sparsity = own[0].get("sparsity", Prune.sparsity) if own[0]["step"] == "Prune" else None
-        if sparsity is not None and own[-1]["step"] == "Quantize":
+        *_, before, last = [{"step": None}, *steps]  # what was pruned earlier may be its teacher
+        by = Joint if last["step"] == "Joint" else Prune if before["step"] == "Prune" else None
+        if by is not None and last["step"] in ("Joint", "Quantize"):
+            sparsity = (last if by is Joint else before).get("sparsity", by.sparsity)
             weights = [tensor for tensor in load_archive(path).state_dict().values() if tensor.ndim > 1]
             assert all(weight.dtype == torch.int8 for weight in weights)
             zeros = sum(int((weight == 0).sum()) for weight in weights)
             assert zeros >= round(sparsity * sum(weight.numel() for weight in weights))
-            seen += 1
-    assert seen
+            seen.add(by)
+    assert seen == {Joint, Prune}

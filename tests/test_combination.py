@@ -1,6 +1,7 @@
 """The best model for a budget, against exhaustive search over random tables; takeaways and search on made-up ones."""
 
 import itertools
+import math
 import statistics
 import sys
 
@@ -27,6 +28,7 @@ from combination import (
     takeaways,
 )
 from combination.reported import reported_label
+from combination.search import STARTUP
 from distillation import Distill, Ensemble
 from experiment import Recipe, base_recipe, export_table, published_study
 from experiment.records import ROOT
@@ -107,6 +109,19 @@ def test_recommend_against_exhaustive_search(seed):
             return max(factors[name] for name in budget)
 
         answer = recommend(records, **budget)
+        costs = [COLUMNS[1 + place] for place, name in enumerate(("size_kb", "latency_ms", "macs")) if name in budget]
+        chosen, better = answer.model, answer.next_better
+
+        def factor(row, chosen=chosen, costs=costs or ["archive_bytes"]):
+            return max(row[column] / chosen[column] for column in costs)
+
+        more = [row for row in rows if row["validation_accuracy"] > chosen["validation_accuracy"]]
+        assert (better is None) == (not more)
+        if more:
+            assert better["validation_accuracy"] > chosen["validation_accuracy"]
+            assert factor(better) == pytest.approx(min(map(factor, more)))
+            cheapest = [row["validation_accuracy"] for row in more if factor(row) <= factor(better)]
+            assert better["validation_accuracy"] == max(cheapest)
         kept = [row for row in rows if excess(row) <= 1]
         if not kept:
             assert excess(answer.model) == pytest.approx(min(map(excess, rows)))
@@ -119,6 +134,13 @@ def test_recommend_against_exhaustive_search(seed):
             assert answer.model["validation_accuracy"] == max(row["validation_accuracy"] for row in kept)
         else:
             assert answer.model[free[0]] == min(row[free[0]] for row in kept)
+
+
+def test_of_equals_the_smallest_is_recommended():
+    records = random_records(0).iloc[:2].copy()
+    records[COLUMNS] = [[0.9, 1_000_000, 1.00, 100], [0.9, 10_000, 1.01, 100]]
+    for table in (records, records[::-1]):
+        assert recommend(table, size_kb=2000).model["archive_bytes"] == 10_000
 
 
 def test_the_binding_budget_is_named():
@@ -174,7 +196,11 @@ def test_seeds_of_a_recipe_count_as_their_mean():
         ({"accuracy": 1.0}, "below 1"),
         ({"size_kb": 0}, "size_kb must be above 0"),
         ({"latency_ms": -1}, "latency_ms must be above 0"),
-        ({"macs": float("nan")}, "macs must be above 0"),
+        ({"macs": float("nan")}, "macs is a finite number .* not nan"),
+        ({"macs": 10**400}, "macs is a finite number"),
+        ({"size_kb": float("inf")}, "size_kb is a finite number .* not inf"),
+        ({"size_kb": True}, "size_kb is a finite number .* not True"),
+        ({"size_kb": "100"}, "size_kb is a finite number .* not '100'"),
     ],
 )
 def test_bad_budgets(budget, message):
@@ -185,6 +211,18 @@ def test_bad_budgets(budget, message):
 def test_a_budget_with_a_unit_of_its_own():
     with pytest.raises(BudgetError, match="number in the unit that its name says, not '100 KB'"):
         recommend(random_records(0), size_kb="100 KB")
+
+
+@pytest.mark.parametrize("records", [None, "cifar10"])
+def test_what_is_no_table_of_records(records):
+    with pytest.raises(BudgetError, match="records are a table as load_records gives it, not"):
+        recommend(records, size_kb=1)
+
+
+def test_records_of_two_data_sets_are_not_compared():
+    records = random_records(0).assign(dataset=["digits", "cifar10"] * 20)
+    with pytest.raises(BudgetError, match="records of cifar10 and digits cannot be compared"):
+        recommend(records, size_kb=1)
 
 
 def test_no_records_says_how_to_make_them():
@@ -333,7 +371,8 @@ def test_shares_of_time():
     }
     like |= {name: {"latency_ms.batch1_one_thread.speedup": 4.6} for name in ("half", "most")}
     text = answer(6, study_records(**like))
-    assert "quantization 0.59; pruning 0.22; distillation 0.19. Agrees." in text
+    assert "quantization 0.59 (resnet18, 8 bits); pruning 0.22 (resnet18, pruned 50 %); distillation 0.19" in text
+    assert text.endswith("(resnet20, distilled). Agrees.")
     assert answer(6, study_records()).endswith("pruning takes 0.98, not 0.21, with 100 % of the multiply-accumulates.")
 
 
@@ -556,7 +595,7 @@ def test_the_drawn_front_and_its_words():
 
 def test_the_fewest_bytes_within_some_points():
     """By the images that choose and the mean over seeds: 'tiny' has 1.8 and 2.4 points less than the base there."""
-    other = model("tiny", SMALL.then(Prune()), 0.876, 4, seed=1)
+    other = model("tiny of seed 1", SMALL.then(Prune()), 0.876, 4, seed=1, label="tiny")
     records = more(other, tiny={"accuracy": 0.86}).assign(base="base")
     text = smallest_within(records, study_records().iloc[0], (0.5, 0.05, 2, 2.2))
     lines = text.splitlines()[2:]
@@ -575,7 +614,8 @@ def test_budgets_are_drawn_and_the_choice_is_ringed():
     budget = {"accuracy": 0.88, "size_kb": 100, "latency_ms": 1.0}
     choice = recommend(records, **budget)
     assert choice.model["id"] == "tiny"  # of those that keep all three, the one with the fewest multiply-accumulates
-    size, time = budget_charts(compared(records), choice, budget).axes
+    figure = budget_charts(compared(records), choice, budget)
+    size, time = figure.axes
     for ax, bound, place in ((size, 100, 4), (time, 1.0, 0.5)):
         lines = {line.get_label(): line.get_xydata() for line in ax.lines}
         upright = [xy for label, xy in lines.items() if label.startswith("bound of") and "accuracy" not in label]
@@ -583,9 +623,70 @@ def test_budgets_are_drawn_and_the_choice_is_ringed():
         assert (lines["bound of validation accuracy"][:, 1] == 88).all()
         ring = next(line for line in ax.lines if line.get_markersize() == 16)
         assert np.allclose(ring.get_xydata(), [[place, 88.2]])
-        assert ring.get_label() == "recommended"
-        assert "recommended" in [text.get_text() for text in ax.get_legend().get_texts()]
+        assert ring.get_label() == "recommended" and not any("mean" in label for label in lines)
     plt.close("all")
+
+
+def test_budget_charts_share_one_legend():
+    records = study_records(most={"accuracy": 0.1})
+    budget = {"accuracy": 0.5, "size_kb": 100, "latency_ms": 1.0, "macs": 500}
+    figure = budget_charts(compared(records), recommend(records, **budget), budget)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "FP32", "quantized", "pruned", "distilled", "chain of methods",
+        "off the chart (accuracy as written)", "front by validation", "bound of the cost", "recommended",
+    ]  # fmt: skip
+    assert len(figure.axes) == 3 and not any(ax.get_legend() for ax in figure.axes)
+    assert [bool(ax.get_ylabel()) for ax in figure.axes] == [True, False, False]
+    frame, box = figure.bbox, legend.get_window_extent()
+    assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0
+    for ax in figure.axes:
+        assert not box.overlaps(ax.get_tightbbox()) and 4 < ax.get_window_extent().width / figure.dpi < 5
+        assert [text.get_text() for text in ax.texts] == ["10 %"]
+    plt.close("all")
+
+
+def test_the_mean_over_seeds_that_is_ringed_is_marked():
+    """At 4 and 6 KB, 88 and 86 %: the ring is around 5 KB and 87 %, where neither has its mark."""
+    other = model("again", SMALL.then(Prune()), 0.86, 6, macs=40, speed=8, seed=1, label="tiny")
+    records = more(other, tiny={"accuracy": 0.88})
+    choice = recommend(records, size_kb=10)
+    (ax,) = budget_charts(compared(records), choice, {"size_kb": 10}).axes
+    lines = {line.get_label(): line.get_xydata() for line in ax.lines}
+    assert np.allclose(lines["recommended"], [[5, 87]]) and np.allclose(lines["mean of its 2 seeds"], [[5, 87]])
+    assert "mean of its 2 seeds" in [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    plt.close("all")
+
+
+def test_what_is_recommended_off_the_chart_is_ringed_at_its_edge():
+    records = study_records(tiny={"accuracy": 0.3})
+    choice = recommend(records, size_kb=5)
+    (ax,) = budget_charts(compared(records), choice, {"size_kb": 5}).axes
+    ring = next(line for line in ax.lines if line.get_label() == "recommended")
+    assert ring.get_xydata().tolist() == [[4, ax.get_ylim()[0]]] and ax.get_ylim()[0] > 30 and not ring.get_clip_on()
+    plt.close("all")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sliders_tell_models_apart(seed):
+    """Between any two figures 1 % apart there is a step; the loosest bound keeps all, the tightest the least."""
+    draws = np.random.default_rng(seed)
+    records = random_records(seed)
+    for column in COLUMNS[1:]:
+        records[column] = 10 ** (draws.integers(-1, 8) + draws.uniform(0, 4, len(records)))
+    records.loc[0, COLUMNS[1:]] = 1000.0  # a whole power
+    for (name, slider), column in zip(budget_sliders(records).items(), COLUMNS, strict=True):
+        if name == "accuracy":
+            continue
+        figures = np.sort(records[column] / (1000 if name == "size_kb" else 1))
+        positions = slider.min + slider.step * np.arange(round((slider.max - slider.min) / slider.step) + 1)
+        bounds = slider.base**positions
+        assert bounds[0] >= figures[0] and bounds[0] < 1.01 * figures[0]
+        assert figures[-1] <= slider.value <= 1.01 * figures[-1] and slider.value == slider.base**slider.max
+        for low, high in itertools.pairwise(figures):
+            assert high < 1.01 * low or ((low <= bounds) & (bounds < high)).any()
+        assert recommend(records, **{name: slider.value}).missed == ()
 
 
 def test_an_interactive_recommendation_says_that_a_budget_is_missed(monkeypatch):
@@ -594,19 +695,18 @@ def test_an_interactive_recommendation_says_that_a_budget_is_missed(monkeypatch)
     monkeypatch.setattr(plt, "show", lambda: None)
     sliders = budget_sliders(study_records())
     spans = {name: (slider.min, slider.max, slider.value) for name, slider in sliders.items()}
-    assert spans == {
-        "accuracy": (0.8, 0.9, 0.8), "size_kb": (4, 1000, 1000), "latency_ms": (0.5, 4, 4), "macs": (40, 400, 400),
-    }  # fmt: skip
+    assert spans["accuracy"] == (0.8, 0.9, 0.8)
+    for name, low, high in (("size_kb", 4, 1000), ("latency_ms", 0.5, 4), ("macs", 40, 400)):
+        assert spans[name] == pytest.approx((math.log10(low), math.log10(high), high), rel=0.01)
     assert budget_sliders(study_records(base={"validation_accuracy": 1.0}))["accuracy"].max < 1  # 1 is no budget
     show_recommendation(study_records(), size_kb=2)
     assert shown[0].data.startswith("No model keeps size_kb <= 2; this one is nearest. What binds: size_kb")
     assert shown[1][""][0] == "nearest" and shown[1]["record"][0] == "tiny"
-    ax = plt.gcf().axes[0]
-    assert "nearest" in [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "nearest" in [text.get_text() for text in plt.gcf().legends[0].get_texts()]
     plt.close("all")
     widget = ipywidgets.interactive(lambda **budget: shown.append(budget), **sliders)
     widget.update()
-    assert shown[-1] == {"accuracy": 0.8, "size_kb": 1000, "latency_ms": 4, "macs": 400}
+    assert shown[-1] == pytest.approx({"accuracy": 0.8, "size_kb": 1000, "latency_ms": 4, "macs": 400}, rel=0.01)
 
 
 # What notebook 6 compares
@@ -683,13 +783,13 @@ def searched(monkeypatch, tmp_path, tried, space=SPACE, fields=None, **changes):
         tried.append((step.width, step.bits))
         return step.width**0.1 * (1 - 0.1 / step.bits), int(1000 * step.width * step.bits)
 
-    def candidate(choices, epochs):
+    def made(choices, epochs):
         return BASE.then(Joint("resnet8", epochs=epochs, **choices, **(fields or {})))
 
     monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path))
     monkeypatch.setattr(sys.modules["combination.search"], "_try", measure)  # the function of its name hides it
-    settings = {"budget": 24, "epochs": 3, "seed": 1} | changes
-    return search("small", "digits", space, candidate, **settings)
+    settings = {"name": "small", "candidate": made, "budget": 24, "epochs": 3, "seed": 1} | changes
+    return search(space=space, **settings)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -736,6 +836,31 @@ def test_the_first_candidates_are_drawn_at_random(monkeypatch, tmp_path):
     assert tried[:10] == drawn[:10] and tried[10] != drawn[10]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_choices_that_come_again_are_none_of_the_first(monkeypatch, tmp_path, seed):
+    """Of so few, some come again: `STARTUP` candidates are drawn at random all the same, and no more."""
+    random, drawn_at = optuna.samplers.RandomSampler.sample_independent, set()
+
+    def watched(sampler, *given):
+        drawn_at.add(len(tried))
+        return random(sampler, *given)
+
+    monkeypatch.setattr(optuna.samplers.RandomSampler, "sample_independent", watched)
+    space = {"width": (0.25, 0.5, 1.0), "bits": (2, 3, 4, 5, 6, 7, 8)}
+    searched(monkeypatch, tmp_path, tried := [], space=space, budget=60, seed=seed)
+    assert len(tried) == 20 and max(drawn_at) == STARTUP - 1
+
+
+def test_choices_may_be_tuples(monkeypatch, tmp_path):
+    space = {"layer_bits": ((), (("conv", 2),), (("conv", 2), ("linear", "ternary"))), "first_last_bits": (None, 8)}
+    whole = searched(monkeypatch, tmp_path, tried := [], space=space, budget=18)
+    assert len(tried) == 6 and set(whole["layer_bits"]) == set(space["layer_bits"])
+    pd.testing.assert_frame_equal(searched(monkeypatch, tmp_path, tried, space=space, budget=18), whole)
+    assert len(tried) == 6
+    with pytest.raises(SearchError, match="begun with another space"):
+        searched(monkeypatch, tmp_path, tried, space=space | {"layer_bits": ((), (("conv", 4),))})
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -751,11 +876,27 @@ def test_a_search_resumed_with_other_settings_is_refused(monkeypatch, tmp_path, 
         searched(monkeypatch, tmp_path, [], **changes)
 
 
-def test_wrong_searches(monkeypatch, tmp_path):
-    with pytest.raises(SearchError, match="pays for no candidate"):
-        searched(monkeypatch, tmp_path, [], budget=1)
-    with pytest.raises(SearchError, match="at least one choice"):
-        searched(monkeypatch, tmp_path, [], space={"width": ()})
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 1}, "pays for no candidate of 3: raise it"), ({"budget": "6"}, "budget .* whole number .* not '6'"),
+        ({"budget": math.nan}, "budget must be a whole number .* not nan"), ({"budget": 24.0}, "budget .* not 24.0"),
+        ({"epochs": None}, "epochs must be a whole number .* not None"), ({"epochs": 0}, "epochs .* from 1 .* not 0"),
+        ({"epochs": True}, "epochs .* not True"), ({"seed": None}, "seed must be a whole number from 0 .* not None"),
+        ({"seed": "a"}, "seed .* not 'a'"), ({"seed": -1}, "seed .* not -1"), ({"seed": 2**32}, "seed .* 2147483647"),
+        *(({"name": name}, "name is a file's: up to 50 letters") for name in ("a/b", "", None, " ", "..", 60 * "a")),
+        ({"space": {"width": 0.5}}, "width needs a list or tuple of at least one choice, .* not 0.5"),
+        ({"space": {"width": ()}}, r"width needs .* not \(\)"), ({"space": {"criterion": "snip"}}, "criterion needs"),
+        *(({"space": space}, "space is names with their choices, such as") for space in ({}, None, [0.5], {1: (2,)})),
+        ({"space": {"layer_bits": ([("conv", 2)],)}}, "cannot be a choice of layer_bits: use numbers, text, None"),
+        ({"space": {"colour": (1, 2)}}, "{'colour': 1} .*: name fields of its step, of Joint some of model, sparsity"),
+        ({"candidate": lambda choices, epochs: None}, "candidate must return a recipe, not None"),
+    ],
+)  # fmt: skip
+def test_wrong_searches(monkeypatch, tmp_path, changes, message):
+    with pytest.raises(SearchError, match=message):
+        searched(monkeypatch, tmp_path, [], **changes)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_kept_search_is_of_its_settings(monkeypatch, tmp_path):
@@ -773,3 +914,38 @@ def test_a_kept_search_is_of_its_settings(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "student_training", lambda base, model: {"batch_size": 64})
     asked()
     assert len(begun) == 3
+    asked(model=["resnet8", "ds_cnn"])
+    monkeypatch.setattr(study, "student_training", lambda base, model: {"batch_size": 64 if model == "resnet8" else 32})
+    asked(), asked(model=["resnet8", "ds_cnn"])
+    assert len(begun) == 5  # of the second network's settings, too
+
+
+def test_a_kept_search_gives_tuples_back(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    row = {"model": "resnet8", "layer_bits": (("conv", 2),), "validation_accuracy": 0.9, "archive_bytes": 1}
+    monkeypatch.setattr(study, "search", lambda *given, **settings: pd.DataFrame([row | {"front": True}]))
+    space, base = {"model": ["resnet8"], "layer_bits": [row["layer_bits"]]}, base_recipe("digits", "resnet20")
+    for _ in range(2):  # made, then read
+        found = study.smallest(base, space, candidates=1, epochs=3)
+        assert study.at_length(base, found, 6)[0][1].steps[-1].layer_bits == row["layer_bits"]
+
+
+def test_the_committed_search_is_found(monkeypatch):
+    monkeypatch.setenv("RESULTS_DIR", str(ROOT / "results"))
+    monkeypatch.setattr(study, "search", lambda *given, **settings: pytest.fail("it would be searched anew"))
+    space = {"model": ["resnet8", "resnet14", "resnet20"], "width": [0.5, 1.0], "sparsity": [0.3, 0.6, 0.8]}
+    space |= {"bits": [3, 4], "late_bits": [2, 3, 4], "first_last_bits": [4, 8]}  # as notebook 6 has it
+    assert len(study.smallest(base_recipe("cifar10", "resnet18"), space, candidates=10, epochs=3)) == 10
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"bits": (2, 4)}, "add 'model', such as"), ({"model": "resnet8"}, "model needs a list or tuple"),
+        ({"model": ["resnet8"], "colour": [1]}, "no 'colour' to choose: use some of late_bits, model, sparsity, bits"),
+        ({"model": ["resnet8"], "epochs": [1, 2]}, "no 'epochs' to choose"), (None, "space is names with their"),
+    ],
+)  # fmt: skip
+def test_wrong_spaces(space, message):
+    with pytest.raises(SearchError, match=message):
+        study.smallest(base_recipe("digits", "resnet20"), space, candidates=2, epochs=3)

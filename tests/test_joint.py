@@ -4,6 +4,7 @@ import dataclasses
 import math
 import sys
 from fractions import Fraction
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
@@ -16,7 +17,7 @@ from combination import Joint
 from data import load, normalize
 from distillation import Distill
 from experiment import Recipe
-from models import ARCHITECTURES, ResNet, build
+from models import ARCHITECTURES, ModelError, ResNet, build
 from models.quantized import QuantizedConv2d, QuantizedLinear
 from pruning import Prune, Pruner
 from quantization import Quantize
@@ -122,11 +123,41 @@ def test_a_teacher_by_name_teaches_as_the_model_before_does(context, teacher):
         ({"layer_bits": (("conv", 1),)}, "2 to 8"), ({"epochs": 2}, "no whole epoch to train with .* most 0.5"),
         ({"teachers": ["resnet18"]}, "tuple of recipes"),
         ({"epochs": 1}, "at most 0, not 0.6"), ({"epochs": 5, "quantize_from": 0.9}, "at most 0.8, not 0.9"),
+        ({"epochs": 3, "quantize_from": 0.667}, "at most 0.666, not 0.667"),  # two thirds, rounded down
+        ({"prune_from": 0.999}, "prune_from leaves no whole epoch to prune and recover in: of 30 .* most 0.966"),
+        ({"layer_bits": (("conv", 2), ("conv", 4))}, "layer_bits names 'conv' twice"),
+        ({"layer_bits": ((["conv"], 2),)}, "layer_bits is a tuple of pairs of name and bits"),
     ],
 )  # fmt: skip
 def test_bad_fields(fields, message):
     with pytest.raises(StepError, match=message):
         Joint("resnet8", **fields)
+
+
+def test_pruning_may_begin_with_the_last_epoch():
+    for epochs in range(2, 40):
+        Joint("resnet8", epochs=epochs, prune_from=1 - 1 / epochs, quantize_from=0)
+
+
+@pytest.mark.parametrize(
+    "make", [partial(Joint, "resnet8"), partial(Distill, "resnet8"), Prune, partial(Quantize, "qat")]
+)
+def test_a_boolean_is_no_number(make):
+    for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "temperature", "alpha"):
+        with pytest.raises(StepError, match=f"{name}.* must be .*, not True"):
+            make(**{name: True})
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (Joint, "model"), (Distill, "model"), (partial(Joint, "resnet8"), "criterion"), (Quantize, "mode"),
+        (Quantize, "calibration"), *((Prune, name) for name in ("criterion", "scope", "schedule", "order")),
+    ],
+)  # fmt: skip
+def test_names_are_text(step, name):
+    with pytest.raises((StepError, ModelError), match=rf"unknown .*{name} \['a'\]"):
+        step(**{name: ["a"]})
 
 
 def test_layer_bits_of_no_layer(context, teacher):

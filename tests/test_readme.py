@@ -29,7 +29,7 @@ def test_a_small_model_of_little_accuracy_is_shown(monkeypatch):
     worse = records.iloc[[0]].assign(id="worse", label="worse", validation_accuracy=0.3, archive_bytes=1000)
     beaten = worse.assign(id="beaten", label="beaten", archive_bytes=1001)
     monkeypatch.setattr(readme, "load_records", lambda name: pd.concat([records, worse, beaten], ignore_index=True))
-    assert "/worse.json" in readme.table() and "/beaten.json" not in readme.table()
+    assert "/worse.json" in readme.results() and "/beaten.json" not in readme.results()
 
 
 @pytest.mark.parametrize(

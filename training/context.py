@@ -62,13 +62,13 @@ def check_training(*, epochs: int, learning_rate: float, batch_size: int, weight
 
 def check_whole(name: str, value: Any) -> None:
     """Raise StepError where so many cannot be: no whole number, or one below 1."""
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise StepError(f"{name} must be a whole number and at least 1, not {value!r}")
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; text that reads like one is none."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether a value is a finite number; text that reads like one is none, nor is True."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def refuse_unused(step: Step, names: Collection[str], why: str) -> None:
