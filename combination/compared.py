@@ -70,17 +70,19 @@ def smallest_within(records: pd.DataFrame, base: Mapping, limits: Iterable[float
     lines = []
     for limit in limits:
         within = rows[lost.round(6) <= limit]  # 93.7 - 91.7 is a bit more than 2 in floats
+        start = f"- within {limit:g} point{'s' * (limit != 1)} on validation:"
         if within.empty:
-            lines.append(f"- within {limit:g} on validation: none")
+            lines.append(f"{start} none")
             continue
         best = within.loc[within["archive_bytes"].idxmin()]
         seeds = records.loc[records["label"] == best["label"], "seed"].nunique()
         lines.append(
-            f"- within {limit:g} on validation: {plain(best['recipe.steps'])}, "
-            f"{base['onnx_bytes'] / best['archive_bytes']:,.0f}x smaller ({best['archive_bytes'] / 1e3:.1f} KB), "
+            f"{start} **{base['onnx_bytes'] / best['archive_bytes']:,.0f}x smaller**, "
+            f"{best['archive_bytes'] / 1e3:.1f} KB ({plain(best['recipe.steps'])}), "
             f"{points(100 * (base['accuracy'] - best['accuracy']))} on the test images, {seeds_in_words(seeds)}"
         )
-    return "The fewest bytes, by points below the base:\n\n" + "\n".join(lines)
+    name = plain(base["recipe.steps"])
+    return f"The fewest bytes, by points of accuracy below the FP32 {name}:\n\n" + "\n".join(lines)
 
 
 def front_in_words(records: pd.DataFrame, column: str) -> str:

@@ -600,13 +600,14 @@ def test_the_fewest_bytes_within_some_points():
     text = smallest_within(records, study_records().iloc[0], (0.5, 0.05, 2, 2.2))
     lines = text.splitlines()[2:]
     assert lines[0] == (
-        "- within 0.5 on validation: resnet18, 8 bits, 4x smaller (250.0 KB), 0.10 points lost on the test images, "
-        "one seed"
+        "- within 0.5 points on validation: **4x smaller**, 250.0 KB (resnet18, 8 bits), 0.10 points lost on the test "
+        "images, one seed"
     )
-    assert lines[1].startswith("- within 0.05 on validation: resnet18, 1x smaller (1000.0 KB), 0.00 points lost")
-    assert lines[2].startswith("- within 2 on validation: resnet20, distilled, 50x smaller (20.0 KB), 1.50 points")
-    assert "250x smaller (4.0 KB), 3.20 points lost on the test images, mean of 2 seeds" in lines[3]
-    assert smallest_within(records.iloc[4:5], study_records().iloc[0], [1]).endswith("- within 1 on validation: none")
+    assert lines[1].startswith("- within 0.05 points on validation: **1x smaller**, 1000.0 KB (resnet18), 0.00 points")
+    assert lines[2].startswith("- within 2 points on validation: **50x smaller**, 20.0 KB (resnet20, distilled), 1.50")
+    assert "**250x smaller**, 4.0 KB" in lines[3] and "3.20 points lost on the test images, mean of 2 seeds" in lines[3]
+    none = smallest_within(records.iloc[4:5], study_records().iloc[0], [1])
+    assert none.endswith("- within 1 point on validation: none")
 
 
 def test_budgets_are_drawn_and_the_choice_is_ringed():
