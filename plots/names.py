@@ -55,9 +55,11 @@ def _ink(ax: Axes, scale: float) -> np.ndarray:
         if line.get_marker() not in ("None", None, ""):
             reach = {"_": (half, 1), "|": (1, half)}.get(line.get_marker(), (half, half))  # a bar's cap is flat
             points = ax.transData.transform(line.get_xydata())
+            points = points[np.isfinite(points).all(axis=1)]
             boxes.append(np.hstack([points - reach, points + reach]))
     for bars in ax.collections:
-        for ends in map(ax.transData.transform, bars.get_segments()):
+        drawn = filter(len, bars.get_segments())  # a mark that has no place has an empty bar
+        for ends in map(ax.transData.transform, drawn):
             boxes.append(np.hstack([ends.min(0) - 1, ends.max(0) + 1])[None])
     return np.concatenate(boxes)
 

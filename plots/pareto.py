@@ -1,9 +1,11 @@
 """Every record in one chart: accuracy against bytes, latency or MACs; and what is recommended for a budget in it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.axes import Axes
@@ -11,6 +13,7 @@ from matplotlib.figure import Figure
 
 from combination import Recommendation, compared, pareto_front, recommend
 from combination.recommend import BUDGETS
+from plots.names import write_names
 from plots.style import FAILED, PALETTE, REPORTED, log_scale
 
 AXES = {
@@ -27,7 +30,10 @@ GROUPS = {
     "J": ("joint training", PALETTE[5], "v"),
 }
 CHAIN = ("chain of methods", PALETTE[3], "X")
-BELOW = {"marker": "v", "linestyle": "none", "markerfacecolor": "none"}
+BELOW = {"marker": "v", "linestyle": "none", "markerfacecolor": "none", "markersize": 6}
+MIXED = "0.35"  # of what stands for triangles of several methods
+APART = 7  # points from triangle to triangle, with their outlines: from there on both are seen whole
+STEP = 0.003  # of a cost's logarithm: 0.7 %, less than from one model of the fronts to the next
 
 
 def pareto_chart(
@@ -51,46 +57,30 @@ def pareto_chart(
     far below the best is a hollow mark at the lower edge, with its accuracy; a front that it is on leaves the chart.
     """
     ax = ax or plt.subplots(figsize=(9, 4.5))[1]
-    title, unit = AXES[column]
-    near = records["accuracy"] >= records["accuracy"].max() - FAILED  # the others would squeeze these together
-    _marks(records[near], column, unit, ax)
-    if reported is not None:
-        ax.plot(reported["x"], reported["accuracy"], **REPORTED)
-    window = ax.get_ylim()
-    below = 100 * records["accuracy"] < window[0]
-    _marks(records[~near & ~below], column, unit, ax)
-    _marks_at_the_edge(records[below], column, unit, window[0], ax)
-    front = records[pareto_front(records, (column,))].drop_duplicates([column, "validation_accuracy"])
-    front = front.sort_values(column)
-    style = {"color": "0.35", "linewidth": 1, "zorder": 1}
-    ax.plot(front[column] / unit, 100 * front["accuracy"], **style, label="front by validation")
-    ax.set_ylim(window)
-    for name, value in (budget or {}).items():
-        bounded, own = BUDGETS[name]
-        if name == "accuracy":
-            ax.axhline(100 * value, color="0.2", linestyle="--", linewidth=1.2, label="bound of validation accuracy")
-        elif bounded == column:
-            ax.axvline(value * own / unit, color="0.2", linestyle=":", linewidth=1.2, label=f"bound of {name}")
-    log_scale(ax)
-    ax.set_xlabel(title)
-    ax.set_ylabel("test accuracy (%), 95 % interval")
-    _legend(ax)
+    _draw(records, column, reported, budget or {}, ax)
+    ax.legend(*_legend_of([ax]), fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.figure.draw_without_rendering()  # a constrained layout moves the axes
+    _write_accuracies(records, column, ax)
     return ax
 
 
 def budget_charts(records: pd.DataFrame, choice: Recommendation, budget: Mapping[str, float]) -> Figure:
-    """A `pareto_chart` beside another for each bound of a cost (or one of the archives), what is recommended ringed.
+    """A chart like `pareto_chart` for each bound of a cost (or one of the archives), what is recommended ringed.
 
     `records` as there; `choice` is what `recommend` answers to `budget`.
     """
     columns = [BUDGETS[name][0] for name in budget if name != "accuracy"] or ["archive_bytes"]
-    figure, axes = plt.subplots(1, len(columns), figsize=(9 * len(columns), 4.5), sharey=True, squeeze=False)
+    size = {"figsize": (5 * len(columns), 5.2), "layout": "constrained"}  # which makes room for the legend
+    figure, axes = plt.subplots(1, len(columns), sharey=True, squeeze=False, **size)
     for column, ax in zip(columns, axes[0], strict=True):
-        pareto_chart(records, column, budget=budget, ax=ax)
-        place = choice.model[column] / AXES[column][1], 100 * choice.model["accuracy"]
-        ring = {"markersize": 16, "markerfacecolor": "none", "color": PALETTE[6], "markeredgewidth": 1.5}
-        ax.plot(*place, "o", **ring, label=choice.name)
-        _legend(ax)
+        _draw(records, column, None, budget, ax)
+        _ring(records, choice, column, ax)
+        ax.label_outer()
+    place = {"loc": "outside lower center", "ncols": 2 * len(columns)}
+    figure.legend(*_legend_of(axes[0]), fontsize=9, **place)
+    figure.draw_without_rendering()
+    for column, ax in zip(columns, axes[0], strict=True):
+        _write_accuracies(records, column, ax)
     return figure
 
 
@@ -106,22 +96,59 @@ def show_recommendation(records: pd.DataFrame, **budget: float) -> None:
     display(Markdown(choice.reason), choice.table())
 
 
-def budget_sliders(records: pd.DataFrame) -> dict[str, ipywidgets.FloatSlider]:
-    """A slider a budget over what the records have, each at its loosest: `interact(..., **budget_sliders(records))`."""
+def budget_sliders(records: pd.DataFrame) -> dict[str, ipywidgets.FloatSlider | ipywidgets.FloatLogSlider]:
+    """A slider a budget over what the records have, each at its loosest: `interact(..., **budget_sliders(records))`.
+
+    Those of costs are logarithmic: most models are small, and would share the first steps of a linear one.
+    """
     sliders = {}
     for name, (column, unit) in BUDGETS.items():
         low, high = records[column].min() / unit, records[column].max() / unit
+        style = {"description": name, "continuous_update": False}  # charts take a second: once it is let go
         if name == "accuracy":
             high = min(high, 0.999)  # nothing is asked to be right every time
-        span = {"min": low, "max": high, "step": (high - low) / 100 or 1, "readout_format": ".3g"}
-        sliders[name] = ipywidgets.FloatSlider(low if name == "accuracy" else high, description=name, **span)
+            span = {"min": low, "max": high, "step": 0.001, "readout_format": ".3f"}
+            sliders[name] = ipywidgets.FloatSlider(low, **span, **style)
+        else:
+            end = _step_above(high)
+            span = {"min": _step_above(low), "max": end, "step": STEP}
+            span["readout_format"] = ".4r"  # as one would type it: no commas, no exponent
+            sliders[name] = ipywidgets.FloatLogSlider(10**end, **span, **style)
     return sliders
 
 
-def _legend(ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))  # chains of several kinds share one name
-    ax.legend(unique.values(), unique.keys(), fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+def _step_above(value: float) -> float:
+    """The first whole step above the logarithm: a rounded bound would shut out the record that it was taken from."""
+    return STEP * math.ceil(math.log10(value) / STEP + 1e-6)
+
+
+def _draw(
+    records: pd.DataFrame,
+    column: str,
+    reported: pd.DataFrame | None,
+    budget: Mapping[str, float],
+    ax: Axes,
+) -> None:
+    """All of `pareto_chart` but its words: those are placed where they hide nothing, once all is drawn."""
+    title, unit = AXES[column]
+    near = records["accuracy"] >= records["accuracy"].max() - FAILED  # the others would squeeze these together
+    _marks(records[near], column, unit, ax)
+    if reported is not None:
+        ax.plot(reported["x"], reported["accuracy"], **REPORTED, zorder=3)  # hollow: a mark under one is still seen
+    window = ax.get_ylim()
+    far = records[~near]
+    below = _below(far, window[0])
+    _marks(far.assign(accuracy=far["accuracy"].mask(below)), column, unit, ax)  # the legend has their methods too
+    _triangles(far[below], column, unit, window[0], ax)
+    front = records[pareto_front(records, (column,))].drop_duplicates([column, "validation_accuracy"])
+    front = front.sort_values(column)
+    style = {"color": "0.35", "linewidth": 1, "zorder": 1}
+    ax.plot(front[column] / unit, 100 * front["accuracy"], **style, label="front by validation")
+    ax.set_ylim(window)
+    _bounds(budget, column, unit, ax)
+    log_scale(ax)
+    ax.set_xlabel(title)
+    ax.set_ylabel("test accuracy (%), 95 % interval")
 
 
 def _marks(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:
@@ -133,12 +160,67 @@ def _marks(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:
         ax.errorbar(group[column] / unit, y, yerr=bars, **style)
 
 
-def _marks_at_the_edge(records: pd.DataFrame, column: str, unit: float, floor: float, ax: Axes) -> None:
+def _below(records: pd.DataFrame, floor: float) -> pd.Series:
+    return 100 * records["accuracy"] < floor
+
+
+def _triangles(records: pd.DataFrame, column: str, unit: float, floor: float, ax: Axes) -> None:
     if len(records):
-        ax.plot([], [], **BELOW, color="0.35", label="below the chart, at so many %")  # each has its method's colour
-    for index, row in enumerate(records.sort_values(column).to_dict("records")):
-        color, place = GROUPS.get(row["kinds"], CHAIN)[1], (row[column] / unit, floor)
-        ax.plot(*place, **BELOW, color=color, clip_on=False)
-        height = 6 + 10 * (index % 3)  # neighbours' words would overlap
-        style = {"xytext": (0, height), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": color}
-        ax.annotate(f"{100 * row['accuracy']:.0f} %", place, **style)
+        ax.plot([], [], **BELOW, color=MIXED, label="off the chart (accuracy as written)")
+    for kinds, x in zip(records["kinds"], records[column] / unit, strict=True):
+        ax.plot(x, floor, **BELOW, color=GROUPS.get(kinds, CHAIN)[1], clip_on=False)
+
+
+def _bounds(budget: Mapping[str, float], column: str, unit: float, ax: Axes) -> None:
+    """A line a bound. One of accuracy outside the window would only be in the legend."""
+    style = {"color": "0.2", "linewidth": 1.2}
+    low, high = ax.get_ylim()
+    for name, value in budget.items():
+        bounded, own = BUDGETS[name]
+        if name == "accuracy" and low <= 100 * value <= high:
+            ax.axhline(100 * value, **style, linestyle="--", label="bound of validation accuracy")
+        elif bounded == column:
+            ax.axvline(value * own / unit, **style, linestyle=":", label="bound of the cost")  # the axis says which
+
+
+def _ring(records: pd.DataFrame, choice: Recommendation, column: str, ax: Axes) -> None:
+    """Around the model's mark; several seeds have one each, and the ring is around their mean, marked too."""
+    floor = ax.get_ylim()[0]
+    place = choice.model[column] / AXES[column][1], max(100 * choice.model["accuracy"], floor)
+    style = {"markeredgewidth": 1.5, "color": PALETTE[6], "linestyle": "none", "clip_on": False}
+    ax.plot(*place, marker="o", markersize=16, markerfacecolor="none", **style, label=choice.name)
+    seeds = (records["label"] == choice.model["label"]).sum()
+    if seeds > 1:
+        ax.plot(*place, marker="+", markersize=9, **style, label=f"mean of its {seeds} seeds")
+
+
+def _legend_of(axes: Sequence[Axes]) -> tuple[list, list[str]]:
+    """Handles and labels of all axes, each label once: methods first, as declared, and the rest as drawn."""
+    named = {}
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    declared = [name for name, *_ in (*GROUPS.values(), CHAIN)]
+    order = sorted(named, key=lambda label: declared.index(label) if label in declared else len(declared))
+    return [named[label] for label in order], order
+
+
+def _write_accuracies(records: pd.DataFrame, column: str, ax: Axes) -> None:
+    """How accurate the triangles are: a word for all that overlap, where it hides no mark.
+
+    Call it last, as `write_names`, and of axes that stand where they will stay.
+    """
+    floor, unit = ax.get_ylim()[0], AXES[column][1]
+    below = records[_below(records, floor)].dropna(subset=column).sort_values(column)
+    if below.empty:
+        return
+    pixels = ax.transData.transform([(value / unit, floor) for value in below[column]])[:, 0]
+    steps = np.diff(pixels, prepend=-np.inf) * 72 / ax.figure.dpi
+    named = []
+    for _, group in below.groupby((steps > APART).cumsum()):
+        percents = sorted({round(100 * accuracy) for accuracy in group["accuracy"]})
+        colors = {GROUPS.get(kinds, CHAIN)[1] for kinds in group["kinds"]}
+        middle = math.sqrt(group[column].iloc[0] * group[column].iloc[-1]) / unit  # of a logarithmic axis
+        color = colors.pop() if len(colors) == 1 else MIXED
+        named.append((f"{', '.join(map(str, percents))} %", middle, floor, color))
+    write_names(named, ax)

@@ -8,6 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.transforms import Bbox
 
 from experiment import chance
 from experiment.chance import alike, best_and_alike, validation_images
@@ -70,15 +72,117 @@ def test_the_drawn_front_against_brute_force(seed):
     assert high > 90 and low < 66 and below.any()
     assert sorted(line.get_xdata()[0] for line in edge) == sorted(table.loc[below, "archive_bytes"] / 1e3)
     assert {line.get_ydata()[0] for line in edge} == {low}
-    marks = [bars.lines[0].get_xydata() for bars in ax.containers]
-    assert len(np.concatenate(marks)) == (~below).sum()
-    words = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert words.count("below the chart, at so many %") == 1
+    marks = np.concatenate([bars.lines[0].get_xydata() for bars in ax.containers])
+    assert np.isfinite(marks).all(axis=1).sum() == (~below).sum()
+    assert words(ax.get_legend()).count("off the chart (accuracy as written)") == 1
+
+
+def words(legend):
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def test_no_word_of_marks_below_a_chart_that_has_none():
     ax = pareto_chart(records(0).query("accuracy > 0.8"), "archive_bytes", ax=plt.figure().add_subplot())
-    assert not any("below" in text.get_text() for text in ax.get_legend().get_texts())
+    assert not any("off" in word for word in words(ax.get_legend())) and not ax.texts
+
+
+def far_below(seed):
+    """A dozen records far below the best six, half of them near one another, and figures of others above them."""
+    draws = np.random.default_rng(seed)
+    pair = [2.5, 2.561]  # apart, were it not for the room that the legend takes
+    size = [*draws.normal(1.5, 0.04, 6), *draws.uniform(0.5, 4, 4), *pair, *draws.uniform(0.5, 4, 4), 0.5, 4]
+    table = pd.DataFrame({"archive_bytes": 1e3 * 10 ** np.array(size)})
+    table["accuracy"] = [*draws.choice([0.1, 0.11, 0.3, 0.6], 12), *draws.uniform(0.84, 0.9, 5), 0.93]
+    table = table.assign(accuracy_low=lambda t: t["accuracy"] - 0.01, accuracy_high=lambda t: t["accuracy"] + 0.01)
+    table["kinds"] = [*draws.choice(["Q", "P"], 12), *["", "D"] * 3]
+    x = [30.0, *10 ** draws.uniform(0.5, 4, 4)]
+    reported = pd.DataFrame({"x": x, "accuracy": [81.0, *draws.uniform(80, 82, 4)]}).iloc[: draws.integers(1, 6)]
+    return table.assign(validation_accuracy=table["accuracy"]).set_axis([0] * 18), reported
+
+
+@pytest.mark.parametrize("layout", ["constrained", None])
+@pytest.mark.parametrize("seed", range(6))
+def test_triangles_that_overlap_have_one_word(seed, layout):
+    """As each triangle's outline in the drawn chart says; and no word covers a figure of others, or another word."""
+    table, reported = far_below(seed)
+    figure = plt.figure(figsize=(9, 4.5), layout=layout)
+    ax = pareto_chart(table, reported=reported, ax=figure.add_subplot())
+    figure.canvas.draw()
+    edge = [line for line in ax.lines if not line.get_clip_on()]
+    assert len(edge) == 12
+    spans = sorted(
+        (line.get_window_extent().x0, line.get_window_extent().x1, line.get_xdata()[0], line.get_color())
+        for line in edge
+    )
+    groups = [spans[:1]]
+    for span in spans[1:]:
+        near = span[0] - groups[-1][-1][1] < figure.dpi / 72  # a point, for the line around each
+        groups = [*groups[:-1], [*groups[-1], span]] if near else [*groups, [span]]
+    assert 1 < len(groups) < 12
+    expected = []
+    for group in groups:
+        inside = table["archive_bytes"].between(1e3 * group[0][2] - 1e-6, 1e3 * group[-1][2] + 1e-6)
+        percents = {f"{100 * accuracy:.0f}" for accuracy in table.loc[inside & (table["accuracy"] < 0.7), "accuracy"]}
+        colors = {color for *_, color in group}
+        expected.append((", ".join(sorted(percents)) + " %", "0.35" if len(colors) > 1 else colors.pop()))
+    assert sorted((text.get_text(), text.get_color()) for text in ax.texts) == sorted(expected)
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    half = 3 * figure.dpi / 72
+    for x, y in ax.transData.transform(reported[["x", "accuracy"]].to_numpy()):
+        mark = Bbox([[x - half, y - half], [x + half, y + half]])
+        covers = filter(None, (Bbox.intersection(mark, box) for box in boxes))
+        assert sum(cover.width * cover.height for cover in covers) < 0.2 * mark.width * mark.height
+    for text, group in zip(sorted(ax.texts, key=lambda text: text.xy[0]), groups, strict=True):
+        assert group[0][2] * 0.999 <= text.xy[0] <= group[-1][2] * 1.001  # it belongs to these
+
+
+def test_a_published_figure_stands_before_the_marks():
+    table, reported = far_below(0)
+    ax = pareto_chart(table, reported=reported, ax=plt.figure().add_subplot())
+    published = next(line for line in ax.lines if line.get_label().startswith("published"))
+    assert published.get_markerfacecolor() == "none"
+    assert all(published.zorder > bars.lines[0].zorder for bars in ax.containers)
+
+
+DECLARED = ["FP32", "quantized", "pruned", "distilled", "ensemble", "joint training", "chain of methods"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_legend_has_its_methods_in_one_order(seed):
+    """Whichever are there, and in whatever order; those too of which all are off the chart."""
+    draws = np.random.default_rng(seed)
+    letters = dict(zip(["", "Q", "P", "D", "E", "J", "QP", "DQ"], [*DECLARED, DECLARED[-1]], strict=True))
+    kinds = draws.permutation(list(letters))[: draws.integers(2, 9)]
+    table = pd.DataFrame({"kinds": kinds, "accuracy": [0.9, 0.1, *draws.choice([0.1, 0.5, 0.9], len(kinds) - 2)]})
+    accuracy = table["accuracy"]
+    table = table.assign(accuracy_low=accuracy - 0.02, accuracy_high=accuracy + 0.02, validation_accuracy=accuracy)
+    table["macs"] = 1e6 * draws.integers(1, 9, len(kinds))
+    reported = pd.DataFrame({"x": [2.0], "accuracy": [88.0]})
+    ax = pareto_chart(table, "macs", reported=reported, budget={"accuracy": 0.9, "macs": 3e6})
+    present = {letters[kind] for kind in kinds}
+    assert words(ax.get_legend()) == [name for name in DECLARED if name in present] + [
+        "published study (as reported)",
+        "off the chart (accuracy as written)",
+        "front by validation",
+        "bound of validation accuracy",
+        "bound of the cost",
+    ]
+    handles = dict(zip(words(ax.get_legend()), ax.get_legend().legend_handles, strict=True))
+    colors = {bars.get_label(): bars.lines[0].get_color() for bars in ax.containers}
+    assert all(to_hex(handles[name].get_color()[0]) == to_hex(color) for name, color in colors.items())
+
+
+@pytest.mark.parametrize(("bound", "drawn"), [(0.6, False), (0.88, True), (0.999, False)])
+def test_a_bound_outside_the_window_is_not_in_the_legend(bound, drawn):
+    table = records(0).query("accuracy > 0.8")
+    ax = pareto_chart(table, budget={"accuracy": bound, "size_kb": 5}, ax=plt.figure().add_subplot())
+    low, high = ax.get_ylim()
+    assert (low < 100 * bound < high) == drawn
+    assert ("bound of validation accuracy" in words(ax.get_legend())) == drawn
+    levels = [set(line.get_ydata()) for line in ax.lines if line.get_linestyle() == "--"]
+    assert levels == ([{100 * bound}] if drawn else [])
+    assert "bound of the cost" in words(ax.get_legend())
 
 
 def covered(ax):
