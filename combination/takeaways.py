@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -278,26 +279,39 @@ def sparse_hardware(measured: Measured) -> Answer:
     return f"{text}; {_kernel_words(measured.kernels, kernel)}.", _kernel_verdict(kernel, SPARSE_GAIN)
 
 
-def _kernel_verdict(gain: float | None, found: float) -> str | None:
+class Gain(NamedTuple):
+    """How many times faster one kernel is than another."""
+
+    times: float
+    fast: str
+    slow: str
+
+
+def _kernel_verdict(gain: Gain | None, found: float) -> str | None:
     """The study speaks of its kernels: only a kernel can agree or differ."""
     if gain is None:
         return None
-    return f"our kernel gains {gain:.2f}x" if _unlike(gain, found) else ""
+    return f"our {gain.fast} gains {gain.times:.2f}x" if _unlike(gain.times, found) else ""
 
 
-def _kernel_gain(kernels: pd.DataFrame, case: str, dense: str, other: str, density: float) -> float | None:
-    """How many times faster our fastest kernel of `other`, at a density, is than that of `dense`; None if unknown."""
+def _kernel_gain(kernels: pd.DataFrame, case: str, dense: str, other: str, density: float) -> Gain | None:
+    """Our fastest kernel of `other`, at a density, over that of `dense`; None if unknown."""
     if kernels.empty:
         return None
     rows = kernels[kernels["case"] == case]
     near = (rows["density"] - density).abs() < 1e-6
-    slow, fast = rows.loc[rows["family"] == dense, "time_ms"], rows.loc[near & (rows["family"] == other), "time_ms"]
-    return None if slow.empty or fast.empty else slow.min() / fast.min()
+    slow, fast = rows[rows["family"] == dense], rows[near & (rows["family"] == other)]
+    if slow.empty or fast.empty:
+        return None
+    slow, fast = (some.loc[some["time_ms"].idxmin()] for some in (slow, fast))
+    return Gain(slow["time_ms"] / fast["time_ms"], fast["kernel"], slow["kernel"])
 
 
-def _kernel_words(kernels: pd.DataFrame, gain: float | None) -> str:
-    unknown = "none of our kernels was measured on a GPU"
-    return unknown if gain is None else f"{gain:.2f}x in our kernel on {kernels['device'].iloc[0]}"
+def _kernel_words(kernels: pd.DataFrame, gain: Gain | None) -> str:
+    if gain is None:
+        return "none of our kernels was measured on a GPU"
+    device = kernels["device"].iloc[0]
+    return f"{gain.times:.2f}x in our kernel on {device} ({gain.fast} over {gain.slow}, our fastest ones)"
 
 
 def ensembles(measured: Measured) -> Answer:
