@@ -45,7 +45,7 @@ class Long(NamedTuple):
     seeds: int
 
 
-LONG = (Long(1.5, 120, 4, 4, 5, 1), Long(1.0, 110, 4, 3, 15, 2), Long(0.875, 120, "ternary", "ternary", 25, 1))
+LONG = (Long(1.5, 120, 4, 4, 5, 1), Long(1.0, 110, 4, 3, 6, 2), Long(0.875, 120, "ternary", "ternary", 10, 1))
 
 
 def chains(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY) -> list[Case]:
@@ -89,16 +89,14 @@ def long_trainings(base: Recipe, seeds: int = 2) -> list[Case]:
     cases: list[Case] = []
     spared = depthwise("tiny_mixer")
     late = [name for name in second_half("tiny_mixer") if name not in dict(spared)]
-    views = student_training(base, "tiny_mixer")["views"]
     for long in LONG:
         own = spared if long.bits == "ternary" else ()
-        again = {"views": views} if views and long.rounding_epochs > views else {}
         if long.late_bits != long.bits:
             own = tuple((name, long.late_bits) for name in late)
         bits = " and ".join(map(str, dict.fromkeys((long.bits, long.late_bits))))
         for seed in range(min(long.seeds, seeds)):
             small = long_student(base, "tiny_mixer", long.epochs, long.width, seed)
-            rounded = trained(small, long.bits, teacher=base, epochs=long.rounding_epochs, layer_bits=own, **again)
+            rounded = trained(small, long.bits, teacher=base, epochs=long.rounding_epochs, layer_bits=own)
             for width, recipe in (("32", small), (bits, rounded)):
                 cases.append(({"width": long.width, "bits": width, "epochs": recipe.steps[-1].epochs}, recipe))
     return cases

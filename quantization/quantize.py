@@ -36,8 +36,7 @@ class Quantize:
         al., ICLR 2020), for `epochs`. Weights that are zero, as pruning leaves them, stay zero.
     bits: of the weights, 2 to 8, or "ternary" (-1, 0, 1); `first_last_bits` those of the first and the last layer,
         None for the same; `layer_bits` those of single layers, as pairs of name and bits.
-    teacher: a recipe whose logits guide the training, such as the float base itself (see `distillation_loss`);
-        `views` is how many epochs differ in their batches, as with Distill.
+    teacher: a recipe whose logits guide the training, such as the float base itself (see `distillation_loss`).
     calibration: "percentile" (the range holds `percentile` % of the values seen), "minmax", or "mse" (the range with
         the least mean squared error).
     """
@@ -57,7 +56,6 @@ class Quantize:
     teacher: Any = None
     temperature: float = 4.0
     alpha: float = 0.9
-    views: int | None = None
 
     makes_integers: ClassVar[bool] = True  # so no step that changes weights can follow
 
@@ -78,10 +76,10 @@ class Quantize:
             refuse_unused(self, ("percentile",), f"the calibration {self.calibration} has none; use 'percentile'")
         if self.mode == "qat" and not self.per_channel:
             raise StepError("quantization-aware training learns a step per output channel: leave per_channel True")
-        check_teaching(self.temperature, self.alpha, self.views)
+        check_teaching(self.temperature, self.alpha)
         check_training(**training_fields(self))
         if self.mode == "static":
-            training = (*training_fields(self), "teacher", "temperature", "alpha", "views")
+            training = (*training_fields(self), "teacher", "temperature", "alpha")
             refuse_unused(self, training, "static quantization does not train; use mode='qat'")
         check_teacher(self)
 
@@ -113,7 +111,6 @@ class Quantize:
             context,
             **training_fields(self),
             loss=guided_loss(self, context),
-            views=self.views,
             before_epoch=functools.partial(qat.before_epoch, trained),
             after_step=functools.partial(qat.after_step, trained),
             title=f"{self.bits} bits on {context.dataset.name}, seed {context.seed}",

@@ -13,7 +13,6 @@ from onnx import numpy_helper
 from torch import nn
 
 from data import Split, load, normalize
-from distillation import Teacher
 from experiment import Recipe
 from measurement import operator_counts
 from models import build
@@ -236,14 +235,6 @@ def test_widths_are_compared_with_the_float_network():
     assert (row["archive KB"], row["x smaller"]) == (200, 20)
 
 
-def test_as_many_epochs_differ_as_there_are_views(context, monkeypatch):
-    seen = []
-    monkeypatch.setattr(Teacher, "logits", lambda self, batch: seen.append(batch.epoch) or self._forward(batch.images))
-    step = Quantize("qat", 4, images=64, epochs=5, teacher=Recipe("digits", (Train("resnet8"),)), views=2)
-    step.apply(network("resnet8"), dataclasses.replace(context, make=lambda recipe: network("resnet8")))
-    assert seen == [0, 0, 1, 1, 0, 0, 1, 1, 0, 0]  # 256 images in batches of 128
-
-
 def test_static_low_bits(context):
     """Layers of their own, by name; the first and last at 8."""
     integer = Quantize(bits=3, layer_bits=(("blocks.0.conv1", 2),), images=64).apply(network(), context)
@@ -257,7 +248,6 @@ def test_static_low_bits(context):
         ({"bits": 0}, "2 to 8"), ({"bits": 9}, "2 to 8"), ({"bits": 2.5}, "2 to 8"), ({"first_last_bits": 1}, "2 to 8"),
         ({"layer_bits": (("conv", 16),)}, "2 to 8"), ({"mode": "magic"}, "'static' or 'qat'"),
         ({"calibration": "guess"}, "percentile, minmax, mse"), ({"mode": "qat", "epochs": 0}, "epochs"),
-        ({"mode": "qat", "views": 0}, "views"),
         ({"mode": "qat", "per_channel": False}, "per output channel"), ({"learning_rate": 0}, "learning_rate"),
         ({"images": 64.0}, "images must be a whole number"), ({"percentile": "99"}, "percentile must be"),
         ({"mode": "qat", "teacher": "resnet18"}, "teacher must be a recipe or None, not 'resnet18'"),
@@ -272,7 +262,7 @@ def test_static_low_bits(context):
             ({"bits": 4, **own}, f"{next(iter(own))} would change nothing: static quantization does not train; use")
             for own in (
                 {"epochs": 10, "learning_rate": 0.02}, {"learning_rate": 0.02}, {"batch_size": 64},
-                {"weight_decay": 0.0}, {"temperature": 2.0}, {"alpha": 0.5}, {"views": 2},
+                {"weight_decay": 0.0}, {"temperature": 2.0}, {"alpha": 0.5},
             )
         ),
     ],
