@@ -81,8 +81,7 @@ def smallest_within(records: pd.DataFrame, base: Mapping, limits: Iterable[float
             f"{best['archive_bytes'] / 1e3:.1f} KB ({plain(best['recipe.steps'])}), "
             f"{points(100 * (base['accuracy'] - best['accuracy']))} on the test images, {seeds_in_words(seeds)}"
         )
-    name = plain(base["recipe.steps"])
-    return f"The fewest bytes, by points of accuracy below the FP32 {name}:\n\n" + "\n".join(lines)
+    return f"The fewest bytes, by points of accuracy below the FP32 {base['model']}:\n\n" + "\n".join(lines)
 
 
 def front_in_words(records: pd.DataFrame, column: str) -> str:
