@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
 from torch import nn
 
 from combination.joint import Joint
 from data import Dataset, load
 from distillation import Distill
 from distillation.study import first_images, student, student_training
-from experiment import Recipe, kept_table, make, run_table
+from experiment import Recipe, kept_table, make, run_table, training_device
 from experiment.chance import overlap
 from measurement import machine
 from pruning.study import pruned
@@ -60,10 +59,10 @@ def at_once_or_in_a_row(
     model: str,
     sparsity: float,
     bits: Bits,
-    trainings: Iterable[tuple[float, dict]] = ((1.0, {}),),
+    trainings: Iterable[tuple[float, float, float]] = ((1.0, Joint.prune_from, Joint.quantize_from),),
     seeds: Sequence[int] = (0,),
 ) -> pd.DataFrame:
-    """Records of the chain and of `trainings` at once: each a share of the chain's epochs, and fields of Joint.
+    """Records of the chain and of `trainings` at once: each a share of its epochs, `prune_from` and `quantize_from`.
 
     Columns how, epochs, prunes from and rounds from say which it is; `seconds` are those of the trainings after the
     base, as many epochs of each kind as they have at `epoch_seconds`. The base is the same for all seeds, which are
@@ -73,10 +72,11 @@ def at_once_or_in_a_row(
     cases = []
     for seed in seeds:
         cases.append((chain, in_a_row(base, model, sparsity, bits, seed)))
-        for share, fields in trainings:
-            recipe = joint(base, model, sparsity, bits, share, seed, **fields)
-            begin = {"prunes from": recipe.steps[-1].prune_from, "rounds from": recipe.steps[-1].quantize_from}
-            words = {name: f"{value:.0%}" for name, value in {"epochs": share, **begin}.items()}
+        for shares in trainings:
+            share, prune_from, quantize_from = shares
+            recipe = joint(base, model, sparsity, bits, share, seed, prune_from=prune_from, quantize_from=quantize_from)
+            names = ("epochs", "prunes from", "rounds from")
+            words = {name: f"{value:.0%}" for name, value in zip(names, shares, strict=True)}
             cases.append(({"how": AT_ONCE, **words}, recipe))
     labels = [recipe.label for _, recipe in cases[: len(cases) // len(seeds)]] * len(seeds)
     epoch = epoch_seconds(base, model, sparsity, bits)
@@ -97,18 +97,18 @@ def training_seconds(steps: Iterable[Step], epoch: Mapping[str, float]) -> float
 def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> dict[str, float]:
     """Seconds of an epoch of each kind: Distill, Prune, Quantize, Joint, and Joint while it rounds.
 
-    Timed by turns, since a machine is not always equally fast, on so many first batches, with the teacher's logits at
-    hand; medians over rounds, for all training images. Kept as a table of this machine's times.
+    Timed by turns, since a machine is not always equally fast, on the first `BATCHES` batches, with the teacher's
+    logits at hand; medians over rounds, for all training images. Kept as a table of this machine's times.
     """
-
     chain, together = in_a_row(base, model, sparsity, bits), joint(base, model, sparsity, bits)
 
     def rows() -> list[dict]:
-        whole, once = load(base.dataset), together.steps[-1]
+        whole, teacher, once = load(base.dataset), make(base), together.steps[-1]
         cut = first_images(whole, BATCHES * once.batch_size)
         with tempfile.TemporaryDirectory() as folder:
             rounds = [
-                _timed_round(base, _after(base, chain), once, cut, Path(folder), turn) for turn in range(1 + ROUNDS)
+                _timed_round(teacher, _after(base, chain), once, cut, base.seed, Path(folder), turn)
+                for turn in range(1 + ROUNDS)
             ]
         medians = pd.DataFrame(rounds[1:]).median()  # the first one warms up, and keeps the logits
         scale = len(whole.train) / len(cut.train)
@@ -120,23 +120,23 @@ def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> dict
 
 
 def _timed_round(
-    base: Recipe, steps: Sequence[Step], once: Joint, cut: Dataset, folder: Path, turn: int
+    teacher: nn.Module, steps: Sequence[Step], once: Joint, cut: Dataset, seed: int, folder: Path, turn: int
 ) -> dict[str, float]:
     """Seconds of one short epoch of each kind, none of them one in which something is done that is done but once."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def trained_model(step: Step, before: nn.Module) -> tuple[nn.Module, list[float]]:
         checkpoint = Checkpoint(folder / f"{type(step).__name__}-{turn}")
-        context = Context(cut, base.seed, device, checkpoint, make=make, cache=folder / "logits")
+        made = {"make": lambda recipe: teacher, "cache": folder / "logits"}  # the steps name no other
+        context = Context(cut, seed, training_device(), checkpoint, **made)
         after = step.apply(before, context)
         return after, [point["seconds"] for point in context.log["curves"]]
 
-    model, seconds = make(base), {}
+    model, seconds = teacher, {}
     for step in steps:
         model, epochs = trained_model(dataclasses.replace(step, epochs=3), model)
         seconds[type(step).__name__] = epochs[-1]
     later = dataclasses.replace(once, epochs=4, prune_from=0.5, quantize_from=0.5)
-    _, epochs = trained_model(later, make(base))
+    _, epochs = trained_model(later, teacher)
     return seconds | {"Joint": epochs[1], "Joint, rounding": epochs[-1]}
 
 

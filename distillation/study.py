@@ -6,14 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
 from torch import nn
 
 from data import Dataset, Split, load
 from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.teacher import Teacher, taught
-from experiment import Recipe, batch_size, beside_published, kept_table, make, percent, validated
+from experiment import Recipe, batch_size, beside_published, kept_table, make, percent, training_device, validated
 from experiment.chance import overlap
 from measurement import cost, machine
 from models import build
@@ -222,11 +221,10 @@ def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
     def rows() -> list[dict]:
         step, teacher = student(base, model).steps[-1], make(base)
         cut = first_images(load(base.dataset), TIMED_BATCHES * step.batch_size)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
         def seconds(folder: Path, turn: int, kind: str, cache: str) -> float:
             state = Checkpoint(folder / f"{kind}-{turn}")
-            context = Context(cut, base.seed, device, state, make=make, cache=folder / cache)
+            context = Context(cut, base.seed, training_device(), state, make=make, cache=folder / cache)
             return _timed_epoch(step, context, None if kind == "alone" else teacher)
 
         with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,7 @@
 
 from experiment.recipe import Recipe
 from experiment.records import archive_path, kept_table, load_records
-from experiment.run import make, run, run_all
+from experiment.run import make, run, run_all, training_device
 from experiment.study import (
     base_recipe,
     batch_size,
@@ -35,5 +35,6 @@ __all__ = [
     "run_table",
     "seeds_in_words",
     "summary",
+    "training_device",
     "validated",
 ]

@@ -95,7 +95,7 @@ def _make(recipe: Recipe) -> tuple[nn.Module, dict]:
             model, earlier = _make(recipe.prefix(len(recipe.steps) - 1))
         checkpoint = Checkpoint(folder / f"{recipe.id}.checkpoint")
         context = Context(
-            _dataset(recipe.dataset), recipe.seed, _device(), checkpoint, make=make, cache=folder / "cache"
+            _dataset(recipe.dataset), recipe.seed, training_device(), checkpoint, make=make, cache=folder / "cache"
         )
         started = time.perf_counter()
         model = recipe.steps[-1].apply(model, context).cpu().eval()
@@ -275,7 +275,8 @@ def _dataset(name: str) -> Dataset:
     return load(name)
 
 
-def _device() -> torch.device:
+def training_device() -> torch.device:
+    """Where models are trained: the GPU, if torch sees one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
