@@ -1,11 +1,11 @@
 """All methods together: the smallest models, the best one for a budget, and what the records say of the study."""
 
-from combination.compared import compared, front_in_words, points, smallest_within
+from combination.comparison import compared, front_in_words, points, smallest_within
+from combination.conclusions import takeaways
 from combination.joint import Joint
-from combination.recommend import BudgetError, Recommendation, pareto_front, recommend
+from combination.model_search import SearchError, search
+from combination.recommendation import BudgetError, Recommendation, pareto_front, recommend
 from combination.reported import beside_reported
-from combination.search import SearchError, search
-from combination.takeaways import takeaways
 from combination.words import plain
 
 __all__ = [

@@ -10,13 +10,13 @@ from torch import fx, nn
 
 from distillation import check_taught, check_teaching, taught, teacher_of
 from distillation.ensemble import check_recipes
-from experiment import Recipe
 from models import check_model
 from models.quantized import insert_quantizers
 from pruning import Prune, Pruner
 from quantization import Quantize, calibrate, qat
 from quantization.weights import Bits, bits_by_layer
-from training import Context, Step, StepError, check_training, fit, fresh, is_number, training_fields
+from recipe import Context, Recipe, Step, StepError, check_training, is_number, training_fields
+from training import fit, fresh
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from combination.joint import Joint
 from data import Dataset, load
 from distillation import Distill
 from distillation.study import first_images, student, student_training
-from experiment import Recipe, kept_table, make, run_table, training_device
+from experiment import kept_table, make, run_table, training_device
 from experiment.chance import overlap
 from measurement import machine
 from pruning.study import pruned
 from quantization.study import trained
 from quantization.weights import Bits
+from recipe import Context, Recipe, Step
 from storage import Checkpoint
-from training import Context, Step
 
 IN_A_ROW, AT_ONCE = "one after the other", "one training"
 BATCHES, ROUNDS = 20, 3  # of an epoch that is timed

@@ -2,8 +2,8 @@
 
 import re
 
-from combination.compared import smallest_within
-from combination.recommend import candidates, pareto_front
+from combination.comparison import smallest_within
+from combination.recommendation import candidates, pareto_front
 from combination.words import plain
 from experiment import interval, load_records, published_study
 from experiment.records import ROOT

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from combination.compared import compared
+from combination.comparison import compared
 from distillation.study import STUDENTS
 from experiment import published_study
 from pruning import Prune

@@ -10,14 +10,14 @@ import pandas as pd
 from torch import nn
 
 from combination.joint import Joint
-from combination.search import FIELDS, SearchError, check_space, search
+from combination.model_search import FIELDS, SearchError, check_space, search
 from distillation.study import long_student, patient, student, student_training
-from experiment import Recipe, interval, kept_table
+from experiment import interval, kept_table
 from models import build
 from pruning.study import pruned, under_itself
 from quantization.study import trained
 from quantization.weights import Bits, bits_by_layer
-from training import check_whole
+from recipe import Recipe, check_whole
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's

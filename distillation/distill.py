@@ -7,9 +7,9 @@ from torch import nn
 from distillation.ensemble import Ensemble, check_recipes
 from distillation.features import KINDS, Guided
 from distillation.teacher import Teacher, taught
-from experiment import Recipe
 from models import check_model
-from training import Context, Step, StepError, check_training, fit, fresh, is_number, round_weights, training_fields
+from recipe import Context, Recipe, Step, StepError, check_training, is_number, training_fields
+from training import fit, fresh, round_weights
 
 
 @dataclass(frozen=True)

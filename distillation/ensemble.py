@@ -11,9 +11,8 @@ from scipy.optimize import minimize
 from torch import nn
 
 from data import Dataset, normalize
-from experiment import Recipe
 from models import combine
-from training import Context, Step, StepError, refuse_unused
+from recipe import Context, Recipe, Step, StepError, refuse_unused
 
 
 @dataclass(frozen=True)

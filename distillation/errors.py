@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 
 from data import load, normalize
-from experiment import Recipe, kept_table, make
+from experiment import kept_table, make
+from recipe import Recipe
 
 
 def diversity(members: Mapping[str, Recipe]) -> pd.DataFrame:

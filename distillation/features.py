@@ -8,7 +8,8 @@ from torch.nn.functional import mse_loss, normalize
 
 from data import Batch
 from distillation.loss import distillation_loss
-from training import Loss, StepError, autocast
+from recipe import StepError
+from training import Loss, autocast
 
 KINDS = ("attention", "hints")
 

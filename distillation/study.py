@@ -12,12 +12,13 @@ from data import Dataset, Split, load
 from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.teacher import Teacher, taught
-from experiment import Recipe, batch_size, beside_published, kept_table, make, percent, training_device, validated
+from experiment import batch_size, beside_published, kept_table, make, percent, training_device, validated
 from experiment.chance import overlap
 from measurement import cost, machine
 from models import build
+from recipe import Context, Recipe, training_fields
 from storage import Checkpoint
-from training import Context, Train, fit, fresh, smoothed_cross_entropy, training_fields
+from training import Train, fit, fresh, smoothed_cross_entropy
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 20, "digits": 3}  # of a student's training, as long as the published study's

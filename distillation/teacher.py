@@ -10,8 +10,9 @@ from torch import nn
 from data import Batch
 from distillation.loss import distillation_loss
 from models.ensemble import mean_logits
+from recipe import Context, Step, StepError
 from storage import Checkpoint, weights_checksum
-from training import Context, Loss, Step, StepError, autocast, smoothed_cross_entropy
+from training import Loss, autocast, smoothed_cross_entropy
 
 
 class Teacher:

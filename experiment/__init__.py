@@ -1,8 +1,7 @@
 """Recipes and their records: `run(Recipe("digits", (Train("resnet20"),)))`."""
 
-from experiment.recipe import Recipe
 from experiment.records import archive_path, kept_table, load_records
-from experiment.run import make, run, run_all, training_device
+from experiment.runner import make, run, run_all, training_device
 from experiment.study import (
     base_recipe,
     batch_size,
@@ -16,6 +15,7 @@ from experiment.study import (
     summary,
     validated,
 )
+from recipe import Recipe
 
 __all__ = [
     "Recipe",

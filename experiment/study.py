@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from data import check_dataset, load
-from experiment.recipe import Recipe
 from experiment.records import ROOT, figures_folder, kept_table, slug, told_apart
-from experiment.run import make, run_all
+from experiment.runner import make, run_all
+from recipe import Recipe
 from storage import atomic_write
 from training import Train, evaluate
 

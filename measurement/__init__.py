@@ -1,8 +1,8 @@
 """One way to measure, for every method: accuracy, size, operations and latency of the same ONNX file."""
 
-from measurement.accuracy import accuracy, agreement, answers, wilson_interval
-from measurement.cost import cost, operator_counts
-from measurement.latency import available_cores, hardware, latency, machine, time_by_turns
+from measurement.costs import cost, operator_counts
+from measurement.scoring import accuracy, agreement, answers, wilson_interval
+from measurement.timing import available_cores, hardware, latency, machine, time_by_turns
 
 __all__ = [
     "accuracy",

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from combination import Recommendation, compared, pareto_front, recommend
-from combination.recommend import BUDGETS
+from combination.recommendation import BUDGETS
 from plots.names import write_names
 from plots.style import FAILED, PALETTE, REPORTED, log_scale
 

@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch_pruning
@@ -16,17 +15,8 @@ from measurement import cost
 from models import channel_table
 from pruning.criteria import lookahead
 from pruning.graph import layer_graph
-from training import (
-    Context,
-    Step,
-    StepError,
-    check_training,
-    check_whole,
-    fit,
-    is_number,
-    round_weights,
-    training_fields,
-)
+from recipe import Context, Recipe, Step, StepError, check_training, check_whole, is_number, training_fields
+from training import fit, round_weights
 
 Importance = dict[str, torch.Tensor]
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -60,7 +50,7 @@ class PruneChannels:
     learning_rate: float = 0.05
     batch_size: int = 128
     weight_decay: float = 5e-4
-    teacher: Any = None
+    teacher: Recipe | None = None
     temperature: float = 4.0
     alpha: float = 0.9
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from data import batches
 from pruning.graph import Layer, active_shares, by_weight, fit_channels, made, read
-from training import Context, StepError
+from recipe import Context, StepError
 
 Scores = dict[str, torch.Tensor]
 Graph = dict[str, Layer]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from training import StepError
+from recipe import StepError
 
 LAST_SHARE = (
     0.648  # log(0.90) / log(0.85): the published study took 10 % of the last layer where it took 15 % elsewhere

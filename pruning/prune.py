@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,19 +12,18 @@ from pruning.criteria import BY_ITSELF, COMPARABLE, CRITERIA
 from pruning.graph import layer_graph
 from pruning.masks import largest, layer_shares, select
 from pruning.schedules import SCHEDULES
-from training import (
+from recipe import (
     Context,
+    Recipe,
     Step,
     StepError,
     check_training,
     check_whole,
-    fit,
-    fresh,
     is_number,
     refuse_unused,
-    round_weights,
     training_fields,
 )
+from training import fit, fresh, round_weights
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,13 @@ class Prune:
     learning_rate: float = 0.05
     batch_size: int = 128
     weight_decay: float = 5e-4
-    teacher: Any = None
+    teacher: Recipe | None = None
     temperature: float = 4.0
     alpha: float = 0.9
     order: str = "together"
     skip: tuple[str, ...] = ()
     may_empty: bool = False
-    rewind_to: Any = None
+    rewind_to: Recipe | None = None
 
     def __post_init__(self):
         for what, name, known in (

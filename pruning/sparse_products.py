@@ -11,8 +11,9 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from experiment import Recipe, kept_table, make
+from experiment import kept_table, make
 from pruning.graph import layer_graph
+from recipe import Recipe
 
 TIMED_RUNS = 15  # of each product, of which the median counts
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from data import Dataset, load, normalize
-from experiment import Recipe, batch_size, beside_published, kept_table, make, validated
+from experiment import batch_size, beside_published, kept_table, make, validated
 from experiment.chance import best_and_alike
 from models import build
 from pruning.channels import PruneChannels
@@ -20,8 +20,9 @@ from pruning.graph import layer_graph
 from pruning.masks import select
 from pruning.prune import Prune
 from pruning.sparse_products import median_seconds
+from recipe import Context, Recipe
 from storage import Checkpoint
-from training import Context, evaluate
+from training import evaluate
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 3, "digits": 4}  # of training with pruning: what a laptop bears

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from data import Dataset, normalize
 from models.quantized import by_channel
 from quantization.weights import Bits, best_scale, round_weight
-from training import StepError
+from recipe import StepError
 
 
 @torch.no_grad()

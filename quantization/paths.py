@@ -13,8 +13,8 @@ from data import Dataset, normalize
 from measurement import accuracy, available_cores, operator_counts, time_by_turns
 from models.quantized import OPSET, Quantizer
 from quantization.quantize import Quantize
+from recipe import Context
 from storage import export_onnx, open_onnx, quiet_exporter
-from training import Context
 
 Way = Callable[[nn.Module, Path, Path, Context], None]
 

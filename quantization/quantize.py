@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
@@ -12,17 +12,18 @@ from models.quantized import insert_quantizers
 from quantization import qat
 from quantization.static import METHODS, calibrate
 from quantization.weights import Bits, best_scale, bits_by_layer, check_layer_bits, round_weight
-from training import (
+from recipe import (
     Context,
+    Recipe,
     Step,
     StepError,
     check_training,
     check_whole,
-    fit,
     is_number,
     refuse_unused,
     training_fields,
 )
+from training import fit
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Quantize:
     learning_rate: float = 0.01
     batch_size: int = 128
     weight_decay: float = 1e-4
-    teacher: Any = None
+    teacher: Recipe | None = None
     temperature: float = 4.0
     alpha: float = 0.9
 

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from data import load, normalize
-from experiment import Recipe, batch_size, beside_published, kept_table, make, run_table, seeds_in_words
+from experiment import batch_size, beside_published, kept_table, make, run_table, seeds_in_words
 from experiment.chance import alike
 from measurement import machine
 from quantization.mixed import allocate, sensitivity
@@ -16,8 +16,8 @@ from quantization.paths import PATHS, paths
 from quantization.quantize import Quantize
 from quantization.static import METHODS
 from quantization.weights import Bits
+from recipe import Context, Recipe
 from storage import Checkpoint
-from training import Context
 
 Case = tuple[dict, Recipe]
 # Fewer bits take longer to settle. A laptop bears these epochs.

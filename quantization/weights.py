@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.quantized import by_channel
-from training import StepError
+from recipe import StepError
 
 Bits = int | Literal["ternary"]
 FRACTIONS = torch.linspace(0.2, 1.0, 41)  # of the scale at which the largest weight is the last level

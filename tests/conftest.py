@@ -1,16 +1,14 @@
 """What the tests of the rooms share: folders of their own, a network small enough to train in a test, short timing."""
 
-import sys
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
-import experiment  # noqa: F401 (its rooms are found in sys.modules)
+from experiment import runner
+from measurement import timing
 from models import ARCHITECTURES, ResNet
-
-# The packages export functions of the same names, which hide the modules from `import ... as`.
-making, timing = sys.modules["experiment.run"], sys.modules["measurement.latency"]
+from training import loop
 
 
 @pytest.fixture
@@ -21,11 +19,11 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     monkeypatch.setitem(ARCHITECTURES, "tiny", lambda shape, classes, width: ResNet((8, 16), (1, 1), shape[0], classes))
     monkeypatch.setattr(timing, "SECONDS", 0.02)
     monkeypatch.setattr(timing, "_others_share", lambda: 0.0)
-    monkeypatch.setattr(making, "hardware", lru_cache(timing.hardware))
+    monkeypatch.setattr(runner, "hardware", lru_cache(timing.hardware))
     return tmp_path / "results" / "digits", tmp_path / "artifacts" / "digits"
 
 
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """No bfloat16 on any machine, for comparisons that are sharper than its rounding."""
-    monkeypatch.setattr(sys.modules["training.loop"], "_has_bfloat16", lambda device: False)
+    monkeypatch.setattr(loop, "_has_bfloat16", lambda device: False)

@@ -13,8 +13,8 @@ from pruning import Prune, PruneChannels, layer_graph
 from pruning.channels import CHANNEL_CRITERIA, narrow
 from pruning.criteria import lookahead
 from quantization import Quantize
+from recipe import Context, StepError
 from storage import Checkpoint, load_archive, save_archive
-from training import Context, StepError
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import itertools
 import math
 import statistics
-import sys
 
 import ipywidgets
 import matplotlib
@@ -20,6 +19,7 @@ from combination import (
     beside_reported,
     compared,
     front_in_words,
+    model_search,
     pareto_front,
     recommend,
     search,
@@ -27,11 +27,12 @@ from combination import (
     study,
     takeaways,
 )
+from combination.model_search import STARTUP
 from combination.reported import reported_label
-from combination.search import STARTUP
 from distillation import Distill, Ensemble
 from experiment import Recipe, base_recipe, export_table, published_study
 from experiment.records import ROOT
+from plots import pareto
 from plots.pareto import budget_charts, budget_sliders, pareto_chart, show_recommendation
 from pruning import Prune, PruneChannels
 from quantization import Quantize
@@ -699,7 +700,7 @@ def test_sliders_tell_models_apart(seed):
 
 def test_an_interactive_recommendation_says_that_a_budget_is_missed(monkeypatch):
     shown = []
-    monkeypatch.setattr(sys.modules["plots.pareto"], "display", lambda *things: shown.extend(things))
+    monkeypatch.setattr(pareto, "display", lambda *things: shown.extend(things))
     monkeypatch.setattr(plt, "show", lambda: None)
     sliders = budget_sliders(study_records())
     spans = {name: (slider.min, slider.max, slider.value) for name, slider in sliders.items()}
@@ -795,7 +796,7 @@ def searched(monkeypatch, tmp_path, tried, space=SPACE, fields=None, **changes):
         return BASE.then(Joint("resnet8", epochs=epochs, **choices, **(fields or {})))
 
     monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path))
-    monkeypatch.setattr(sys.modules["combination.search"], "_try", measure)  # the function of its name hides it
+    monkeypatch.setattr(model_search, "_try", measure)
     settings = {"name": "small", "candidate": made, "budget": 24, "epochs": 3, "seed": 1} | changes
     return search(space=space, **settings)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,14 +13,28 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from data import Dataset, Split, batches, load, normalize
-from distillation import Distill, Ensemble, Teacher, attention_loss, distillation_loss, errors, hint_loss, study, taught
+from distillation import (
+    Distill,
+    Ensemble,
+    Teacher,
+    attention_loss,
+    distillation_loss,
+    ensemble,
+    errors,
+    hint_loss,
+    study,
+    taught,
+)
 from distillation.ensemble import best_weights
 from distillation.features import Guided, map_places, maps_at
 from experiment import Recipe, base_recipe, percent, run
+from experiment import study as experiment_study
+from measurement import timing
 from models import build, combine
 from plots.distillation import accuracy_by_parameters
+from recipe import Context, StepError
 from storage import Checkpoint, export_onnx, open_onnx, run_onnx
-from training import Context, StepError, Train
+from training import Train
 
 DIGITS = Recipe("digits", (Train("resnet8"),))
 
@@ -408,7 +421,7 @@ def test_weights_of_an_ensemble_against_a_grid(digits):
 
 def test_weights_that_are_not_found_are_even_with_a_warning(digits, monkeypatch):
     monkeypatch.setattr(
-        sys.modules["distillation.ensemble"],
+        ensemble,
         "minimize",
         lambda *_, **__: SimpleNamespace(success=False, message="no step", x=np.array([1.0, 0.0]), fun=0.0),
     )
@@ -625,19 +638,18 @@ def test_the_weak_loss_as_rows(folders):
 
 def test_features_are_words_when_made_and_when_read_back(folders, monkeypatch):
     for name, value in (("make", None), ("load", SimpleNamespace(validation=None)), ("evaluate", 0.5)):
-        monkeypatch.setattr(sys.modules["experiment.study"], name, lambda *_, value=value: value)
+        monkeypatch.setattr(experiment_study, name, lambda *_, value=value: value)
     for _ in range(2):
         table = study.with_features(DIGITS, "student_4", [None, "hints"])
         assert table["features"].tolist() == ["answers alone", "hints"] and table["accuracy"].tolist() == [0.5, 0.5]
 
 
 def test_times_are_kept_by_machine(monkeypatch):
-    latency = sys.modules["measurement.latency"]  # the package exports a function of that name
     monkeypatch.setattr(study, "kept_table", lambda name, *_: name)
     names = set()
     for cpu, gpu in (("a", None), ("b", None), ("a", "g")):
         machine = {"cpu": cpu, "cores": 2, "instructions": ["avx2"], "gpu": gpu}
-        monkeypatch.setattr(latency, "hardware", lambda machine=machine: machine)
+        monkeypatch.setattr(timing, "hardware", lambda machine=machine: machine)
         names.add(study.epoch_costs(DIGITS, "student_4"))
     assert len(names) == 3
 

@@ -20,15 +20,15 @@ import storage.files
 from combination import Joint
 from data import DataError
 from distillation import Distill, Ensemble
-from experiment import Recipe, base_recipe, beside_published, load_records, make, run
+from experiment import Recipe, base_recipe, beside_published, load_records, make, run, runner
 from experiment.records import ROOT
 from models import ModelError, build
 from pruning import Prune, PruneChannels
 from quantization import Quantize
+from recipe import StepError
 from storage import StorageError, save_weights, sha256
-from training import StepError, Train
+from training import Train
 
-making = sys.modules["experiment.run"]  # the package exports a function of that name
 BASE = Recipe("digits", (Train("resnet20", epochs=1, batch_size=64),))
 SETTINGS = ("batch1", "batch1_one_thread", "batch64", "batch64_one_thread")
 CHANGES = ("latency_ms", "train_seconds", "images_per_second", "time")  # what may differ between two makings
@@ -225,9 +225,9 @@ def test_records_chains_and_repetition(folders, trainings, monkeypatch):
     def never(*_):
         raise AssertionError("the record was there")
 
-    making._dataset.cache_clear()
+    runner._dataset.cache_clear()
     with monkeypatch.context() as context:
-        context.setattr(making, "load", never)
+        context.setattr(runner, "load", never)
         assert run(tiny()) == base
     assert len(trainings) == 1
 
@@ -280,7 +280,7 @@ def test_an_old_record_gets_its_archive_without_being_measured_again(folders, mo
     record = run(tiny())
     old = {key: value for key, value in record.items() if not key.startswith("archive")}
     (results / f"{record['id']}.json").write_text(json.dumps(old))
-    monkeypatch.setattr(making, "_measure", None)
+    monkeypatch.setattr(runner, "_measure", None)
     assert run(tiny()) == record
     (results / f"{record['id']}.json").write_text(json.dumps(old))
     shutil.rmtree(artifacts)
@@ -329,7 +329,7 @@ def test_a_model_made_again_with_other_weights_puts_its_old_record_away(folders,
     def files(folder: Path, ending: str) -> set[str]:
         return {file.stem for file in folder.glob(f"*{ending}")}
 
-    monkeypatch.setattr(making, "_onnx", None)  # a measurement ends there
+    monkeypatch.setattr(runner, "_onnx", None)  # a measurement ends there
     with pytest.warns(UserWarning, match=r"measure it anew; 4 records .* are in .*set_aside now"), suppress(TypeError):
         run(integer, remeasure=True)
     assert files(results / "set_aside", ".json") == {recipe.id for recipe in heirs}
@@ -342,12 +342,11 @@ def test_a_model_made_again_with_other_weights_puts_its_old_record_away(folders,
 
 SCRIPT = """
 import os, signal, sys
-from experiment import Recipe, run
+from experiment import Recipe, run, runner
+from measurement import timing
 from models import ARCHITECTURES, ResNet
 from storage import Checkpoint
 from training import Train
-
-making, timing = sys.modules["experiment.run"], sys.modules["measurement.latency"]
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -368,7 +367,7 @@ if moment == "epoch":
 if moment == "write":
     os.replace = lambda a, b: die() if str(b).endswith(".safetensors") else replace(a, b)
 if moment == "measurement":
-    making.latency = die
+    runner.latency = die
 run(Recipe("digits", (Train("tiny", epochs=2, batch_size=64),)))
 """
 

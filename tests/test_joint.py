@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from fractions import Fraction
 from functools import partial
 from unittest.mock import Mock
@@ -14,6 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from combination import Joint
+from combination import joint as module
 from data import load, normalize
 from distillation import Distill
 from experiment import Recipe
@@ -21,8 +21,9 @@ from models import ARCHITECTURES, ModelError, ResNet, build
 from models.quantized import QuantizedConv2d, QuantizedLinear
 from pruning import Prune, Pruner
 from quantization import Quantize
+from recipe import Context, StepError
 from storage import Checkpoint, export_onnx, load_archive, save_archive
-from training import Context, StepError, Train
+from training import Train
 
 
 class Killed(Exception):
@@ -167,7 +168,7 @@ def test_layer_bits_of_no_layer(context, teacher):
 
 @pytest.mark.parametrize("tenths", range(10))
 def test_rounding_starts_once_at_the_first_whole_epoch(tenths, monkeypatch):
-    module, started, enabled = sys.modules[Joint.__module__], [], []
+    started, enabled = [], []
     monkeypatch.setattr(module, "insert_quantizers", lambda model: model)
     monkeypatch.setattr(module, "calibrate", lambda *given: None)
     monkeypatch.setattr(module.qat, "start", lambda *given: started.append(epoch))
@@ -188,7 +189,7 @@ def test_rounding_starts_once_at_the_first_whole_epoch(tenths, monkeypatch):
 
 
 def test_the_zeros_come_along_a_cubic_after_their_share_of_the_training(context, teacher, monkeypatch):
-    module, after_step, zeros = sys.modules[Joint.__module__], Pruner.after_step, []
+    after_step, zeros = Pruner.after_step, []
 
     def watched(pruner, done):
         after_step(pruner, done)

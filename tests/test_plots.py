@@ -1,7 +1,6 @@
 """Charts whose words or lines must be true of their tables, and whose names must be readable."""
 
 import itertools
-import sys
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -21,6 +20,7 @@ from plots.pruning import accuracy_and_speed
 from plots.quantization import accuracy_by_calibration, latency_by_path, noise_by_layer
 from pruning import study as pruning_study
 from quantization import study as quantization_study
+from training import Train
 
 matplotlib.use("Agg")
 
@@ -289,7 +289,7 @@ def test_best_by_sparsity_is_of_means_over_seeds():
 
 
 def test_rewinding_is_excused_where_epochs_are_fewer():
-    base = pruning_study.Recipe("cifar10", (sys.modules["training"].Train("resnet20", epochs=40),))
+    base = pruning_study.Recipe("cifar10", (Train("resnet20", epochs=40),))
     assert "in one epoch: what the base learnt in 40" in pruning_study.on_rewinding(base, 1)
     assert "in 3 epochs" in pruning_study.on_rewinding(base, 3)
     assert "cannot" not in pruning_study.on_rewinding(base, 40)

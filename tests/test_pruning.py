@@ -20,8 +20,9 @@ from pruning.graph import by_weight, read
 from pruning.masks import layer_shares, select
 from pruning.schedules import gradual, iterative
 from quantization import Quantize
+from recipe import Context, StepError
 from storage import Checkpoint
-from training import Context, StepError, Train, fresh
+from training import Train, fresh
 
 TORCHVISION = ("torchvision.resnet18", "torchvision.vgg11_bn", "torchvision.mobilenet_v2")
 

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import hashlib
-import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,8 +14,8 @@ from onnx import numpy_helper
 from torch import nn
 
 from data import Split, load, normalize
-from experiment import Recipe, run
-from measurement import agreement, operator_counts
+from experiment import Recipe, run, runner
+from measurement import agreement, operator_counts, timing
 from models import ModelError, build
 from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, insert_quantizers, int8_rounding
 from plots.quantization import accuracy_by_bits
@@ -24,8 +23,9 @@ from quantization import Quantize, calibrate
 from quantization.noise import decibels, signal_to_noise
 from quantization.paths import paths
 from quantization.static import scale_and_zero_point
+from recipe import Context, StepError
 from storage import Checkpoint, StorageError, export_onnx, open_onnx, run_onnx
-from training import Context, StepError, Train
+from training import Train
 
 
 @pytest.fixture(scope="module")
@@ -259,8 +259,7 @@ def test_an_operator_without_an_integer_form_is_named():
 
 
 def test_a_file_without_integer_operators_is_refused(folders, monkeypatch):
-    making = sys.modules["experiment.run"]  # the function of its name hides it
-    monkeypatch.setattr(making, "operator_counts", lambda file: {"convolutions": 6, "integer_convolutions": 0})
+    monkeypatch.setattr(runner, "operator_counts", lambda file: {"convolutions": 6, "integer_convolutions": 0})
     recipe = Recipe("digits", (Train("tiny", epochs=1, batch_size=64),)).then(Quantize(images=64))
     with pytest.raises(StorageError, match="no convolution of .* runs on integers"):
         run(recipe)
@@ -300,7 +299,7 @@ def test_identities_last():
 def test_every_path_to_int8_runs(context, monkeypatch):
     torch.manual_seed(0)
     model = build("resnet8", shape=(1, 8, 8), classes=10).eval()
-    monkeypatch.setattr(sys.modules["measurement.latency"], "SECONDS", 0.02)
+    monkeypatch.setattr(timing, "SECONDS", 0.02)
     rows = {row["path"]: row for row in paths(model, context)}
     operators = {name: row["integer_operators"] for name, row in rows.items()}
     assert operators["FP32"] == operators["integer weights only"] == 0

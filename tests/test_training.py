@@ -17,8 +17,9 @@ from data import Batch, Split, load
 from experiment import Recipe
 from models import ModelError
 from quantization import Quantize
+from recipe import Context, StepError
 from storage import Checkpoint
-from training import Context, StepError, Train, TrainingDiverged, fit, loop, one_cycle
+from training import Train, TrainingDiverged, fit, loop, one_cycle
 from training.loop import evaluate, smoothed_cross_entropy
 
 
@@ -189,7 +190,8 @@ KILLED = """
 import dataclasses, os, pathlib, signal, sys, torch
 from data import Split, load
 from storage import Checkpoint
-from training import Context, Train
+from recipe import Context
+from training import Train
 
 class Killed(Checkpoint):
     def save(self, tensors, state):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from data import Batch, Dataset, Split, batches, epoch_seed, normalize
-from training.context import Context
+from recipe import Context
 
 WARMUP = 0.2  # share of the training during which the learning rate rises
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]

@@ -2,14 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from data import epoch_seed
 from models import build, check_model
-from training.context import Context, Step, StepError, check_training, is_number, training_fields
+from recipe import Context, Recipe, Step, StepError, check_training, is_number, training_fields
 from training.loop import fit, smoothed_cross_entropy
 
 
@@ -31,7 +30,7 @@ class Train:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     width: float = 1.0
-    start: Any = None
+    start: Recipe | None = None
 
     def __post_init__(self):
         check_model(self.model, self.width)
@@ -44,7 +43,7 @@ class Train:
             raise StepError("Train starts a recipe: to train on from one, give it as start")
         if self.start is None:
             return
-        first = getattr(self.start, "steps", (None,))[-1]  # recipes are of a room below
+        first = self.start.steps[-1] if isinstance(self.start, Recipe) else None
         if not isinstance(first, Train):
             raise StepError(f"start is a recipe that Train made, not {getattr(self.start, 'label', self.start)}")
         if (self.model, self.width) != (first.model, first.width):
@@ -64,7 +63,7 @@ class Train:
         return round_weights(model)
 
 
-def _further(model: nn.Module, start: Any, context: Context) -> tuple[nn.Module, Context]:
+def _further(model: nn.Module, start: Recipe, context: Context) -> tuple[nn.Module, Context]:
     """The model with the weights of `start`, and a context whose batches those weights have not seen."""
     if start.dataset != context.dataset.name:
         raise StepError(

@@ -19,10 +19,11 @@ from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
 from combination.joint import Joint
-from combination.recommend import pareto_front
+from combination.recommendation import pareto_front
 from data import load
-from experiment import Recipe, make
+from experiment import make
 from experiment.records import artifacts_folder
+from recipe import Recipe
 from storage import save_archive
 from training import evaluate
 

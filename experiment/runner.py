@@ -16,10 +16,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from data import Dataset, load
-from experiment.recipe import Recipe
 from experiment.records import artifacts_folder, current_commit, read_record, results_folder, write_record
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
-from measurement.latency import hardware
+from measurement.timing import hardware
+from recipe import Context, Recipe
 from storage import (
     Checkpoint,
     StorageError,
@@ -33,7 +33,6 @@ from storage import (
     sha256,
     weights_checksum,
 )
-from training import Context
 
 PACKAGES = ("torch", "onnxruntime", "numpy")
 # Bytes of an archive that is kept beside its record, at most; a base's too, since everything else is made from it.

@@ -1,51 +1,16 @@
-"""What a step is, and what it is given."""
+"""What the hyperparameters of steps may be."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import nn
-
-from data import Dataset
-from storage import Checkpoint
+from collections.abc import Collection
+from typing import Any
 
 
 class StepError(Exception):
     """A step that cannot be taken: a hyperparameter out of range, or a step that cannot follow the one before."""
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a step may use besides the model: the data, the seed, the device, and a place to keep a training's state.
-
-    `make` gives the model of another recipe, a teacher for instance; `cache` is a folder for what can be made again.
-    `log` is what the step tells the record of its making: curves, seconds, images per second.
-    """
-
-    dataset: Dataset
-    seed: int
-    device: torch.device
-    checkpoint: Checkpoint
-    make: Callable[[Any], nn.Module]
-    cache: Path
-    log: dict = field(default_factory=dict)
-
-
-class Step(Protocol):
-    """A frozen dataclass whose fields are the hyperparameters. It raises StepError where one is out of range."""
-
-    def follows(self, previous: "Step | None") -> None:
-        """Raise StepError where this step cannot come after `previous` (None: at the start of a chain)."""
-
-    def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        """Turn a model into a model. `model` may be changed in place."""
-
-
-def training_fields(step: Step) -> dict:
+def training_fields(step: Any) -> dict:
     """The four fields that every step that trains has, by name, as `check_training` and `fit` take them."""
     return {name: getattr(step, name) for name in ("epochs", "learning_rate", "batch_size", "weight_decay")}
 
@@ -71,7 +36,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def refuse_unused(step: Step, names: Collection[str], why: str) -> None:
+def refuse_unused(step: Any, names: Collection[str], why: str) -> None:
     """Raise StepError where one of these fields is set, which change nothing here: it was meant to change something."""
     for own in dataclasses.fields(step):
         if own.name in names and getattr(step, own.name) != own.default:

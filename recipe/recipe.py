@@ -1,15 +1,47 @@
-"""How a model is made, as a value: a data set, a seed, and a chain of steps."""
+"""How a model is made, as a value: a data set, a seed, and a chain of steps; and what a step is given."""
 
 import dataclasses
 import hashlib
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from data import check_dataset
-from training import Step, StepError
+import torch
+from torch import nn
+
+from data import Dataset, check_dataset
+from recipe.checks import StepError
+from storage import Checkpoint
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step may use besides the model: the data, the seed, the device, and a place to keep a training's state.
+
+    `make` gives the model of another recipe, a teacher for instance; `cache` is a folder for what can be made again.
+    `log` is what the step tells the record of its making: curves, seconds, images per second.
+    """
+
+    dataset: Dataset
+    seed: int
+    device: torch.device
+    checkpoint: Checkpoint
+    make: Callable[["Recipe"], nn.Module]
+    cache: Path
+    log: dict = dataclasses.field(default_factory=dict)
+
+
+class Step(Protocol):
+    """A frozen dataclass whose fields are the hyperparameters. It raises StepError where one is out of range."""
+
+    def follows(self, previous: "Step | None") -> None:
+        """Raise StepError where this step cannot come after `previous` (None: at the start of a chain)."""
+
+    def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
+        """Turn a model into a model. `model` may be changed in place."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from combination.recommend import candidates, pareto_front
+from combination.recommendation import candidates, pareto_front
 from combination.words import plain
 from experiment import percent, seeds_in_words
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from combination.compared import compared, points
-from combination.recommend import candidates
+from combination.comparison import compared, points
+from combination.recommendation import candidates
 from combination.reported import as_the_study
 from combination.words import bits_in_words, plain
 from experiment import percent, published_study
