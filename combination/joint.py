@@ -15,7 +15,7 @@ from models.quantized import insert_quantizers
 from pruning import Prune, Pruner
 from quantization import Quantize, calibrate, qat
 from quantization.weights import Bits, bits_by_layer
-from recipe import Context, Recipe, Step, StepError, check_training, is_number, training_fields
+from recipe import Context, Recipe, Step, StepError, check_training, is_number, plain_fields, training_fields
 from training import fit, fresh
 
 
@@ -54,6 +54,7 @@ class Joint:
     makes_integers: ClassVar[bool] = True
 
     def __post_init__(self):
+        plain_fields(self)
         check_model(self.model, self.width)
         check_recipes("teachers", self.teachers)
         check_teaching(self.temperature, self.alpha, self.views)

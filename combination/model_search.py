@@ -22,7 +22,7 @@ from combination.joint import Joint
 from combination.recommendation import pareto_front
 from data import load
 from experiment import make
-from experiment.records import artifacts_folder
+from experiment.store import artifacts_folder
 from recipe import Recipe
 from storage import save_archive
 from training import evaluate

@@ -14,7 +14,6 @@ from distillation import Distill
 from distillation.study import first_images, student, student_training
 from experiment import kept_table, make, run_table, training_device
 from experiment.chance import overlap
-from measurement import machine
 from pruning.study import pruned
 from quantization.study import trained
 from quantization.weights import Bits
@@ -114,8 +113,8 @@ def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> dict
         scale = len(whole.train) / len(cut.train)
         return [{"epoch": kind, "seconds": scale * seconds} for kind, seconds in medians.items()]
 
-    name = f"joint-seconds-{chain.id}-{together.id}-{ROUNDS}x{BATCHES}-{machine()}"
-    table = kept_table(name, base.dataset, rows)
+    arguments = {"chain": chain.id, "together": together.id, "rounds": ROUNDS, "batches": BATCHES}
+    table = kept_table("joint-seconds", base.dataset, rows, arguments, timed=True)
     return dict(zip(table["epoch"], table["seconds"], strict=True))
 
 

@@ -6,7 +6,7 @@ from combination.comparison import smallest_within
 from combination.recommendation import candidates, pareto_front
 from combination.words import plain
 from experiment import interval, load_records, published_study
-from experiment.records import ROOT
+from experiment.store import ROOT
 
 DATASET = "cifar10"
 PLACE = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)

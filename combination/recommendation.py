@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from combination.words import plain
-from experiment.records import ROOT, archive_path
+from experiment.records import archive_path
+from experiment.store import ROOT
 
 # What a budget may bound, and the record's column and unit. Validation accuracy chooses: the test set only reports.
 BUDGETS = {

@@ -181,7 +181,14 @@ def smallest(base: Recipe, space: Mapping[str, Sequence], *, candidates: int, ep
     first = {key: choices[0] for key, choices in space.items()}
     examples = [_candidate(base, first | {"model": model}, epochs).id for model in space["model"]]
     settings = hashlib.sha256(json.dumps([dict(space), *examples], sort_keys=True).encode()).hexdigest()[:8]
-    table = kept_table(f"search-joint-{base.id}-{candidates}x{epochs}-{settings}", base.dataset, rows)
+    arguments = {
+        "base": base.id,
+        "candidates": candidates,
+        "epochs": epochs,
+        "space": dict(space),
+        "examples": examples,
+    }
+    table = kept_table("search-joint", base.dataset, rows, arguments)
     # layer_bits, which JSON has as lists, are tuples again.
     return table.map(lambda value: tuple(map(tuple, value)) if isinstance(value, list) else value)
 

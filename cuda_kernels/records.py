@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiment.records import current_commit, results_root
+from experiment.records import current_commit
+from experiment.store import results_root
 from storage import atomic_write
 
 FOLDER = results_root() / "kernels"

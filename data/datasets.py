@@ -1,17 +1,34 @@
 """A data set by name -> uint8 images and labels, split into train, validation and test."""
 
+import dataclasses
+import hashlib
+import importlib.metadata
 import os
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from data.sources import DataError as DataError
-from data.sources import ImageArrays, read_cifar10, read_digits, read_folder
+from data.sources import ImageArrays, cifar10_files, read_cifar10, read_digits, read_folder
 
 # The validation images are chosen by this seed alone, never by a recipe's, so that no recipe trains on an image
 # that another one is chosen by.
 SPLIT_SEED = 20_200
+# The scale of pixels of the data sets whose images never change, by which archives name it.
+PIXELS = {
+    "digits": {
+        "mean": [0.3058705620965542],
+        "std": [0.37617315546155417],
+    },
+    "cifar10": {
+        "mean": [0.4915714898216231, 0.4824110714528867, 0.4470551088473584],
+        "std": [0.24717282326305265, 0.24365689329574428, 0.2617880625149469],
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,11 @@ class Split:
 
     def to(self, device: torch.device | str) -> "Split":
         return Split(self.images.to(device), self.labels.to(device))
+
+    @cached_property
+    def fingerprint(self) -> dict:
+        """`count`, and a piece of the SHA-256 of `images` and of `labels`."""
+        return {"count": len(self), "images": _digest(self.images), "labels": _digest(self.labels)}
 
 
 @dataclass(frozen=True)
@@ -48,7 +70,26 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
-        return tuple(self.train.images.shape[1:])
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def pixels(self) -> dict:
+        """The scale of pixels as a network's description holds it: `mean` and `std` per channel."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+    def on_scale(self, pixels: Mapping | None) -> "Dataset":
+        """The same images, normalized as the network was trained whose `pixels` these are (None: as they are now)."""
+        if pixels is None:
+            return self
+        return dataclasses.replace(self, mean=tuple(pixels["mean"]), std=tuple(pixels["std"]))
+
+    @cached_property
+    def fingerprint(self) -> dict:
+        """What the images and labels are, as records keep it: see `changes`."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        own = {name: split.fingerprint for name, split in parts.items()}
+        return {"shape": list(self.shape), "classes": list(self.classes), **own}
 
 
 def load(name: str) -> Dataset:
@@ -66,15 +107,82 @@ def load(name: str) -> Dataset:
     if name == "digits":
         return _split(name, read_digits(), validation_share=0.1, flip=False)
     if name == "cifar10":
-        root = Path(os.environ.get("CIFAR10_ROOT", Path(__file__).parent / "raw"))
-        return _split(name, read_cifar10(root), validation_share=0.1, flip=True)
-    return _split(name, read_folder(Path(name.removeprefix("folder:"))), validation_share=0.1, flip=True)
+        return _split(name, read_cifar10(_cifar10_root()), validation_share=0.1, flip=True)
+    return _split(name, read_folder(folder_of(name)), validation_share=0.1, flip=True)
 
 
 def check_dataset(name: str) -> None:
     """Raise DataError where no data set has that name, before anything is looked for or trained under it."""
-    if name not in ("digits", "cifar10") and not str(name).startswith("folder:"):
+    if name in ("digits", "cifar10"):
+        return
+    if not isinstance(name, str) or not name.startswith("folder:"):
         raise DataError(f"unknown data set {name!r}: use 'digits', 'cifar10' or 'folder:PATH'")
+    if not folder_of(name).name:
+        raise DataError(f"{name!r} names no folder: write 'folder:PATH' with the folder of the images")
+
+
+def folder_of(name: str) -> Path:
+    """The absolute path of a `folder:PATH`; `~` is the home folder. Links stay: their names count."""
+    return Path(os.path.abspath(os.path.expanduser(name.removeprefix("folder:"))))
+
+
+def identity(name: str) -> str:
+    """The name under which records know a data set: of a folder its last part, the same wherever it lies."""
+    return f"folder:{unicodedata.normalize('NFC', folder_of(name).name)}" if name.startswith("folder:") else name
+
+
+def signature(name: str) -> str | None:
+    """What tells, without reading them, whether a data set's files are still those; None where they are not here.
+
+    Made of paths, sizes and times. The digits come with scikit-learn, whose version stands for them.
+    """
+    if name == "digits":
+        return f"scikit-learn {importlib.metadata.version('scikit-learn')}"
+    root = _cifar10_root() if name == "cifar10" else folder_of(name)
+    files = cifar10_files(root) if name == "cifar10" else [path for path in root.rglob("*") if path.is_file()]
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        stat = path.stat()
+        digest.update(os.fsencode(path.relative_to(root)) + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def changes(then: Mapping, now: Mapping, parts: tuple[str, ...] = ("train", "validation", "test")) -> str | None:
+    """What differs between two fingerprints, in words; None if nothing does.
+
+    `120 test images now, 30 then`; `other training images`; `the classes are cat, dog now, they were dog, cat`.
+    """
+    names = {"train": "training", "validation": "validation", "test": "test"}
+    if list(then["shape"]) != list(now["shape"]):
+        return f"images of shape {tuple(now['shape'])} now, {tuple(then['shape'])} then"
+    if list(then["classes"]) != list(now["classes"]):
+        return f"the classes are {_short(now['classes'])} now, they were {_short(then['classes'])}"
+    found = []
+    for part in parts:
+        old, new = then[part], now[part]
+        if old["count"] != new["count"]:
+            found.append(f"{new['count']:,} {names[part]} images now, {old['count']:,} then")
+        elif old["images"] != new["images"]:
+            found.append(f"other {names[part]} images")
+        elif old["labels"] != new["labels"]:
+            found.append(f"other labels of {names[part]} images")
+    return "; ".join(found) or None
+
+
+def _short(classes: list[str]) -> str:
+    return ", ".join(classes[:6]) + (f" and {len(classes) - 6} more" if len(classes) > 6 else "")
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def _cifar10_root() -> Path:
+    return Path(os.environ.get("CIFAR10_ROOT") or Path(__file__).parent / "raw")
 
 
 def _split(name: str, arrays: ImageArrays, validation_share: float, flip: bool) -> Dataset:

@@ -59,6 +59,14 @@ def read_cifar10(root: Path) -> ImageArrays:
     return ImageArrays(train_images, train_labels, test_images, test_labels, CIFAR10_CLASSES)
 
 
+def cifar10_files(root: Path) -> list[Path]:
+    """The files that CIFAR-10 would be read from: torchvision's batches, or else the Parquet files."""
+    batches = root / "cifar-10-batches-py"
+    if batches.is_dir():
+        return [path for path in batches.iterdir() if path.is_file()]
+    return [path for kind in ("train", "test") for path in root.rglob(f"{kind}-*.parquet")]
+
+
 def _read_cifar10_batches(root: Path) -> ImageArrays:
     from torchvision.datasets import CIFAR10
 

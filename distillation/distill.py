@@ -8,7 +8,7 @@ from distillation.ensemble import Ensemble, check_recipes
 from distillation.features import KINDS, Guided
 from distillation.teacher import Teacher, taught
 from models import check_model
-from recipe import Context, Recipe, Step, StepError, check_training, is_number, training_fields
+from recipe import Context, Recipe, Step, StepError, check_training, is_number, plain_fields, training_fields
 from training import fit, fresh, round_weights
 
 
@@ -40,6 +40,7 @@ class Distill:
     views: int | None = None
 
     def __post_init__(self):
+        plain_fields(self)
         check_model(self.model, self.width)
         check_recipes("teachers", self.teachers)
         check_training(**training_fields(self))

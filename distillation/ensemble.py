@@ -12,7 +12,7 @@ from torch import nn
 
 from data import Dataset, normalize
 from models import combine
-from recipe import Context, Recipe, Step, StepError, refuse_unused
+from recipe import Context, Recipe, Step, StepError, plain_fields, refuse_unused
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Ensemble:
     optimize_weights: bool = False
 
     def __post_init__(self):
+        plain_fields(self)
         check_recipes("members", self.members)
         if not self.members:
             raise StepError("an ensemble needs members: give it recipes")

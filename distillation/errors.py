@@ -36,7 +36,7 @@ def diversity(members: Mapping[str, Recipe]) -> pd.DataFrame:
             for one, other in combinations(members, 2)
         ]
 
-    return kept_table(f"diversity-{_names(members)}", dataset, rows)
+    return kept_table("diversity", dataset, rows, {"models": _ids(members)})
 
 
 def confusions(recipes: Mapping[str, Recipe]) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def confusions(recipes: Mapping[str, Recipe]) -> pd.DataFrame:
             ]
         return found
 
-    return kept_table(f"confusions-{_names(recipes)}", first.dataset, rows)
+    return kept_table("confusions", first.dataset, rows, {"models": _ids(recipes)})
 
 
 def changed_errors(confusion: pd.DataFrame, one: str, other: str) -> str:
@@ -81,8 +81,8 @@ def _answers(recipe: Recipe) -> np.ndarray:
     return torch.cat([model(part).argmax(1) for part in parts]).numpy()
 
 
-def _names(recipes: Mapping[str, Recipe]) -> str:
-    return "-".join(f"{name}-{recipe.id}" for name, recipe in recipes.items())
+def _ids(recipes: Mapping[str, Recipe]) -> dict[str, str]:
+    return {name: recipe.id for name, recipe in recipes.items()}
 
 
 def _images(count: int, which: str = "") -> str:

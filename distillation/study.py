@@ -14,7 +14,7 @@ from distillation.ensemble import Ensemble
 from distillation.teacher import Teacher, taught
 from experiment import batch_size, beside_published, kept_table, make, percent, training_device, validated
 from experiment.chance import overlap
-from measurement import cost, machine
+from measurement import cost
 from models import build
 from recipe import Context, Recipe, training_fields
 from storage import Checkpoint
@@ -150,15 +150,15 @@ def against_ensembles(base: Recipe, members: Sequence[str], parameters: int, mac
 
 def width_of(dataset: str, model: str, parameters: int) -> float:
     """The width, in hundredths, at which a network comes nearest to so many parameters."""
-    return _width(f"width-{model}-{parameters}", dataset, model, "parameters", parameters)
+    return _width(dataset, model, "parameters", parameters)
 
 
 def width_of_macs(dataset: str, model: str, macs: int) -> float:
     """The width, in hundredths, at which a network comes nearest to so many multiply-accumulates an image."""
-    return _width(f"width-{model}-macs-{macs}", dataset, model, "macs", macs)
+    return _width(dataset, model, "macs", macs)
 
 
-def _width(name: str, dataset: str, model: str, what: str, target: int) -> float:
+def _width(dataset: str, model: str, what: str, target: int) -> float:
     def rows() -> list[dict]:
         data = load(dataset)
 
@@ -174,7 +174,7 @@ def _width(name: str, dataset: str, model: str, what: str, target: int) -> float
             low, high = (middle, high) if found(middle) <= target else (low, middle)
         return [{"width": min((low, high), key=lambda width: abs(found(width) - target)) / 100}]
 
-    return float(kept_table(name, dataset, rows)["width"][0])
+    return float(kept_table("width", dataset, rows, {"model": model, what: target})["width"][0])
 
 
 def beside_ensemble(compared: pd.DataFrame) -> str:
@@ -238,7 +238,8 @@ def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
         ratios = times.div(times["alone"], axis=0).median()
         return [{"epoch": kind, "seconds": times[kind].median(), "ratio": ratios[kind]} for kind in caches]
 
-    return kept_table(f"epoch-costs-{base.id}-{model}-{machine()}", base.dataset, rows)
+    arguments = {"student": student(base, model).id, "batches": TIMED_BATCHES, "rounds": TIMED_ROUNDS}
+    return kept_table("epoch-costs", base.dataset, rows, arguments, timed=True)
 
 
 def first_images(dataset: Dataset, images: int) -> Dataset:

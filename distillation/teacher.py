@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import nn
@@ -19,8 +18,8 @@ class Teacher:
     """The logits of one model, or the logarithm of the mean probabilities of several, for the batches of a training.
 
     Batches follow from (seed, epoch) alone, so that the logits of an epoch are kept, float32, in a file of this
-    teacher, seed and epoch, and serve the next student at any batch size without a forward pass. Those of other
-    training images, as a folder has them once it has changed, are passed over and replaced.
+    teacher, seed, epoch and training images, and serve the next student at any batch size without a forward pass.
+    The file says inside what it is of, and one of something else is passed over.
     """
 
     def __init__(self, models: Sequence[nn.Module], context: Context):
@@ -44,7 +43,7 @@ class Teacher:
             self.fresh.append(logits.cpu())
             if end + len(batch.labels) > len(self.context.dataset.train):  # the last whole batch
                 self.kept = torch.cat(self.fresh)
-                self._file(batch.epoch).save({"logits": self.kept}, {"teacher": self.checksum, "images": self.images})
+                self._file(batch.epoch).save({"logits": self.kept}, {})
         return logits
 
     @torch.no_grad()
@@ -54,33 +53,17 @@ class Teacher:
             each = [model(images) for model in self.models]
         return each[0].float() if len(each) == 1 else mean_logits(each, torch.full((len(each),), 1 / len(each)))
 
-    @cached_property
-    def images(self) -> str:
-        """Checksum of the training images and their labels; a tenth of a second for CIFAR-10, once a training."""
-        digest = hashlib.sha256()
-        for part in (self.context.dataset.train.images, self.context.dataset.train.labels):
-            digest.update(f"{part.dtype} {list(part.shape)}".encode())
-            digest.update(part.cpu().contiguous().numpy())
-        return digest.hexdigest()
-
     def _open(self, batch: Batch) -> None:
         self.epoch, self.kept, self.fresh = batch.epoch, None, []
         found = self._file(batch.epoch).load()
-        if found is None:
-            return
-        tensors, state = found
-        if state.get("teacher") != self.checksum:
-            raise StepError(f"{self._file(batch.epoch).path} holds another teacher's logits: delete it")
-        # Older files do not say which images they are of. One counts as of these if it has a row for every image that
-        # an epoch of whole batches shows.
-        seen = len(self.context.dataset.train) // len(batch.labels) * len(batch.labels)
-        unsaid = self.images if len(tensors["logits"]) == seen else None
-        if state.get("images", unsaid) == self.images:
-            self.kept = tensors["logits"]
+        self.kept = found[0]["logits"] if found else None
 
     def _file(self, epoch: int) -> Checkpoint:
-        self.context.cache.mkdir(parents=True, exist_ok=True)
-        return Checkpoint(self.context.cache / f"logits-{self.checksum[:16]}-seed{self.context.seed}-epoch{epoch}")
+        """The place of an epoch's logits; of other images, as a folder has them once it has changed, it is another."""
+        data = self.context.dataset.fingerprint["train"]
+        of = {"teacher": self.checksum, "seed": self.context.seed, "epoch": epoch, "images": data}
+        name = f"logits-{self.checksum[:16]}-{data['images'][:8]}-seed{self.context.seed}-epoch{epoch}"
+        return Checkpoint(self.context.cache / name, of)
 
 
 def guided_loss(step: Step, context: Context) -> Loss:
@@ -103,3 +86,5 @@ def _check(model: nn.Module, context: Context) -> None:
             f"the teacher takes images {shape} of {classes} classes, {dataset.name} has {tuple(dataset.shape)} of "
             f"{len(dataset.classes)}: take a teacher of the same data set"
         )
+    if model.spec.get("pixels", dataset.pixels) != dataset.pixels:
+        raise StepError("the teacher was trained on pixels of another scale than its student: take one of these images")

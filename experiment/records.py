@@ -1,9 +1,8 @@
-"""Records: one JSON file each under results/, read back as a DataFrame."""
+"""Records: one JSON file each under results/, read back as a DataFrame; and tables that belong to no one recipe."""
 
 import hashlib
 import json
 import os
-import re
 import subprocess
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,39 +11,19 @@ from typing import Any
 
 import pandas as pd
 
-from data import check_dataset
-from storage import atomic_write
+from data import changes, check_dataset, identity
+from experiment.freshness import fingerprint, outdated_record
+from experiment.store import ROOT, Store, results_folder, slug, write_json
+from measurement import machine
+from recipe import identity_of
 
-NEEDED = {"label", "model", "dataset", "seed", "recipe", "accuracy", "onnx_bytes", "weights_sha256"}
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def results_root() -> Path:
-    """Where all records are: results/, or $RESULTS_DIR."""
-    return Path(os.environ.get("RESULTS_DIR", ROOT / "results"))
+NEEDED = {"label", "model", "dataset", "seed", "recipe", "accuracy", "archive_bytes", "onnx_bytes", "weights_sha256"}
 
 
-def results_folder(dataset: str) -> Path:
-    """Where the records of a data set are: results/NAME, or under $RESULTS_DIR."""
-    return results_root() / slug(dataset)
-
-
-def artifacts_folder(dataset: str) -> Path:
-    """Where weights and ONNX files are kept: artifacts/NAME, or under $ARTIFACTS_DIR."""
-    return Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")) / slug(dataset)
-
-
-def figures_folder() -> Path:
-    """Where charts and exported tables go."""
-    return results_root() / "figures"
-
-
-def archive_path(record: Mapping) -> Path:
-    """The archive of a record's model: beside the record where it is small, else among the artifacts."""
-    beside = results_folder(record["dataset"]) / "models" / f"{record['id']}.nna"
-    if beside.exists():
-        return beside
-    return artifacts_folder(record["dataset"]) / f"{record['id']}-{record['weights_sha256'][:12]}.nna"
+def archive_path(record: Mapping, dataset: str | None = None) -> Path:
+    """The archive of a record's model: beside the record if it is small, else among the artifacts."""
+    store = Store(dataset or record["dataset"], record["id"])
+    return store.committed_archive if store.committed_archive.exists() else store.archive(record["weights_sha256"])
 
 
 def read_record(path: Path) -> dict | None:
@@ -53,18 +32,29 @@ def read_record(path: Path) -> dict | None:
         record = json.loads(path.read_text())
         if not isinstance(record, dict) or record.get("id") != path.stem or not record.keys() >= NEEDED:
             raise ValueError("not a whole record of that name")
+        if identity_of(record["recipe"]) != path.stem:
+            raise ValueError("its recipe is another than its name says")
+        if record.keys() & {"seal", "made_of"} and record.get("seal") != _seal(record):  # older ones have neither
+            raise ValueError("it was changed since it was written")
         return record
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         warnings.warn(f"{path} is no readable record ({error}): passed over", stacklevel=2)
         return None
 
 
-def write_record(path: Path, record: dict) -> None:
-    """Write a record, whole or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+def write_record(path: Path, record: dict) -> dict:
+    """Write a record, whole or not at all, and give it back with its seal."""
+    sealed = {key: value for key, value in record.items() if key != "seal"}
+    sealed["seal"] = _seal(sealed)
+    write_json(path, sealed)
+    return sealed
+
+
+def _seal(written: Mapping) -> str:
+    """Checksum of all the rest of a record or table."""
+    return _digest({key: value for key, value in written.items() if key != "seal"})
 
 
 def load_records(dataset: str) -> pd.DataFrame:
@@ -72,14 +62,23 @@ def load_records(dataset: str) -> pd.DataFrame:
 
     Rows are sorted by model and size. Records that differ in nothing but seeds share a label; where other recipes have
     the same one (a network trained for another time, for instance), a piece of a hash tells them apart. Damaged files
-    are passed over with a warning.
+    are passed over with a warning, and so are records of other images or networks than those at hand.
 
     Raises:
         DataError: the name is unknown; one that is known and has no records gives an empty table.
     """
     check_dataset(dataset)
-    files = sorted(results_folder(dataset).glob("*.json"))
-    records = [record for record in map(read_record, files) if record is not None and record["dataset"] == dataset]
+    found = [read_record(path) for path in sorted(results_folder(dataset).glob("*.json"))]
+    records = [record for record in found if record is not None and record["dataset"] == identity(dataset)]
+    reasons = {record["id"]: outdated_record(record, dataset) for record in records}
+    if left_out := [f"{key} ({why})" for key, why in reasons.items() if why]:
+        warnings.warn(
+            f"{len(left_out)} of {len(records)} records of {dataset} are not of what is at hand, and left out: "
+            f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}; `python -m experiment set-aside "
+            f"{dataset}` puts them away",
+            stacklevel=2,
+        )
+    records = [record for record in records if not reasons[record["id"]]]
     if not records:
         return pd.DataFrame(columns=["id", "label", "seed", "accuracy", "onnx_bytes"])
     frame = told_apart(records)
@@ -115,24 +114,65 @@ def current_commit() -> str | None:
         return None
 
 
-def kept_table(name: str, dataset: str, make: Callable[[], list[dict]]) -> pd.DataFrame:
+def kept_table(
+    name: str,
+    dataset: str,
+    make: Callable[[], list[dict]],
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    timed: bool = False,
+) -> pd.DataFrame:
     """A table of measurements that belong to no recipe, read back from results/DATASET/tables or made and kept there.
 
-    `name` says all that the rows depend on. `make` gives the rows, of values that JSON can say.
+    Args:
+        name: what is measured; `arguments` are all that the rows depend on besides the data set and, where `timed`,
+            the machine: anything that JSON can say.
+        make: gives the rows, of values that JSON can say.
+        timed: the rows hold times. Those of another machine are shown where none are of this one, unless $MEASURE_HERE
+            is set; `measured_on` says whose they are.
+
+    A table of other images than those at hand is made again.
     """
-    path = results_folder(dataset) / "tables" / f"{slug(name)}.json"
+    key = {"table": name, "arguments": json.loads(json.dumps(arguments or {}))}
+    folder = results_folder(dataset) / "tables"
+    start = f"{slug(name)}-{_digest(key)[:10]}"
+    path = folder / (f"{start}-{_digest(machine())[:6]}.json" if timed else f"{start}.json")
+    own = _read_table(path, key, dataset) if path.exists() else None
+    if own is None and timed and not os.environ.get("MEASURE_HERE"):
+        others = (_read_table(other, key, dataset) for other in sorted(folder.glob(f"{start}-*.json")) if other != path)
+        own = next((table for table in others if table is not None), None)
+    if own is None:
+        own = key | {"machine": machine() if timed else None, "rows": make()}
+        own["data"] = fingerprint(dataset)
+        own["seal"] = _seal(own)
+        write_json(path, own)
+    table = pd.DataFrame(own["rows"])
+    table.attrs["machine"] = own["machine"]
+    return table
+
+
+def measured_on(table: pd.DataFrame) -> str:
+    """Where the times of a kept table are of: `measured on this machine`, or `measured on another one: ...`."""
+    whose = table.attrs["machine"]
+    return "measured on this machine" if whose == machine() else f"measured on another machine: {whose}"
+
+
+def _read_table(path: Path, key: Mapping, dataset: str) -> dict | None:
+    """A kept table, or None with a warning if it is damaged, of other arguments, or of other images."""
     try:
-        return pd.DataFrame(json.loads(path.read_text()))
-    except FileNotFoundError:
-        pass
-    except ValueError as error:
-        warnings.warn(f"{path} is no readable table ({error}): made again", stacklevel=2)
-    rows = make()
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    return pd.DataFrame(rows)
-
-
-def slug(dataset: str) -> str:
-    """The name of a data set as a file's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", dataset).strip("-.") or "dataset"
+        table = json.loads(path.read_text())
+        if not isinstance(table, dict) or not table.keys() >= {"table", "arguments", "machine", "data", "rows"}:
+            raise ValueError("not a whole table")
+        if table.get("seal") != _seal(table):
+            raise ValueError("it was changed since it was written")
+        if not isinstance(table["rows"], list) or not all(isinstance(row, dict) for row in table["rows"]):
+            raise ValueError("its rows are no rows")
+        if any(table[name] != value for name, value in key.items()):
+            raise ValueError("it is of other arguments")
+        now = fingerprint(dataset)
+        if table["data"] and now and (why := changes(table["data"], now)):
+            raise ValueError(f"it is of other images: {why}")
+        return table
+    except (ValueError, OSError, KeyError, TypeError, RecursionError) as error:
+        warnings.warn(f"{path} is no table to read back ({error}): made again", stacklevel=3)
+        return None

@@ -1,14 +1,14 @@
 """What the notebooks share: the base recipes, the table of records, and the published study's figures."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from data import check_dataset, load
-from experiment.records import ROOT, figures_folder, kept_table, slug, told_apart
+from experiment.records import kept_table, told_apart
 from experiment.runner import make, run_all
+from experiment.store import ROOT, figures_folder, slug
 from recipe import Recipe
 from storage import atomic_write
 from training import Train, evaluate
@@ -46,13 +46,13 @@ def validated(name: str, cases: Iterable[tuple[dict, Recipe]]) -> pd.DataFrame:
     """A row a case, kept as a table: some words about it, and the `accuracy` (0..1) on the images that choose."""
     cases = list(cases)
     dataset = cases[0][1].dataset
-    ids = hashlib.sha256("".join(recipe.id for _, recipe in cases).encode()).hexdigest()[:12]
 
     def rows() -> list[dict]:
         data = load(dataset)
         return [words | {"accuracy": evaluate(make(recipe), data, data.validation)} for words, recipe in cases]
 
-    return kept_table(f"{name}-{ids}", dataset, rows)
+    asked = [{"words": words, "recipe": recipe.id} for words, recipe in cases]
+    return kept_table(name, dataset, rows, {"cases": asked})
 
 
 def percent(record: Mapping) -> str:

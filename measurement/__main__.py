@@ -20,8 +20,9 @@ def main() -> int:
         dataset = load(arguments.dataset)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
-            export_with_scale(load_archive(arguments.file), file, dataset)
-            share = accuracy(open_onnx(file), dataset, dataset.test)
+            model = load_archive(arguments.file)
+            export_with_scale(model, file, dataset)
+            share = accuracy(open_onnx(file), dataset.on_scale(model.spec.get("pixels")), dataset.test)
     except (StorageError, DataError, ModelError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -4,5 +4,17 @@ from models.channels import channel_table
 from models.errors import ModelError
 from models.registry import ARCHITECTURES, build, check_model, combine, rebuild
 from models.resnet import ResNet
+from models.structure import OnPaper, structure
 
-__all__ = ["ARCHITECTURES", "ModelError", "ResNet", "build", "channel_table", "check_model", "combine", "rebuild"]
+__all__ = [
+    "ARCHITECTURES",
+    "ModelError",
+    "OnPaper",
+    "ResNet",
+    "build",
+    "channel_table",
+    "check_model",
+    "combine",
+    "rebuild",
+    "structure",
+]

@@ -28,6 +28,9 @@ ARCHITECTURES: dict[str, Callable[[Shape, int, float], nn.Module]] = {
 def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """Build a network with fresh weights from torch's global random state.
 
+    Its `spec` says which it is. Whoever trains it adds `pixels`, the scale (`mean` and `std` per channel, of pixels
+    from 0 to 1) on which it sees images: that belongs to the network, as its weights do.
+
     Args:
         name: one of `ARCHITECTURES`.
         shape: channels, height and width of an image.
@@ -54,20 +57,32 @@ def check_model(name: str, width: float) -> None:
 
 
 def combine(members: list[nn.Module]) -> nn.Module:
-    """The ensemble of networks of the same images and classes, all weighted alike."""
+    """The ensemble of networks of the same images and classes, all weighted alike.
+
+    Raises:
+        ModelError: the members were trained on pixels of different scales.
+    """
     model = Ensemble(members)
     first = members[0].spec
-    specs = [member.spec for member in members]
+    if any(member.spec.get("pixels") != first.get("pixels") for member in members):
+        raise ModelError("the members of an ensemble were trained on pixels of different scales: train them on one")
+    specs = [{key: value for key, value in member.spec.items() if key != "pixels"} for member in members]
     model.spec = {"architecture": "ensemble", "shape": first["shape"], "classes": first["classes"], "members": specs}
+    if "pixels" in first:
+        model.spec["pixels"] = first["pixels"]
     return model
 
 
 def rebuild(spec: dict) -> nn.Module:
     """Build the network that a `model.spec` describes, quantizers included; its weights are to be loaded into it."""
+    own = {"pixels": spec["pixels"]} if "pixels" in spec else {}
     if "members" in spec:
-        return combine([rebuild(member) for member in spec["members"]])
+        model = combine([rebuild(member) for member in spec["members"]])
+        model.spec |= own
+        return model
     shape, width = tuple(spec["shape"]), spec.get("width", 1.0)
     model = build(spec["architecture"], shape=shape, classes=spec["classes"], width=width)
+    model.spec |= own
     if "channels" in spec:
         cut(model, spec["channels"]).spec["channels"] = spec["channels"]
     return insert_quantizers(model) if spec.get("quantized") else model

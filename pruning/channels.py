@@ -15,7 +15,17 @@ from measurement import cost
 from models import channel_table
 from pruning.criteria import lookahead
 from pruning.graph import layer_graph
-from recipe import Context, Recipe, Step, StepError, check_training, check_whole, is_number, training_fields
+from recipe import (
+    Context,
+    Recipe,
+    Step,
+    StepError,
+    check_training,
+    check_whole,
+    is_number,
+    plain_fields,
+    training_fields,
+)
 from training import fit, round_weights
 
 Importance = dict[str, torch.Tensor]
@@ -55,6 +65,7 @@ class PruneChannels:
     alpha: float = 0.9
 
     def __post_init__(self):
+        plain_fields(self)
         if not (is_number(self.macs) and 0 < self.macs < 1):
             raise StepError(f"macs is the share to keep, above 0 and below 1, not {self.macs!r}: write 0.5 for half")
         if self.criterion not in CHANNEL_CRITERIA:

@@ -20,6 +20,7 @@ from recipe import (
     check_training,
     check_whole,
     is_number,
+    plain_fields,
     refuse_unused,
     training_fields,
 )
@@ -61,6 +62,7 @@ class Prune:
     rewind_to: Recipe | None = None
 
     def __post_init__(self):
+        plain_fields(self)
         for what, name, known in (
             ("criterion", self.criterion, CRITERIA),
             ("scope", self.scope, ("global", "layer")),
@@ -166,7 +168,7 @@ class Pruner:
             earlier = fresh(spec["architecture"], spec.get("width", 1.0), self.context)
         else:
             earlier = self.context.make(self.step.rewind_to)
-        if earlier.spec != spec:
+        if {**earlier.spec, "pixels": None} != {**spec, "pixels": None}:  # networks from before have none
             raise StepError(f"rewind_to makes another network ({self.step.rewind_to.label}) than the one it prunes")
         self.model.load_state_dict(earlier.state_dict())
         self._hold()

@@ -29,7 +29,8 @@ def timed_products(base: Recipe, densities: Sequence[float], batch: int = 16) ->
         shapes = _product_shapes(make(base), batch)
         return [row for layer, shape in shapes.items() for row in _times(layer, *shape, densities)]
 
-    return kept_table(f"csr-{base.id}-{batch}-{'-'.join(map(str, densities))}", base.dataset, rows)
+    arguments = {"base": base.id, "batch": batch, "densities": list(densities)}
+    return kept_table("csr", base.dataset, rows, arguments, timed=True)
 
 
 def crossovers(products: pd.DataFrame) -> pd.DataFrame:

@@ -109,7 +109,8 @@ def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
                 found.append(words | {"accuracy": accuracy, "recalibrated": anew})
         return found
 
-    return kept_table(f"pruned-alone-{base.id}-{'-'.join(map(str, (*values, *CRITERIA)))}", base.dataset, rows)
+    arguments = {"base": base.id, "sparsities": list(values), "criteria": list(CRITERIA)}
+    return kept_table("pruned-alone", base.dataset, rows, arguments)
 
 
 def recalibrated(model: nn.Module, dataset: Dataset, seed: int, images: int = 2048) -> nn.Module:
@@ -183,7 +184,7 @@ def layer_sensitivity(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
             layer.module.weight.data.copy_(weight)
         return found
 
-    return kept_table(f"pruning-sensitivity-{base.id}-{'-'.join(map(str, values))}", base.dataset, rows)
+    return kept_table("pruning-sensitivity", base.dataset, rows, {"base": base.id, "sparsities": list(values)})
 
 
 def densities(recipe: Recipe) -> pd.DataFrame:
@@ -199,7 +200,7 @@ def densities(recipe: Recipe) -> pd.DataFrame:
             for name, layer in layer_graph(make(recipe)).items()
         ]
 
-    return kept_table(f"density-{recipe.id}", recipe.dataset, rows)
+    return kept_table("density", recipe.dataset, rows, {"model": recipe.id})
 
 
 def neighbours(base: Recipe) -> pd.DataFrame:
@@ -214,7 +215,7 @@ def neighbours(base: Recipe) -> pd.DataFrame:
             for layer in layer_graph(make(base)).values()
         ]
 
-    return kept_table(f"graph-{base.id}", base.dataset, rows)
+    return kept_table("graph", base.dataset, rows, {"model": base.id})
 
 
 def scoring_costs(base: Recipe, criteria: Sequence[str], widths: Sequence[float]) -> pd.DataFrame:
@@ -232,7 +233,8 @@ def scoring_costs(base: Recipe, criteria: Sequence[str], widths: Sequence[float]
                 found.append({"width": width, "parameters": count, "criterion": name, "seconds": seconds})
         return found
 
-    return kept_table(f"scoring-{base.id}-{'-'.join(map(str, (*criteria, *widths)))}", base.dataset, rows)
+    arguments = {"base": base.id, "criteria": list(criteria), "widths": list(widths)}
+    return kept_table("scoring", base.dataset, rows, arguments, timed=True)
 
 
 def _training(base: Recipe) -> dict:

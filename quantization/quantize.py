@@ -20,6 +20,7 @@ from recipe import (
     check_training,
     check_whole,
     is_number,
+    plain_fields,
     refuse_unused,
     training_fields,
 )
@@ -61,6 +62,7 @@ class Quantize:
     makes_integers: ClassVar[bool] = True  # so no step that changes weights can follow
 
     def __post_init__(self):
+        plain_fields(self)
         if self.mode not in ("static", "qat"):
             raise StepError(f"unknown quantization mode {self.mode!r}: use 'static' or 'qat'")
         check_layer_bits(self.layer_bits)

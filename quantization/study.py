@@ -9,7 +9,6 @@ import torch
 from data import load, normalize
 from experiment import batch_size, beside_published, kept_table, make, run_table, seeds_in_words
 from experiment.chance import alike
-from measurement import machine
 from quantization.mixed import allocate, sensitivity
 from quantization.noise import signal_to_noise
 from quantization.paths import PATHS, paths
@@ -81,11 +80,13 @@ def by_width(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).round(2)
 
 
-def layer_sensitivity(base: Recipe) -> pd.DataFrame:
+def layer_sensitivity(base: Recipe, images: int = 1000) -> pd.DataFrame:
     """`sensitivity` of the base's layers, kept as a table."""
     bits = (*CANDIDATES, 8)
-    name = f"sensitivity-{base.id}-{'-'.join(map(str, bits))}"
-    return kept_table(name, base.dataset, lambda: sensitivity(make(base), load(base.dataset), bits))
+    arguments = {"base": base.id, "bits": list(bits), "images": images}
+    return kept_table(
+        "sensitivity", base.dataset, lambda: sensitivity(make(base), load(base.dataset), bits, images), arguments
+    )
 
 
 def noise(base: Recipe, step: Quantize | None = None, images: int = 200) -> pd.DataFrame:
@@ -96,7 +97,7 @@ def noise(base: Recipe, step: Quantize | None = None, images: int = 200) -> pd.D
         dataset = load(dataset_name)
         return signal_to_noise(make(base), make(recipe), normalize(dataset.validation.images[:images], dataset))
 
-    return kept_table(f"noise-{recipe.id}-{images}", dataset_name, rows)
+    return kept_table("noise", dataset_name, rows, {"model": recipe.id, "images": images})
 
 
 def ways(base: Recipe) -> pd.DataFrame:
@@ -106,7 +107,7 @@ def ways(base: Recipe) -> pd.DataFrame:
         nowhere = Checkpoint(None)
         return paths(make(base), Context(load(base.dataset), base.seed, torch.device("cpu"), nowhere, make, cache=None))
 
-    return kept_table(f"paths-{len(PATHS)}-{base.id}-{machine()}", base.dataset, rows)
+    return kept_table("paths", base.dataset, rows, {"base": base.id, "paths": list(PATHS)}, timed=True)
 
 
 def mixed(base: Recipe, average: int = 3) -> Recipe:

@@ -2,12 +2,40 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
+
+import numpy as np
 
 
 class StepError(Exception):
     """A step that cannot be taken: a hyperparameter out of range, or a step that cannot follow the one before."""
+
+
+def plain_fields(step: Any) -> None:
+    """Turn the fields of a frozen dataclass into plain Python values, as loops over arrays and tables give others.
+
+    numpy's numbers become Python's, lists tuples, a mapping its sorted pairs. Whole numbers become floats if the
+    field's default is a float, and the other way round, so that `width=2` and `width=2.0` are one recipe.
+    """
+    for own in dataclasses.fields(step):
+        value = plain(getattr(step, own.name))
+        if isinstance(own.default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        elif type(own.default) is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        object.__setattr__(step, own.name, value)
+
+
+def plain(value: Any) -> Any:
+    """A value without numpy's types: `np.int64(3)` is 3, a list a tuple, a mapping a tuple of its sorted pairs."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return tuple(sorted((plain(key), plain(own)) for key, own in value.items()))
+    if isinstance(value, list | tuple | np.ndarray):
+        return tuple(plain(own) for own in value)
+    return value
 
 
 def training_fields(step: Any) -> dict:

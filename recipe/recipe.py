@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from data import Dataset, check_dataset
-from recipe.checks import StepError
+from data import Dataset, check_dataset, folder_of, identity
+from recipe.checks import StepError, plain
 from storage import Checkpoint
 
 
@@ -59,6 +59,11 @@ class Recipe:
 
     def __post_init__(self):
         check_dataset(self.dataset)
+        if self.dataset.startswith("folder:"):  # the same wherever it is written down
+            object.__setattr__(self, "dataset", f"folder:{folder_of(self.dataset)}")
+        object.__setattr__(self, "seed", _seed(self.seed))
+        if isinstance(self.steps, list):
+            object.__setattr__(self, "steps", tuple(self.steps))
         if not isinstance(self.steps, tuple):
             raise StepError(f"steps must be a tuple of steps, (a,) or (a, b), not {reprlib.repr(self.steps)}")
         if not self.steps:
@@ -103,8 +108,12 @@ class Recipe:
         return dataclasses.replace(self, steps=self.steps[:length])
 
     def describe(self) -> dict:
-        """The recipe as JSON values, fields at their default left out."""
-        return {"dataset": self.dataset, "seed": self.seed, "steps": [_describe(step) for step in self.steps]}
+        """The recipe as JSON values, fields at their default left out; of a folder of images, its name alone."""
+        return _describe(self, whole=False)
+
+    def resolved(self) -> dict:
+        """The recipe as JSON values with every field, also those at their default: what `id` does not say."""
+        return _describe(self, whole=True)
 
     @property
     def id(self) -> str:
@@ -112,13 +121,55 @@ class Recipe:
 
         Fields that have their default are left out of it, so that a field added later leaves old identities alone.
         """
-        canonical = json.dumps(self.describe(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        return identity_of(self.describe())
+
+    def networks(self) -> dict[str, tuple[str, float]]:
+        """Name and width of each network that is built for this recipe, its teachers and members, by a label."""
+        found: dict[str, tuple[str, float]] = {}
+        for step in self.steps:
+            if hasattr(step, "model"):
+                width = float(getattr(step, "width", 1.0))
+                found[step.model if width == 1 else f"{step.model} of width {width:g}"] = (step.model, width)
+            for _, recipe in _nested(step):
+                found |= recipe.networks()
+        return found
+
+    def files(self) -> dict[str, Path]:
+        """The files that fields of the steps name, by what is written there: what they hold is part of the recipe."""
+        found: dict[str, Path] = {}
+        for step in self.steps:
+            for own in dataclasses.fields(step):
+                value = getattr(step, own.name)
+                if isinstance(value, str | Path) and _is_file(value):
+                    found[str(value)] = Path(value)
+            for _, recipe in _nested(step):
+                found |= recipe.files()
+        return found
 
     @property
     def label(self) -> str:
         """For people: `resnet20 > Quantize`, `resnet18 > Distill(resnet20, epochs=60)`."""
         return " > ".join(_label(step, self.prefix(place) if place else None) for place, step in enumerate(self.steps))
+
+
+def identity_of(description: dict) -> str:
+    """The `id` of a recipe from its `describe()`, as records hold it."""
+    canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _seed(value: Any) -> int:
+    seed = plain(value)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise StepError(f"a seed is a whole number from 0 to 2^64 - 1, not {reprlib.repr(value)}")
+    return seed
+
+
+def _is_file(name: str | Path) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
 
 
 def _label(step: Step, before: Recipe | None) -> str:
@@ -127,14 +178,14 @@ def _label(step: Step, before: Recipe | None) -> str:
     words = []
     for field in dataclasses.fields(step):
         value = getattr(step, field.name)
-        if value == field.default:
+        if value == _default(field):
             continue
         if isinstance(value, tuple) and value and isinstance(value[0], Recipe):
             words.append(" + ".join(recipe.label for recipe in value))
         elif field.name == "layer_bits":  # a pair a layer: too long for people
             words.append("bits by layer")
         else:
-            named = field.default is not dataclasses.MISSING
+            named = _default(field) is not dataclasses.MISSING
             value = "itself" if value == before else value.label if isinstance(value, Recipe) else value
             words.append(f"{field.name}={value}" if named else str(value))
     return type(step).__name__ + (f"({', '.join(words)})" if words else "")
@@ -160,16 +211,25 @@ def _reseeded(value: Any, seed: int) -> Any:
     return value
 
 
-def _describe(value: Any) -> Any:
+def _default(field: dataclasses.Field) -> Any:
+    """A field's default, made by its factory where it has one; MISSING where it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _describe(value: Any, whole: bool) -> Any:
     if isinstance(value, Recipe):
-        return value.describe()
+        steps = [_describe(step, whole) for step in value.steps]
+        return {"dataset": identity(value.dataset), "seed": value.seed, "steps": steps}
     if dataclasses.is_dataclass(value):
         fields = {
-            field.name: _describe(getattr(value, field.name))
+            field.name: _describe(getattr(value, field.name), whole)
             for field in dataclasses.fields(value)
-            if getattr(value, field.name) != field.default
+            if whole or getattr(value, field.name) != _default(field)
         }
         return {"step": type(value).__name__} | fields
+    value = plain(value)
     if isinstance(value, tuple):
-        return [_describe(item) for item in value]
-    return value
+        return [_describe(item, whole) for item in value]
+    return str(value) if isinstance(value, Path) else value

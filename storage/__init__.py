@@ -4,7 +4,7 @@ back and checked."""
 from storage.archive import ArchiveError, archive_table, load_archive, save_archive
 from storage.files import StorageError, atomic_write, sha256
 from storage.onnx_file import export_onnx, export_with_scale, open_onnx, quiet_exporter, run_onnx, runtime_options
-from storage.weights import Checkpoint, load_weights, save_weights, weights_checksum
+from storage.weights import Checkpoint, load_weights, save_weights, weights_checksum, weights_of
 
 __all__ = [
     "ArchiveError",
@@ -24,4 +24,5 @@ __all__ = [
     "save_weights",
     "sha256",
     "weights_checksum",
+    "weights_of",
 ]

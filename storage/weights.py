@@ -1,8 +1,10 @@
-"""Weights as safetensors. The header says which network they belong to and carries their checksum."""
+"""Weights as safetensors. The header says which network they belong to, what they were made of, and their checksum."""
 
+import contextlib
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,18 +15,29 @@ from torch import nn
 from models import ModelError, rebuild
 from storage.files import StorageError, atomic_write
 
+UNSEALED = {"spec", "state", "sha256", "log"}  # the header of files from before there were seals
 
-def save_weights(model: nn.Module, path: Path, log: dict) -> None:
-    """Write a model's weights, its `spec`, and the `log` of how it was made (anything that JSON can say).
+
+def save_weights(model: nn.Module, path: Path, log: dict, of: Mapping | None = None) -> None:
+    """Write a model's weights, its `spec`, the `log` of how it was made and what it is `of` (anything JSON can say).
 
     A tensor whose values all fit bfloat16 is stored as bfloat16: nothing is lost and the file is half as long.
     """
-    _save(_stored(model), {"spec": model.spec}, path, log)
+    _save(_stored(model), {"spec": model.spec}, path, {"log": log, "of": dict(of or {})})
 
 
 def weights_checksum(model: nn.Module) -> str:
-    """SHA-256 of the model's weights and spec; the same before saving and after loading."""
+    """SHA-256 of the model's weights and of its spec without the scale of pixels; the same after saving and loading."""
     return _checksum(_stored(model), {"spec": model.spec})
+
+
+def weights_of(path: Path) -> dict:
+    """What `save_weights` or a checkpoint was told that a file is of, empty if nothing; `sha256` is its checksum.
+
+    Only the header is read. Raises StorageError if the file is missing or damaged.
+    """
+    with _opened(path) as (_, header):
+        return header.get("of", {}) | {"sha256": header["sha256"]}
 
 
 def load_weights(path: Path, checksum: str | None = None) -> tuple[nn.Module, dict]:
@@ -33,8 +46,8 @@ def load_weights(path: Path, checksum: str | None = None) -> tuple[nn.Module, di
     Raises:
         StorageError: the file is missing, damaged, or not the one that `checksum` names.
     """
-    tensors, header, own = _load(path, "spec")
-    if checksum is not None and own != checksum:
+    tensors, header = _load(path, "spec")
+    if checksum is not None and header["sha256"] != checksum:
         raise StorageError(f"{path} holds other weights than its record says: delete it, and it is made again")
     try:
         model = rebuild(header["spec"])
@@ -48,21 +61,30 @@ def load_weights(path: Path, checksum: str | None = None) -> tuple[nn.Module, di
 
 
 class Checkpoint:
-    """What a running training keeps between epochs, so that a killed one goes on."""
+    """What a running training keeps between epochs, so that a killed one goes on.
 
-    def __init__(self, path: Path):
-        self.path = path
+    `of` says which training it is (recipe, data, networks: anything that JSON can say). The file says so too, and one
+    of another training is passed over.
+    """
+
+    def __init__(self, path: Path, of: Mapping | None = None):
+        self.path, self.of = path, of or {}
 
     def save(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
         """Replace what was kept. `state` is anything that JSON can say."""
-        _save({name: tensor.detach().cpu() for name, tensor in tensors.items()}, {"state": state}, self.path)
+        tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        _save(tensors, {"state": state}, self.path, {"of": dict(self.of)})
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict] | None:
-        """What was kept last, or None; a damaged file is passed over with a warning."""
+        """What was kept last, or None; a file that is damaged or of something else is passed over with a warning."""
         if not self.path.exists():
             return None
         try:
-            tensors, header, _ = _load(self.path, "state")
+            tensors, header = _load(self.path, "state")
+            then, now = header.get("of", {}), json.loads(json.dumps(dict(self.of)))
+            if then != now:
+                different = ", ".join(key for key in sorted({*then, *now}) if then.get(key) != now.get(key))
+                raise StorageError(f"{self.path} is of something else than what is asked for (other {different})")
             return tensors, header["state"]
         except StorageError as error:
             warnings.warn(f"{error}; it is passed over, and what it held is computed again", stacklevel=2)
@@ -83,10 +105,11 @@ def _shortest(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _save(tensors: dict[str, torch.Tensor], header: dict, path: Path, log: dict | None = None) -> None:
+def _save(tensors: dict[str, torch.Tensor], covered: dict, path: Path, more: dict) -> None:
     # Copies, because safetensors refuses tensors that share memory.
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    header = header | {"sha256": _checksum(tensors, header), "log": log or {}}
+    header = covered | more | {"sha256": _checksum(tensors, covered)}
+    header["seal"] = _seal(header)
     with atomic_write(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={"header": json.dumps(header)})
@@ -94,24 +117,44 @@ def _save(tensors: dict[str, torch.Tensor], header: dict, path: Path, log: dict 
             raise OSError(str(error)) from error
 
 
-def _load(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict, str]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
+    """The open file and its header, once the header is whole and is what was written."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["header"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        checksum, _ = header["sha256"], header[what]
-    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            if header.keys() - UNSEALED and header["seal"] != _seal(header):
+                raise ValueError("its header was changed")
+            yield file, header
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise StorageError(
             f"{path} is missing or no readable weight file ({error}): delete it, and it is made again"
         ) from None
-    if _checksum(tensors, header) != checksum:
+
+
+def _load(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict]:
+    with _opened(path) as (file, header):
+        covered = {what: header[what]}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if _checksum(tensors, covered) != header["sha256"]:
         raise StorageError(f"{path} is damaged (its checksum differs): delete it, and it is made again")
-    return tensors, header, checksum
+    return tensors, header
 
 
-def _checksum(tensors: dict[str, torch.Tensor], header: dict) -> str:
-    """Of all but the log, which holds times and so differs between two makings of the same weights."""
-    covered = {key: value for key, value in header.items() if key not in ("sha256", "log")}
+def _seal(header: dict) -> str:
+    """Checksum of the header, log included, which the one of the weights leaves out: it holds times."""
+    rest = {key: value for key, value in header.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _checksum(tensors: dict[str, torch.Tensor], covered: dict) -> str:
+    """Of the tensors, and of the spec or state that they go with.
+
+    The scale of pixels is left out: it follows from the images, which are checked by themselves, and the checksums of
+    records are older than it.
+    """
+    if "spec" in covered:
+        covered = {"spec": {key: value for key, value in covered["spec"].items() if key != "pixels"}}
     digest = hashlib.sha256(json.dumps(covered, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()

@@ -21,7 +21,7 @@ from torch import nn
 from combination import Joint
 from data import load, normalize
 from experiment import Recipe, run
-from experiment.records import ROOT
+from experiment.store import ROOT
 from measurement import accuracy
 from measurement.__main__ import main
 from models import ARCHITECTURES, ResNet, build

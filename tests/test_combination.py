@@ -31,7 +31,7 @@ from combination.model_search import STARTUP
 from combination.reported import reported_label
 from distillation import Distill, Ensemble
 from experiment import Recipe, base_recipe, export_table, published_study
-from experiment.records import ROOT
+from experiment.store import ROOT
 from plots import pareto
 from plots.pareto import budget_charts, budget_sliders, pareto_chart, show_recommendation
 from pruning import Prune, PruneChannels

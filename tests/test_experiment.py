@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,18 +20,29 @@ import storage.files
 from combination import Joint
 from data import DataError
 from distillation import Distill, Ensemble
-from experiment import Recipe, base_recipe, beside_published, load_records, make, run, runner
-from experiment.records import ROOT
-from models import ModelError, build
+from experiment import (
+    Recipe,
+    RecordError,
+    base_recipe,
+    beside_published,
+    freshness,
+    load_records,
+    make,
+    run,
+    set_aside,
+)
+from experiment.records import write_record
+from experiment.store import ROOT
+from models import ModelError
 from pruning import Prune, PruneChannels
 from quantization import Quantize
 from recipe import StepError
-from storage import StorageError, save_weights, sha256
+from storage import StorageError, sha256, weights_checksum
 from training import Train
 
 BASE = Recipe("digits", (Train("resnet20", epochs=1, batch_size=64),))
 SETTINGS = ("batch1", "batch1_one_thread", "batch64", "batch64_one_thread")
-CHANGES = ("latency_ms", "train_seconds", "images_per_second", "time")  # what may differ between two makings
+CHANGES = ("latency_ms", "train_seconds", "images_per_second", "time", "seal")  # what may differ between two makings
 
 
 def tiny(**fields) -> Recipe:
@@ -164,7 +175,6 @@ def test_no_recipe_that_was_run_is_refused_since_or_has_another_identity():
         (lambda: Distill("resnet20", width=math.inf), ModelError, "width.* finite, not inf"),
         (lambda: Joint("resnet20", width=math.inf), ModelError, "width.* finite, not inf"),
         (lambda: Recipe("digits", Train("resnet20")), StepError, r"steps must be a tuple of steps, \(a,\)"),
-        (lambda: Recipe("digits", [Train("resnet20")]), StepError, r"steps must be a tuple of steps, \(a,\)"),
         (lambda: BASE.then("prune"), StepError, r"such as Train\('resnet20'\) or Quantize\(\), not 'prune'"),
         (lambda: BASE.then(Prune), StepError, "a step is a value such as"),
         (lambda: BASE.then(BASE), StepError, "a step is a value such as"),
@@ -214,7 +224,7 @@ def test_records_chains_and_repetition(folders, trainings, monkeypatch):
             "accuracy_high", "validation_accuracy", "test_images", "agreement", "parameters", "nonzero_parameters",
             "macs", "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "archive_bytes", "archive_sha256", "operators",
             "latency_ms", "made_on", "train_seconds", "hardware", "versions", "weights_sha256", "onnx_sha256", "commit",
-                "time",
+                "time", "threads", "made_of", "data", "seal",
         } | ({"curves", "images_per_second", "precision"} if record is base else set())  # fmt: skip
         assert set(record["latency_ms"]) == {"contention", *SETTINGS}
         assert record["base"] == base["id"] and record["test_images"] == 359
@@ -225,9 +235,9 @@ def test_records_chains_and_repetition(folders, trainings, monkeypatch):
     def never(*_):
         raise AssertionError("the record was there")
 
-    runner._dataset.cache_clear()
+    freshness._loaded.clear()
     with monkeypatch.context() as context:
-        context.setattr(runner, "load", never)
+        context.setattr(freshness, "load", never)
         assert run(tiny()) == base
     assert len(trainings) == 1
 
@@ -275,19 +285,6 @@ def test_archives_that_do_not_belong_to_the_record(folders, trainings):
     assert len(trainings) == 4
 
 
-def test_an_old_record_gets_its_archive_without_being_measured_again(folders, monkeypatch):
-    results, artifacts = folders
-    record = run(tiny())
-    old = {key: value for key, value in record.items() if not key.startswith("archive")}
-    (results / f"{record['id']}.json").write_text(json.dumps(old))
-    monkeypatch.setattr(runner, "_measure", None)
-    assert run(tiny()) == record
-    (results / f"{record['id']}.json").write_text(json.dumps(old))
-    shutil.rmtree(artifacts)
-    shutil.rmtree(results / "models")
-    assert run(tiny()) == old  # no weights are at hand
-
-
 @pytest.mark.parametrize("reason", ["Read-only file system", "No space left on device"])
 @pytest.mark.parametrize("folder", [0, 1], ids=["results", "artifacts"])
 def test_folders_that_cannot_be_written(folders, monkeypatch, reason, folder):
@@ -312,8 +309,8 @@ def test_recipes_that_differ_in_more_than_seeds_have_labels_of_their_own(folders
     assert first == second != other and all(label.startswith("tiny #") for label in labels)
 
 
-def test_a_model_made_again_with_other_weights_puts_its_old_record_away(folders, trainings, monkeypatch):
-    """And the files of what was made from it: by the next step, for a student, in a teacher's member; no others'."""
+def test_a_model_made_again_with_other_weights_touches_no_other_file(folders, trainings, monkeypatch):
+    """It is said, both weights are named, and putting the record and all that was made from it away is its own call."""
     results, artifacts = folders
     base, integer, other = tiny(), tiny().then(Quantize(images=64)), tiny(epochs=2)
     student = Recipe("digits", (Ensemble((other, base)),)).then(Distill("resnet8"))
@@ -322,20 +319,25 @@ def test_a_model_made_again_with_other_weights_puts_its_old_record_away(folders,
     results.mkdir(parents=True)
     for recipe in (base, *heirs, *strangers):
         own = {"id": recipe.id, "label": recipe.label, "model": "tiny", "dataset": "digits", "seed": recipe.seed}
-        own |= {"recipe": recipe.describe(), "accuracy": 0.5, "onnx_bytes": 1, "weights_sha256": "0" * 64}
-        (results / f"{recipe.id}.json").write_text(json.dumps(own))
-    save_weights(build("resnet8", shape=(1, 8, 8), classes=10), artifacts / f"{integer.id}.safetensors", {})
+        own |= {"recipe": recipe.describe(), "accuracy": 0.5, "onnx_bytes": 1, "archive_bytes": 1}
+        write_record(results / f"{recipe.id}.json", own | {"weights_sha256": "0" * 64})
+    before = {path: path.read_bytes() for path in results.glob("*.json")}
+    with pytest.warns(UserWarning, match=rf"has weights [0-9a-f]{{12}} here, and 0{{12}} in its record {base.id}"):
+        made = weights_checksum(make(base))
+    with pytest.warns(UserWarning, match="what is made from it is of the weights here"):
+        make(integer)
+    assert len(trainings) == 1 and {path: path.read_bytes() for path in results.glob("*.json")} == before
+    with pytest.raises(RecordError, match=rf"{made[:12]} here, and 0{{12}} in its record"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(base, remeasure=True)
 
-    def files(folder: Path, ending: str) -> set[str]:
-        return {file.stem for file in folder.glob(f"*{ending}")}
-
-    monkeypatch.setattr(runner, "_onnx", None)  # a measurement ends there
-    with pytest.warns(UserWarning, match=r"measure it anew; 4 records .* are in .*set_aside now"), suppress(TypeError):
-        run(integer, remeasure=True)
-    assert files(results / "set_aside", ".json") == {recipe.id for recipe in heirs}
-    assert files(results, ".json") == {recipe.id for recipe in strangers}
-    assert files(artifacts / "set_aside", ".safetensors") == {integer.id}
-    assert make(integer).spec["quantized"] and len(trainings) == 1  # not the lost one's weights again
+    assert set(set_aside(base)) == {recipe.id for recipe in (base, *heirs)}
+    assert {path.stem for path in (results / "set_aside").glob("*.json")} == {recipe.id for recipe in (base, *heirs)}
+    assert {path.stem for path in results.glob("*.json")} == {recipe.id for recipe in strangers}
+    assert (artifacts / "set_aside" / f"{integer.id}.safetensors").exists() and not list(
+        artifacts.glob("*.safetensors")
+    )
+    assert run(base)["weights_sha256"] == made
 
 
 # --- Several processes, and death at any moment -----------------------------------------------------------------------

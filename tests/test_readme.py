@@ -9,7 +9,7 @@ import experiment
 from combination import Joint, plain, readme
 from distillation import Distill, Ensemble
 from experiment import Recipe
-from experiment.records import ROOT
+from experiment.store import ROOT
 from pruning import Prune, PruneChannels
 from quantization import Quantize
 from training import Train

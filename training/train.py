@@ -8,7 +8,7 @@ from torch import nn
 
 from data import epoch_seed
 from models import build, check_model
-from recipe import Context, Recipe, Step, StepError, check_training, is_number, training_fields
+from recipe import Context, Recipe, Step, StepError, check_training, is_number, plain_fields, training_fields
 from training.loop import fit, smoothed_cross_entropy
 
 
@@ -33,6 +33,7 @@ class Train:
     start: Recipe | None = None
 
     def __post_init__(self):
+        plain_fields(self)
         check_model(self.model, self.width)
         check_training(**training_fields(self))
         if not (is_number(self.label_smoothing) and 0 <= self.label_smoothing < 1):
@@ -79,7 +80,9 @@ def _further(model: nn.Module, start: Recipe, context: Context) -> tuple[nn.Modu
 def fresh(name: str, width: float, context: Context) -> nn.Module:
     """A network for the data set at hand, its weights drawn from the seed."""
     torch.manual_seed(context.seed)
-    return build(name, shape=context.dataset.shape, classes=len(context.dataset.classes), width=width)
+    model = build(name, shape=context.dataset.shape, classes=len(context.dataset.classes), width=width)
+    model.spec["pixels"] = context.dataset.pixels
+    return model
 
 
 @torch.no_grad()

@@ -1,0 +1,72 @@
+"""What a network computes, as a checksum: so that another one under the same name is noticed."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+from models.registry import ARCHITECTURES, build
+from models.resnet import Shape
+
+OURS: dict[str, Callable] = dict(ARCHITECTURES)  # before a user adds or replaces any
+
+
+class OnPaper(TorchFunctionMode):
+    """Builds networks without memory, inside `torch.device("meta")`: no fresh weights are drawn."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.Tensor.cpu or function.__name__ in ("normal_", "uniform_", "trunc_normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def structure(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> str:
+    """Twelve hexadecimal digits that stay the same as long as the network of that name computes the same.
+
+    They cover its traced graph (operators, what they are given, what feeds them) and the names, types and shapes of
+    its tensors; of a network that cannot be traced, its modules in place of the graph. Raises ModelError as `build`.
+    """
+    ours = name in OURS and ARCHITECTURES.get(name) is OURS[name]
+    find = _kept_structure if ours else _structure  # in a notebook, one's own may be defined anew at any time
+    return find(name, tuple(shape), classes, float(width))
+
+
+def _structure(name: str, shape: Shape, classes: int, width: float) -> str:
+    try:
+        with torch.device("meta"), OnPaper():
+            model = build(name, shape=shape, classes=classes, width=width)
+    except (RuntimeError, NotImplementedError):  # a constructor that computes with its tensors
+        with torch.random.fork_rng(devices=[]):
+            model = build(name, shape=shape, classes=classes, width=width)
+    table = [[key, str(value.dtype), list(value.shape)] for key, value in model.state_dict().items()]
+    return hashlib.sha256(json.dumps([_operators(model), table]).encode()).hexdigest()[:12]
+
+
+_kept_structure = lru_cache(maxsize=256)(_structure)
+
+
+def _operators(model: nn.Module) -> list:
+    try:
+        nodes = fx.Tracer().trace(model.eval()).nodes
+    except Exception:  # whatever a forward with a choice of its own raises
+        return [[name, *_settings(module)] for name, module in model.named_modules()]
+    rows = []
+    for node in nodes:
+        given = fx.node.map_arg((node.args, node.kwargs), lambda other: f"%{other.name}")
+        what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        settings = _settings(model.get_submodule(node.target)) if node.op == "call_module" else []
+        rows.append([node.op, what, repr(given), settings])
+    return rows
+
+
+def _settings(module: nn.Module) -> list[Any]:
+    """A module's class and its public settings, which do not change between versions of torch."""
+    kinds = (bool, int, float, str, tuple, list, type(None))
+    own = {key: value for key, value in vars(module).items() if isinstance(value, kinds) and not key.startswith("_")}
+    return [type(module).__name__, sorted((k, repr(v)) for k, v in own.items() if k not in ("training", "inplace"))]
