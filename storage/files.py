@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+os.umask(_UMASK := os.umask(0o077))  # it can only be read by setting it
+
 
 class StorageError(Exception):
     """A file that cannot be written, or is not what it should be; the message says what to do."""
@@ -25,6 +27,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        # safetensors leaves its files to their owner alone, and folders may be shared
+        temporary.chmod(0o666 & ~_UMASK)
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)

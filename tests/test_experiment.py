@@ -23,6 +23,7 @@ from distillation import Distill, Ensemble
 from experiment import (
     Recipe,
     RecordError,
+    aside,
     base_recipe,
     beside_published,
     freshness,
@@ -32,7 +33,7 @@ from experiment import (
     set_aside,
 )
 from experiment.records import write_record
-from experiment.store import ROOT
+from experiment.store import ROOT, Store
 from models import ModelError
 from pruning import Prune, PruneChannels
 from quantization import Quantize
@@ -398,3 +399,70 @@ def test_two_processes_train_once(folders, tmp_path):
     assert [process.wait(120) for process in processes] == [0, 0]
     assert (tmp_path / "log").read_text().split() == ["trained"]
     assert len(list(folders[0].glob("*.json"))) == 1
+
+
+def test_who_waits_says_for_whom(folders, monkeypatch, capsys):
+    """Another process holds the lock of a recipe: after a while its number is named, and then it is waited for."""
+    _, artifacts = folders
+    store = Store.of(tiny())
+    code = (
+        "import sys, time\nfrom experiment.store import Store\n"
+        "with Store('digits', sys.argv[1]).locked():\n    print('held', flush=True)\n    time.sleep(3)"
+    )
+    command = [sys.executable, "-c", code, store.id]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    ) as other:
+        other.stdout.readline()
+        monkeypatch.setattr("experiment.store.PATIENCE", 0.2)
+        with store.locked(), store.locked():  # who holds it may take it again
+            assert json.loads((artifacts / f"{store.id}.owner").read_text())["process"] == os.getpid()
+    assert f"Waiting for process {other.pid} on " in capsys.readouterr().err
+
+
+def test_what_killed_processes_left_is_removed_by_the_next(folders):
+    results, artifacts = folders
+    record = run(tiny())
+    left = [artifacts / f".{record['id']}-1a2b3c4d.tmp", results / f".{record['id']}-1a2b3c4d.tmp"]
+    left.append(artifacts / f"{record['id']}.checkpoint")
+    strangers = [artifacts / ".abcdefabcdef-1a2b3c4d.tmp", artifacts / "abcdefabcdef.checkpoint"]
+    for path in (*left, *strangers):
+        path.write_text("half")
+    make(tiny())
+    assert not any(path.exists() for path in left) and all(path.exists() for path in strangers)
+
+
+def test_a_shared_folder_stays_shared(tmp_path):
+    """In a process that lets its group write, weights and locks do so, too."""
+    code = (
+        "import os\nos.umask(0o002)\nfrom pathlib import Path\nfrom models import build\n"
+        "from experiment.store import Store\nfrom storage import save_weights\n"
+        "store = Store('digits', 'a' * 12)\n"
+        "with store.locked():\n"
+        "    save_weights(build('resnet8', shape=(1, 8, 8), classes=10), store.weights, {})\n"
+        "    lock = store.weights.with_suffix('.lock')\n"
+        "    print(*(oct(path.stat().st_mode)[-3:] for path in (store.weights, lock)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ARTIFACTS_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["664", "664"], done.stderr
+
+
+def test_putting_away_that_is_interrupted_goes_on(folders, monkeypatch):
+    base, integer = tiny(), tiny().then(Quantize(images=64))
+    run(integer), run(base)
+    moves, move = [], aside._move
+
+    def stop_after_two(*given):
+        move(*given)
+        moves.append(given)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(aside, "_move", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        set_aside(base)
+    assert (folders[0] / f"{base.id}.json").exists()  # it goes last
+    monkeypatch.setattr(aside, "_move", move)
+    assert base.id in set_aside(base)
+    assert not list(folders[0].glob("*.json")) and not list(folders[1].glob("*.safetensors"))
