@@ -8,7 +8,7 @@ import pandas as pd
 
 from data import DataError, load
 from models import ModelError
-from storage import StorageError, archive_table, export_onnx, export_with_scale, load_archive, sha256
+from storage import StorageError, archive_table, export_onnx, export_with_scale, load_archive, pixel_scale, sha256
 
 
 def info(path: Path) -> None:
@@ -22,12 +22,13 @@ def info(path: Path) -> None:
     print(f"\n{values:,.0f} values in {total:,} bytes: {8 * total / values:.3f} bits a value")
 
 
-def unpack(path: Path, output: Path, name: str | None) -> None:
+def unpack(path: Path, output: Path, name: str | None, raw_images: bool) -> None:
     """Write the model as ONNX; with a data set its classes and its scale of pixels go with it, as in the study."""
-    if name is None:
-        export_onnx(load_archive(path), output)
+    model = load_archive(path)
+    if name is not None:
+        export_with_scale(model, output, load(name), raw_images)
     else:
-        export_with_scale(load_archive(path), output, load(name))
+        export_onnx(model, output, raw_scale=pixel_scale(model.spec) if raw_images else None)
     print(f"{output}: {output.stat().st_size:,} bytes")
 
 
@@ -38,12 +39,15 @@ def main() -> int:
         commands.add_parser(name, help=help).add_argument("file", type=Path)
     commands.choices["unpack"].add_argument("-o", "--output", type=Path, required=True)
     commands.choices["unpack"].add_argument("--dataset", help="digits, cifar10 or folder:PATH")
+    commands.choices["unpack"].add_argument(
+        "--raw-images", action="store_true", help="let the model take uint8 images and normalize them itself"
+    )
     arguments = parser.parse_args()
     try:
         if arguments.command == "info":
             info(arguments.file)
         else:
-            unpack(arguments.file, arguments.output, arguments.dataset)
+            unpack(arguments.file, arguments.output, arguments.dataset, arguments.raw_images)
     except (StorageError, DataError, ModelError) as error:
         print(error, file=sys.stderr)
         return 1
