@@ -1,6 +1,7 @@
 """A model in a file: weights as safetensors, the deployed model as ONNX, the smallest file as an archive. Each is read
 back and checked."""
 
+import data.telemetry  # noqa: F401 (before ONNX Runtime is imported)
 from storage.archive import ArchiveError, archive_table, load_archive, save_archive
 from storage.files import StorageError, atomic_write, sha256
 from storage.onnx_file import (

@@ -1,6 +1,8 @@
 """The ONNX file: what the model computes, for any batch, or it is refused; and nothing else in it."""
 
+import ast
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -278,3 +280,52 @@ def test_the_command_asks_for_the_data_set(tmp_path, monkeypatch, capsys):
     output = tmp_path / "model.onnx"
     monkeypatch.setattr(sys, "argv", ["storage", "unpack", str(archive), "-o", str(output), "--raw-images"])
     assert main() == 1 and "--dataset" in capsys.readouterr().err and not output.exists()
+
+
+# --- Telemetry --------------------------------------------------------------------------------------------------------
+
+USED = """
+import sys
+from pathlib import Path
+import torch
+import combination, cuda_kernels.cpu, quantization.paths
+from models import build
+from storage import export_onnx, open_onnx, run_onnx
+file = Path(sys.argv[1]) / "model.onnx"
+export_onnx(build("resnet8", shape=(1, 8, 8), classes=10), file)
+run_onnx(open_onnx(file), torch.zeros(1, 1, 8, 8).numpy())
+"""
+
+
+def test_a_run_writes_nothing_outside_its_folders(tmp_path):
+    folders = {name: tmp_path / name for name in ("home", "temporary", "own")}
+    for folder in folders.values():
+        folder.mkdir()
+    switches = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in switches}
+    environment |= {"HOME": str(folders["home"]), "TMPDIR": str(folders["temporary"]), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", USED, str(folders["own"])]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=200, capture_output=True)
+    files = [path for path in tmp_path.rglob("*") if not path.is_dir()]  # torch leaves an empty folder
+    assert files == [folders["own"] / "model.onnx"]
+
+
+def test_whoever_imports_the_runtime_switches_its_telemetry_off_before():
+    """In the code of its package's `__init__`, which Python runs first."""
+    seen = set()
+    for path in ROOT.glob("*/*.py"):
+        imported = [name for statement in ast.walk(ast.parse(path.read_text())) for name in _imported(statement)]
+        if path.parent.name not in ("tests", "benchmarks") and any(name.startswith("onnxruntime") for name in imported):
+            package = ast.parse((path.parent / "__init__.py").read_text())
+            first, *_ = (name for statement in package.body for name in _imported(statement))
+            assert first == "data.telemetry", path
+            seen.add(path.parent.name)
+    assert seen == {"storage", "measurement", "quantization", "cuda_kernels"}
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        assert "import onnxruntime" not in notebook.read_text(), f"{notebook} imports it before a package of ours"
+
+
+def _imported(statement: ast.AST) -> list[str]:
+    if isinstance(statement, ast.Import):
+        return [alias.name for alias in statement.names]
+    return [statement.module or "."] if isinstance(statement, ast.ImportFrom) else []
