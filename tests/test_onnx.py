@@ -19,7 +19,7 @@ from torch import nn
 import storage.onnx_file
 from data import load, normalize
 from experiment.records import ROOT
-from models import ResNet
+from models import ResNet, build
 from models.quantized import Quantizer, insert_quantizers, round_biases
 from storage import (
     StorageError,
@@ -29,6 +29,7 @@ from storage import (
     open_onnx,
     pixel_scale,
     run_onnx,
+    save_archive,
 )
 from storage.__main__ import main
 
@@ -273,6 +274,20 @@ def test_the_models_own_scale_goes_before_that_of_the_data_set(digits, tmp_path)
 def test_a_scale_that_is_none_is_refused(pixels):
     with pytest.raises(StorageError, match="no mean and std per channel"):
         pixel_scale(network(0).spec | {"pixels": pixels})
+
+
+def test_the_command_writes_a_file_for_raw_images(digits, tmp_path, monkeypatch):
+    model, output = build("resnet8", shape=(1, 8, 8), classes=10), tmp_path / "model.onnx"
+    save_archive(model, tmp_path / "model.nna")
+    words = ["storage", "unpack", str(tmp_path / "model.nna"), "-o", str(output), "--raw-images", "--dataset", "digits"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert main() == 0
+    session = onnxruntime.InferenceSession(str(output))
+    images = digits.test.images[:9]
+    with torch.no_grad():
+        expected = model.eval()(normalize(images, digits)).numpy()
+    np.testing.assert_allclose(session.run(None, {"images": images.numpy()})[0], expected, atol=1e-3)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(digits.classes)
 
 
 def test_the_command_asks_for_the_data_set(tmp_path, monkeypatch, capsys):
