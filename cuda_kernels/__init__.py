@@ -7,6 +7,8 @@
 times them and writes one record each to results/kernels/.
 """
 
+import data.telemetry  # noqa: F401 (before ONNX Runtime is imported)
+
 from . import emulator, gpu  # noqa: F401 (they run what the others launch)
 from .dense import fold_layer, gemm_fp32, gemm_int8, gemv
 from .sparse import CSR, Delta8, compress, spmm, spmv

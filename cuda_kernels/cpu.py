@@ -29,7 +29,7 @@ def measure_cpu(
     square: int = 4096,
     densities: Sequence[float] = DENSITIES,
     seconds: float = 0.3,
-    folder: Path = records.FOLDER,
+    folder: Path | None = None,
     again: bool = False,
 ) -> pd.DataFrame:
     """Measure what this CPU has no record of yet (or everything, again), write a record each, and return them.
@@ -121,7 +121,9 @@ def _device() -> str:
     return _name[0]
 
 
-def _measured(keys: list[dict], make: Callable[[], list], seconds: float, folder: Path, again: bool) -> list[dict]:
+def _measured(
+    keys: list[dict], make: Callable[[], list], seconds: float, folder: Path | None, again: bool
+) -> list[dict]:
     """The stored records of these keys; if one is missing, all are measured together and written."""
     stored = [records.read(key, folder) for key in keys]
     if all(stored) and not again:

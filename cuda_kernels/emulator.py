@@ -6,6 +6,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -13,18 +14,18 @@ from pathlib import Path
 
 import torch
 
-from .launch import RUNNERS, SOURCES, Launch, edited, kernel_names, sources
+from .launch import RUNNERS, SOURCES, Launch, kernel_names
 
-CACHE = Path(__file__).parents[1] / "artifacts" / "emulator"
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-w", "-DCUDA_EMULATOR")
 
 
-def compiler() -> str:
-    """The C++ compiler: $CXX or g++. RuntimeError if there is none."""
-    found = shutil.which(os.environ.get("CXX", "g++"))
+def compiler() -> list[str]:
+    """The C++ compiler and its flags: $CXX, which may be "g++ -m64", or g++. RuntimeError if there is none."""
+    name, *flags = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    found = shutil.which(name)
     if found is None:
         raise RuntimeError("the emulator needs a C++ compiler and found none; install g++ or name one in $CXX")
-    return found
+    return [found, *flags]
 
 
 def launch(work: Launch, reverse: bool = False) -> None:
@@ -43,12 +44,6 @@ def launch(work: Launch, reverse: bool = False) -> None:
         raise RuntimeError(f"kernel {work.kernel} failed in the emulator: {error.decode()}")
 
 
-def build_all() -> None:
-    """Compile what is not in the cache yet."""
-    for source in sources():
-        _library(source, (), edited(source))
-
-
 def _value(argument: torch.Tensor | int | None) -> ctypes._SimpleCData:
     if isinstance(argument, int):
         return ctypes.c_int(argument)
@@ -59,8 +54,24 @@ def _value(argument: torch.Tensor | int | None) -> ctypes._SimpleCData:
 def _library(source: str, defines: tuple[tuple[str, int], ...], stamp: int) -> ctypes.CDLL:
     texts = "".join((SOURCES / name).read_text() for name in (f"{source}.cu", "device.cuh", "emulator.h"))
     macros = [f"-D{name}={value}" for name, value in defines]
-    key = hashlib.sha256("\n".join([texts, compiler(), *FLAGS, *macros]).encode()).hexdigest()[:16]
-    library = CACHE / f"{source}-{key}.so"
+    key = hashlib.sha256("\n".join([texts, *compiler(), *FLAGS, *macros]).encode()).hexdigest()[:16]
+    try:
+        return _loaded(source, macros, _artifacts() / f"{source}-{key}.so")
+    except OSError:  # a read-only checkout, or a full disk
+        return _loaded(source, macros, Path(_temporary().name) / f"{source}-{key}.so")
+
+
+def _artifacts() -> Path:
+    return Path(os.environ.get("ARTIFACTS_DIR") or Path(__file__).parents[1] / "artifacts") / "emulator"
+
+
+@functools.cache
+def _temporary() -> tempfile.TemporaryDirectory:
+    """A folder that goes with this process."""
+    return tempfile.TemporaryDirectory(prefix="emulator-")
+
+
+def _loaded(source: str, macros: list[str], library: Path) -> ctypes.CDLL:
     if not library.exists():
         _compile(source, macros, library)
     return ctypes.CDLL(str(library))
@@ -77,7 +88,7 @@ def _compile(source: str, macros: list[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         code, built = Path(folder) / f"{source}.cpp", Path(folder) / "library.so"
         code.write_text(f'#include "{source}.cu"\n{entries}')
-        command = [compiler(), *FLAGS, *macros, "-I", str(SOURCES), "-o", str(built), str(code)]
+        command = [*compiler(), *FLAGS, *macros, "-I", str(SOURCES), "-o", str(built), str(code)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{source}.cu does not compile for the emulator: {done.stderr.strip()[:2000]}")

@@ -22,7 +22,7 @@ MOST_BUFFERS = 1 << 16  # the smallest layer has 6 KB, and an L2 cache 50 MB
 FIELDS = ("family", "kernel", "maker", "case", "m", "n", "k", "density", "bytes", "operations")
 
 
-def measure(sizes: Sizes | None = None, folder: Path = records.FOLDER, again: bool = True) -> pd.DataFrame:
+def measure(sizes: Sizes | None = None, folder: Path | None = None, again: bool = True) -> pd.DataFrame:
     """Measure every kernel and its peers on this machine's GPU, write a record each, and return them.
 
     again: False keeps the records of this GPU where they are whole, and takes up a run that was cut short.
@@ -43,7 +43,7 @@ def measure(sizes: Sizes | None = None, folder: Path = records.FOLDER, again: bo
     return pd.DataFrame(done)
 
 
-def _whole_run(folder: Path) -> pd.DataFrame:
+def _whole_run(folder: Path | None) -> pd.DataFrame:
     """The records of this GPU, if a run of it came to its end; else none."""
     stored = records.load(folder)
     own = stored[stored["device"] == device_facts()["device"]] if len(stored) else stored
@@ -180,7 +180,7 @@ def _fields(work: Work) -> dict:
     return {name: getattr(work, name) for name in FIELDS}
 
 
-def _finish(record: dict, shared: dict, folder: Path) -> dict:
+def _finish(record: dict, shared: dict, folder: Path | None) -> dict:
     record = {**record, **shared, **records.provenance()}
     record.update(records.rates(record))
     records.write(record, folder)

@@ -14,19 +14,24 @@ from experiment.records import current_commit
 from experiment.store import results_root
 from storage import atomic_write
 
-FOLDER = results_root() / "kernels"
 
+def record_path(record: dict, folder: Path | None = None) -> Path:
+    """The file of a record: its name says device, kernel, size, density and threads, so two machines never collide.
 
-def record_path(record: dict, folder: Path = FOLDER) -> Path:
-    """The file of a record: its name says device, kernel, size, density and threads, so two machines never collide."""
+    Here and below, `folder` is results/kernels, or under $RESULTS_DIR, unless it is given.
+    """
     size = "x".join(str(record[name]) for name in ("m", "n", "k"))
     parts = [record["device"], record["kernel"], size, f"d{record['density']:g}"]
     if record.get("threads"):
         parts.append(f"t{record['threads']}")
-    return folder / (re.sub(r"[^a-z0-9.]+", "-", "_".join(parts).lower()).strip("-") + ".json")
+    return _folder(folder) / (re.sub(r"[^a-z0-9.]+", "-", "_".join(parts).lower()).strip("-") + ".json")
 
 
-def write(record: dict, folder: Path = FOLDER) -> Path:
+def _folder(given: Path | None) -> Path:
+    return results_root() / "kernels" if given is None else given
+
+
+def write(record: dict, folder: Path | None = None) -> Path:
     """Write the record under a temporary name, then rename: a reader never sees half a file."""
     path = record_path(record, folder)
     with atomic_write(path) as temporary:
@@ -34,15 +39,15 @@ def write(record: dict, folder: Path = FOLDER) -> Path:
     return path
 
 
-def read(record: dict, folder: Path = FOLDER) -> dict | None:
+def read(record: dict, folder: Path | None = None) -> dict | None:
     """The stored record of the same device, kernel, size, density and threads, if there is one."""
     path = record_path(record, folder)
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def load(folder: Path = FOLDER) -> pd.DataFrame:
+def load(folder: Path | None = None) -> pd.DataFrame:
     """All records as a DataFrame, a row each; empty if there are none."""
-    return pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
+    return pd.DataFrame([json.loads(path.read_text()) for path in sorted(_folder(folder).glob("*.json"))])
 
 
 def provenance() -> dict:

@@ -189,10 +189,16 @@ def _check_pointers(pointers: torch.Tensor, entries: int) -> None:
 
 
 def compress(matrix: CSR, dtype: torch.dtype = torch.float32) -> Delta8:
-    """The matrix in 8-bit distances, with float32 values, or int8 values and a scale a row (maximum / 127)."""
+    """The matrix in 8-bit distances, with float32 values, or int8 values and a scale a row (maximum / 127).
+
+    ValueError if a value is infinite or no number, which int8 cannot say.
+    """
     if dtype not in (torch.float32, torch.int8):
         raise TypeError(f"values can be stored as torch.float32 or torch.int8, not {dtype}")
     _check_matrix(matrix, CSR)
+    if dtype == torch.int8 and not bool(matrix.values.isfinite().all()):
+        bad = float(matrix.values[~matrix.values.isfinite()][0])
+        raise ValueError(f"a value is {bad}, which int8 cannot hold; mend the weights, or compress to torch.float32")
     m, _ = matrix.shape
     device = matrix.values.device
     pointers = matrix.pointers.long()

@@ -1,5 +1,6 @@
 """Data sets by name, as tensors: `load("digits")`, `load("cifar10")`, `load("folder:PATH")`."""
 
+import data.telemetry  # noqa: F401 (before huggingface_hub is imported)
 from data.batching import Batch, batches, epoch_seed, normalize
 from data.datasets import (
     PIXELS,

@@ -1,5 +1,6 @@
 """One way to measure, for every method: accuracy, size, operations and latency of the same ONNX file."""
 
+import data.telemetry  # noqa: F401 (before ONNX Runtime is imported)
 from measurement.costs import cost, operator_counts
 from measurement.scoring import accuracy, agreement, answers, wilson_interval
 from measurement.timing import available_cores, hardware, latency, machine, time_by_turns

@@ -122,6 +122,11 @@ def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> f
     forms = {nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
     for name, layer in list(graph_module.named_modules()):
         if type(layer) in forms:
+            if not layer.weight.is_meta and not bool(layer.weight.isfinite().all()):
+                raise ModelError(
+                    f"{name} has a weight that is infinite or no number, which integers cannot hold: train the network "
+                    "again, with a lower learning rate"
+                )
             graph_module.set_submodule(name, forms[type(layer)](layer, *rounding(name, layer)))
         elif any(True for _ in layer.parameters(recurse=False)):
             kind = type(layer).__name__

@@ -1,9 +1,18 @@
 """A model in a file: weights as safetensors, the deployed model as ONNX, the smallest file as an archive. Each is read
 back and checked."""
 
+import data.telemetry  # noqa: F401 (before ONNX Runtime is imported)
 from storage.archive import ArchiveError, archive_table, load_archive, save_archive
 from storage.files import StorageError, atomic_write, sha256
-from storage.onnx_file import export_onnx, export_with_scale, open_onnx, quiet_exporter, run_onnx, runtime_options
+from storage.onnx_file import (
+    export_onnx,
+    export_with_scale,
+    open_onnx,
+    pixel_scale,
+    quiet_exporter,
+    run_onnx,
+    runtime_options,
+)
 from storage.weights import Checkpoint, load_weights, save_weights, weights_checksum, weights_of
 
 __all__ = [
@@ -17,6 +26,7 @@ __all__ = [
     "load_archive",
     "load_weights",
     "open_onnx",
+    "pixel_scale",
     "quiet_exporter",
     "run_onnx",
     "runtime_options",

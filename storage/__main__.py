@@ -8,12 +8,12 @@ import pandas as pd
 
 from data import DataError, load
 from models import ModelError
-from storage import StorageError, archive_table, export_onnx, export_with_scale, load_archive, sha256
+from storage import StorageError, archive_table, export_onnx, export_with_scale, load_archive, pixel_scale, sha256
 
 
-def info(path: Path) -> None:
+def info(path: Path, limit: int | None) -> None:
     """Where the file's bytes go, and of what network it is."""
-    model, table = load_archive(path), pd.DataFrame(archive_table(path))
+    model, table = load_archive(path, limit), pd.DataFrame(archive_table(path, limit))
     total = path.stat().st_size
     print(f"{path}: {total:,} bytes, SHA-256 {sha256(path)}\n{model.spec}\n")
     with pd.option_context("display.max_rows", None, "display.width", 160):
@@ -22,12 +22,13 @@ def info(path: Path) -> None:
     print(f"\n{values:,.0f} values in {total:,} bytes: {8 * total / values:.3f} bits a value")
 
 
-def unpack(path: Path, output: Path, name: str | None) -> None:
+def unpack(path: Path, limit: int | None, output: Path, name: str | None, raw_images: bool) -> None:
     """Write the model as ONNX; with a data set its classes and its scale of pixels go with it, as in the study."""
-    if name is None:
-        export_onnx(load_archive(path), output)
+    model = load_archive(path, limit)
+    if name is not None:
+        export_with_scale(model, output, load(name), raw_images)
     else:
-        export_with_scale(load_archive(path), output, load(name))
+        export_onnx(model, output, raw_scale=pixel_scale(model.spec) if raw_images else None)
     print(f"{output}: {output.stat().st_size:,} bytes")
 
 
@@ -35,15 +36,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m storage", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, help in (("info", info.__doc__), ("unpack", unpack.__doc__)):
-        commands.add_parser(name, help=help).add_argument("file", type=Path)
+        command = commands.add_parser(name, help=help)
+        command.add_argument("file", type=Path)
+        command.add_argument("--limit", type=int, help="bytes of memory that its tensors may take")
     commands.choices["unpack"].add_argument("-o", "--output", type=Path, required=True)
     commands.choices["unpack"].add_argument("--dataset", help="digits, cifar10 or folder:PATH")
+    commands.choices["unpack"].add_argument(
+        "--raw-images", action="store_true", help="let the model take uint8 images and normalize them itself"
+    )
     arguments = parser.parse_args()
     try:
         if arguments.command == "info":
-            info(arguments.file)
+            info(arguments.file, arguments.limit)
         else:
-            unpack(arguments.file, arguments.output, arguments.dataset)
+            unpack(arguments.file, arguments.limit, arguments.output, arguments.dataset, arguments.raw_images)
     except (StorageError, DataError, ModelError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -20,6 +20,7 @@ Nothing in the file is code, and no size in it is believed before it is compared
 import hashlib
 import json
 import math
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from storage.modes import Shape, choose, code_words
 
 MAGIC, VERSION = b"\x8bNNA", 2
 LIMIT = 1 << 30  # bytes of a file, and of the tensors in one
+TRUSTED, TRUSTED_RATIO = 256 << 20, 200  # bytes of tensors that are loaded unasked, and times the file's own
 SPEC_LIMIT = 1 << 16
 MEMBERS = 64  # networks in a spec, at most: building them takes time before any size can be compared
 SMALL = 64  # tensors of fewer values are coded together with others of their kind
@@ -76,29 +78,36 @@ def save_archive(model: nn.Module, path: Path) -> None:
     """
     with atomic_write(path) as temporary:
         temporary.write_bytes(encode(model))
-        again, own = load_archive(temporary).state_dict(), model.state_dict()
+        again, own = load_archive(temporary, LIMIT).state_dict(), model.state_dict()
         different = [name for name in own if not torch.equal(_words(own[name]), _words(again[name]))]
         if different:
             raise ArchiveError(f"{path} would give another {different[0]}: not written; this is a fault to report")
 
 
-def load_archive(path: Path) -> nn.Module:
+def load_archive(path: Path, limit: int | None = None) -> nn.Module:
     """The model that an archive holds, in evaluation mode on the CPU.
 
+    A few bytes may describe tensors of a gigabyte, all zero. More than `limit` bytes of tensors are not loaded: by
+    default 256 MiB, or 200 times the length of the file if that is more. (A float network pruned by 98 % takes 100.)
+
     Raises:
-        ArchiveError: the file, which is named, is missing, damaged, too large, too new, or of a network that is built
-            otherwise now.
+        ArchiveError: the file, which is named, is missing, no file, damaged, too large, too new, or of a network that
+            is built otherwise now.
     """
     try:
-        return _built(*_opened(_read(path)))
+        return decode(_read(path), limit)
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}") from None
 
 
 def _read(path: Path) -> bytes:
-    """An archive's bytes, unless there are too many of them."""
+    """An archive's bytes, unless there are too many of them, or it is a pipe that would be waited for."""
     try:
-        if path.stat().st_size > LIMIT:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
+            raise ArchiveError(f"cannot read it (a {kind} and no file): {REMEDY}")
+        if status.st_size > LIMIT:
             raise ArchiveError(f"this is no archive of a network, it is longer than {LIMIT >> 20} MiB: {REMEDY}")
         return path.read_bytes()
     except OSError as error:
@@ -115,18 +124,24 @@ def encode(model: nn.Module) -> bytes:
     return _sealed(_head(spec, table, version=2 if multiples else 1), writer.content())
 
 
-def decode(content: bytes) -> nn.Module:
+def decode(content: bytes, limit: int | None = None) -> nn.Module:
     """The model in an archive's bytes, in evaluation mode on the CPU.
 
     Raises:
         ArchiveError: as `load_archive`.
     """
-    return _built(*_opened(content))
+    return _built(*_opened(content, limit))
 
 
-def _opened(content: bytes) -> tuple[int, dict, int, bytes, Reader]:
+def _opened(content: bytes, limit: int | None) -> tuple[int, dict, int, bytes, Reader]:
     """Version, spec, length, checksum of the table, and a reader with a copy of the stream: the bytes may go."""
     spec, size, digest, stream = split(content)
+    limit = max(TRUSTED, TRUSTED_RATIO * len(content)) if limit is None else limit
+    if size > limit:
+        raise ArchiveError(
+            f"its tensors take {size / 1e6:,.0f} MB in memory, and the limit is {limit / 1e6:,.0f} MB: if you trust "
+            "the file, give a higher limit in bytes (limit=, or --limit)"
+        )
     try:
         return content[4], spec, size, digest, Reader(stream)
     except ValueError as error:
@@ -177,14 +192,14 @@ def split(content: bytes) -> tuple[dict, int, bytes, memoryview]:
     return spec, size, content[place : place + 4], memoryview(content)[place + 4 :]
 
 
-def archive_table(path: Path) -> list[dict]:
+def archive_table(path: Path, limit: int | None = None) -> list[dict]:
     """Where an archive's bytes go: a row for its header, each large tensor, and the small tensors of each kind.
 
     `density` is the share of values that are not zero; `entropy` the order-0 entropy in bits a value (of floats, of
     their bytes, each place by itself), with nothing for telling frequencies; `bits` what a value takes; `bytes` add up
-    to the length of the file.
+    to the length of the file. `limit` is that of `load_archive`.
     """
-    model, content, writer = load_archive(path), _read(path), Writer()
+    model, content, writer = load_archive(path, limit), _read(path), Writer()
     state = model.state_dict() | (_multiples(model) if content[4] >= 2 else {})
     rows, head = [], len(content) - len(split(content)[3])
     end = head

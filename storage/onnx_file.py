@@ -6,49 +6,61 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir
 import onnxruntime
 import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
-from data import Dataset, normalize
+from data import Dataset
 from models.quantized import OPSET
 from storage.files import StorageError, atomic_write
+from storage.onnx_graph import normalize_inside, settle_zero_points, shorten_names, strip
 
 # Of the norm of all logits, between PyTorch and ONNX Runtime. Integer kernels may round a value that lies half-way the
 # other way, and a deep network carries such a step on, so that quantized files are held to less.
 FLOAT_TOLERANCE, QUANTIZED_TOLERANCE = 1e-3, 0.1
-_graphs: dict[str, onnx_ir.Model] = {}  # by the description of the network
+GRAPHS_KEPT = 8
+_graphs: dict[tuple, bytes] = {}  # serialized, so that nobody can change them; see `_filled`
 
 
-def export_onnx(model: nn.Module, path: Path, metadata: dict | None = None, images: torch.Tensor | None = None) -> None:
+def export_onnx(
+    model: nn.Module,
+    path: Path,
+    metadata: dict | None = None,
+    images: torch.Tensor | None = None,
+    raw_scale: dict | None = None,
+) -> None:
     """Write `model` as ONNX with a free batch size, then run the file and compare its logits with the model's.
 
     The file maps `images` `[batch, C, H, W]` (float32, normalized) to `logits` `[batch, classes]`, and carries
-    `metadata` (anything that JSON can say) in its properties. The logits are compared on `images`, normalized, which
-    should be real ones for an integer model: on noise, far outside its ranges, one rounding more or less carries far.
+    `metadata` (anything that JSON can say) in its properties. With `raw_scale`, as `pixel_scale` gives it, the file
+    takes uint8 images instead and normalizes them itself.
+
+    The logits are compared on `images`, in the form that the file takes. They should be real ones for an integer
+    model: on noise, far outside its ranges, one rounding more or less carries far.
 
     Raises:
         StorageError: the file cannot be written, or computes something else than the model.
     """
     model = model.eval().cpu().to(memory_format=torch.contiguous_format)
-    file = _graph(model)
-    for key, value in ({"spec": model.spec} | (metadata or {})).items():
-        file.metadata_props[key] = json.dumps(value)
+    file = _filled(model, raw_scale)
+    form = "float32, (pixel / 255 - mean) / std" if raw_scale is None else "uint8, 0 to 255"
+    properties = {"spec": model.spec, "images": form} | (raw_scale or {}) | (metadata or {})
+    onnx.helper.set_model_props(file, {key: json.dumps(value) for key, value in properties.items()})
     with atomic_write(path) as temporary:
-        onnx_ir.save(file, str(temporary))
-        _check(model, temporary, path, images)  # before it takes its place: a wrong file is never found there
+        temporary.write_bytes(file.SerializeToString())
+        # Before it takes its place, so that a wrong file is never found there.
+        _check(model, temporary, path, images, raw_scale)
 
 
-def export_with_scale(model: nn.Module, path: Path, dataset: Dataset) -> None:
-    """`export_onnx` for a data set: its classes and its scale of pixels go into the file, its images check it.
+def export_with_scale(model: nn.Module, path: Path, dataset: Dataset, raw_images: bool = False) -> None:
+    """`export_onnx` for a data set: its classes and the scale of pixels go into the file, its images check it.
 
     Raises:
         StorageError: the network takes images of another shape, or has other classes.
@@ -59,33 +71,69 @@ def export_with_scale(model: nn.Module, path: Path, dataset: Dataset) -> None:
             f"the network takes images {of_model[0]} of {of_model[1]} classes, {dataset.name} has {of_data[0]} of "
             f"{of_data[1]}: name the data set that it was trained on"
         )
-    metadata = {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}
-    export_onnx(model, path, metadata, normalize(dataset.validation.images[:64], dataset))
+    scale, images = pixel_scale(model.spec, dataset), dataset.validation.images[:64]
+    metadata = {"classes": dataset.classes} | scale
+    if raw_images:
+        export_onnx(model, path, metadata, images, raw_scale=scale)
+    else:
+        export_onnx(model, path, metadata, _normalized(images, scale))
 
 
-def _graph(model: nn.Module) -> onnx_ir.Model:
-    """The model as ONNX, batch norm folded.
+def pixel_scale(spec: dict, dataset: Dataset | None = None) -> dict[str, list[float]]:
+    """The `mean` and `std` per channel, of pixels in 0..1, with which a network's images are normalized.
 
-    The exporter takes seconds, and its graph depends on the architecture alone: it is kept and filled with weights.
+    They are the network's own, or those of the data set if the network has none.
+
+    Raises:
+        StorageError: neither is known, or the network's own are no such numbers.
+    """
+    own = spec.get("pixels")
+    if own is None and dataset is None:
+        raise StorageError(
+            "the model does not say how its pixels are scaled: name the data set that it was trained on (--dataset)"
+        )
+    if own is None:
+        return {"mean": list(dataset.mean), "std": list(dataset.std)}
+    try:
+        mean, std = torch.tensor(own["mean"]), torch.tensor(own["std"])
+        is_right = mean.shape == std.shape == (spec["shape"][0],) and bool((mean.isfinite() & (std > 0)).all())
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        is_right = False
+    if not is_right:
+        raise StorageError(f"the model's scale of pixels is no mean and std per channel: {own}")
+    return {"mean": list(own["mean"]), "std": list(own["std"])}
+
+
+def _filled(model: nn.Module, raw_scale: dict | None) -> onnx.ModelProto:
+    """The model as ONNX, batch norm folded, to change at will.
+
+    The exporter takes seconds, and its graph depends on the code of the network alone: it is kept, without weights.
     """
     folded = model if model.spec.get("quantized") else fuse(model)
     tensors = folded.state_dict()
-    key = json.dumps([model.spec, {name: tensor.shape for name, tensor in tensors.items()}], sort_keys=True)
+    key = (str(folded), *model.spec["shape"], *((name, tensor.shape) for name, tensor in tensors.items()))
     if key not in _graphs:
+        if len(_graphs) == GRAPHS_KEPT:
+            del _graphs[next(iter(_graphs))]
         _graphs[key] = _exported(folded, model.spec["shape"])
-    for name, tensor in tensors.items():
-        _graphs[key].graph.initializers[name].const_value = onnx_ir.tensor(tensor.numpy().copy(), name=name)
-    return _graphs[key]
+    file = onnx.ModelProto.FromString(_graphs[key])
+    file.graph.initializer.extend(onnx.numpy_helper.from_array(t.numpy(), name) for name, t in tensors.items())
+    settle_zero_points(file.graph)
+    if raw_scale is not None:
+        normalize_inside(file.graph, *(_by_channel(raw_scale[name]).numpy() for name in ("mean", "std")))
+    shorten_names(file.graph, {name for name, _ in folded.named_parameters()})
+    return file
 
 
-def _exported(model: nn.Module, shape: list[int]) -> onnx_ir.Model:
-    """The graph of a network, with an initializer for each of its tensors.
+def _exported(model: nn.Module, shape: list[int]) -> bytes:
+    """The graph of a network, without its tensors, which it names as its state dict does.
 
     The exporter merges tensors of equal values, which those of another model need not be: so all are made different.
     """
     model = copy.deepcopy(model)
+    tensors = model.state_dict()
     generator = torch.Generator().manual_seed(0)
-    for index, tensor in enumerate(model.state_dict().values()):
+    for index, tensor in enumerate(tensors.values()):
         scalar = tensor.numel() == 1 and not tensor.is_floating_point()
         tensor.copy_(torch.tensor(index) if scalar else 50 * torch.rand(tensor.shape, generator=generator) + 1)
     example = torch.randn(2, *shape, generator=generator)
@@ -95,37 +143,40 @@ def _exported(model: nn.Module, shape: list[int]) -> onnx_ir.Model:
             input_names=["images"], output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )  # fmt: skip
-    for node in program.model.graph:  # the exporter notes where in its own source each node came from
-        node.metadata_props.clear()
-    _separate_zero_points(program.model.graph)
-    return program.model
+    file = program.model_proto
+    lost = tensors.keys() - {initializer.name for initializer in file.graph.initializer}
+    if lost:
+        raise StorageError(f"the ONNX exporter merged or left out {sorted(lost)[0]}: this is a fault to report")
+    strip(file.graph, tensors.keys())
+    return file.SerializeToString()
 
 
-def _separate_zero_points(graph: onnx_ir.Graph) -> None:
-    """Give every int8 weight a zero point of its own.
-
-    The exporter merges equal constants; ONNX Runtime, where it rewrites int8 weights as uint8 (see `open_onnx`), then
-    finds a shared zero point rewritten already and refuses the file.
-    """
-    for node in graph:
-        weight = node.inputs[0] if node.op_type == "DequantizeLinear" else None
-        if weight is not None and weight.is_initializer() and weight.dtype == onnx_ir.DataType.INT8:
-            zeros = onnx_ir.tensor(node.inputs[2].const_value.numpy(), name=f"{weight.name}_zero_point")
-            own = onnx_ir.Value(name=zeros.name, shape=zeros.shape, type=onnx_ir.TensorType(zeros.dtype))
-            own.const_value = zeros
-            graph.register_initializer(own)
-            node.replace_input_with(2, own)
+def _by_channel(values: Sequence[float]) -> torch.Tensor:
+    """Means or deviations of pixels in 0..1 as `[C, 1, 1]`, of pixels in 0..255."""
+    return 255 * torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 
-def _check(model: nn.Module, written: Path, path: Path, images: torch.Tensor | None) -> None:
+def _normalized(images: torch.Tensor, scale: dict) -> torch.Tensor:
+    """As `data.normalize`."""
+    return (images.float() - _by_channel(scale["mean"])) / _by_channel(scale["std"])
+
+
+def _check(model: nn.Module, written: Path, path: Path, images: torch.Tensor | None, raw_scale: dict | None) -> None:
     if images is None:
-        images = torch.randn(16, *model.spec["shape"], generator=torch.Generator().manual_seed(1))
+        images = _noise(model.spec["shape"], raw=raw_scale is not None)
     with torch.no_grad():
-        expected = model(images).numpy()
+        expected = model(images if raw_scale is None else _normalized(images, raw_scale)).numpy()
     difference = np.linalg.norm(run_onnx(open_onnx(written), images.numpy()) - expected) / np.linalg.norm(expected)
     tolerance = QUANTIZED_TOLERANCE if model.spec.get("quantized") else FLOAT_TOLERANCE
     if not difference <= tolerance:
         raise StorageError(f"{path} computes other logits than its model (by {difference:.1%} of their norm): not used")
+
+
+def _noise(shape: list[int], raw: bool) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if raw:
+        return torch.randint(256, (16, *shape), dtype=torch.uint8, generator=generator)
+    return torch.randn(16, *shape, generator=generator)
 
 
 def open_onnx(path: Path, threads: int = 0, optimized: Path | None = None) -> onnxruntime.InferenceSession:

@@ -30,7 +30,7 @@ from pruning import Prune
 from quantization import Quantize
 from storage import ArchiveError, archive_table, export_onnx, load_archive, open_onnx, save_archive, weights_checksum
 from storage.__main__ import main as storage_main
-from storage.archive import DICTIONARY, decode, encode, entropy
+from storage.archive import DICTIONARY, _head, _on_paper, _sealed, decode, encode, entropy
 from storage.coding import Counts, Meter, Reader, Writer, number
 from storage.modes import MODES, POSITIONS, Settings, _code, choose, code_words
 from training import Train
@@ -398,13 +398,49 @@ def test_a_network_that_is_built_otherwise_now(monkeypatch):
 def test_missing_and_too_long_files(tmp_path, monkeypatch):
     with pytest.raises(ArchiveError, match="none.nna: cannot read it .No such file.* give a .nna file"):
         load_archive(tmp_path / "none.nna")
-    with pytest.raises(ArchiveError, match="cannot read"):
-        load_archive(tmp_path)
     (tmp_path / "long.nna").write_bytes(b"")
     with open(tmp_path / "long.nna", "r+b") as file:
         file.truncate(2 << 30)  # no byte of it is on the disk
     with pytest.raises(ArchiveError, match="longer than 1024 MiB"):
         load_archive(tmp_path / "long.nna")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a pipe", "device"])
+def test_what_is_no_file_is_refused_at_once(kind, tmp_path):
+    path = Path(os.devnull) if kind == "device" else tmp_path / "model.nna"
+    if kind == "folder":
+        path.mkdir()
+    elif kind != "device":
+        os.mkfifo(tmp_path / "pipe")
+        path = tmp_path / "pipe" if kind == "pipe" else path
+        if kind != "pipe":
+            path.symlink_to(tmp_path / "pipe")
+    asked = command("storage", "info", path)  # in a process of its own: it must not wait for what nobody writes
+    assert asked.returncode == 1 and asked.stderr.count("\n") == 1
+    assert asked.stderr.startswith(f"{path}: cannot read it (a {'folder' if kind == 'folder' else 'pipe or device'}")
+
+
+def test_a_few_bytes_that_are_a_gigabyte_in_memory(tmp_path):
+    path = tmp_path / "zeros.nna"
+    spec = {"architecture": "resnet18", "shape": [3, 32, 32], "classes": 10, "width": 4.8}
+    path.write_bytes(_sealed(_head(spec, _on_paper(spec).state_dict(), 1)))  # past its end, a stream reads as zeros
+    assert path.stat().st_size < 80
+    with pytest.raises(ArchiveError, match="zeros.nna: its tensors take 1,0.. MB in memory, .* give a higher limit"):
+        load_archive(path)
+    shown = command("storage", "info", path)
+    assert shown.returncode == 1 and "higher limit" in shown.stderr and shown.stderr.count("\n") == 1
+
+
+def test_the_limit_is_that_of_the_tensors(tmp_path):
+    model, path = trained(), tmp_path / "model.nna"
+    save_archive(model, path)
+    size = len(raw(model))
+    assert same(load_archive(path, limit=size), model) and archive_table(path, limit=size)
+    for load_it in (load_archive, archive_table):
+        with pytest.raises(ArchiveError, match="higher limit"):
+            load_it(path, limit=size - 1)
+    assert command("storage", "info", path, "--limit", size).returncode == 0
+    assert "higher limit" in command("storage", "info", path, "--limit", size - 1).stderr
 
 
 def test_the_dictionary_is_part_of_the_format():

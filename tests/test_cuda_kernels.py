@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,16 @@ def test_compact_format_keeps_the_matrix_in_fewer_bytes() -> None:
     np.testing.assert_array_equal(back, a)
     assert compact.nbytes < 0.65 * matrix.nbytes  # 5 bytes an entry and some filling, instead of 8
     assert compress(matrix, torch.int8).nbytes < 0.3 * matrix.nbytes
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_int8_cannot_hold_is_refused(bad: float) -> None:
+    """It became 0 in silence, and so did the rest of the row. Floats keep it."""
+    a = torch.eye(5, 300)
+    a[3, 200] = bad
+    with pytest.raises(ValueError, match=f"a value is {bad}, which int8 cannot hold"):
+        compress(CSR.from_dense(a), torch.int8)
+    assert torch.equal(compress(CSR.from_dense(a)).values.nan_to_num(7).unique(), a.nan_to_num(7).unique())
 
 
 # --- The emulator notices what a GPU would punish -----------------------------------------------------------------
@@ -412,6 +423,34 @@ def test_no_compiler_is_said(monkeypatch) -> None:
     monkeypatch.setattr(emulator.shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match="install g\\+\\+"):
         emulator.compiler()
+
+
+@needs_compiler
+def test_a_compiler_with_flags(monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "g++ -m64 '-DNAME=two words'")
+    assert emulator.compiler() == [shutil.which("g++"), "-m64", "-DNAME=two words"]
+    monkeypatch.setenv("CXX", "")
+    assert emulator.compiler() == [shutil.which("g++")]
+
+
+RAN = "import torch; from cuda_kernels import gemv; print(gemv(torch.ones(3, 4), torch.ones(4)).tolist())"
+
+
+@needs_compiler
+@pytest.mark.parametrize("writable", [True, False])
+def test_compiled_kernels_lie_among_the_artifacts(writable: bool, tmp_path) -> None:
+    """Or, where nothing can be written there, in a folder that goes with the process."""
+    artifacts, temporary = tmp_path / "artifacts", tmp_path / "temporary"
+    temporary.mkdir()
+    if not writable:
+        artifacts.touch()  # a file where the folder should be stops root, too
+    here = {"ARTIFACTS_DIR": str(artifacts), "TMPDIR": str(temporary), "CXX": "g++ -m64"}
+    done = subprocess.run(
+        [sys.executable, "-c", RAN], cwd=SOURCES.parents[1], env=os.environ | here, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("[4.0, 4.0, 4.0]\n", "")
+    assert not list(temporary.rglob("*.so"))
+    assert [path.name[:10] for path in tmp_path.rglob("*.so")] == ["gemv_fp32-"] * writable
 
 
 def test_an_edited_source_is_compiled_again(monkeypatch, tmp_path) -> None:

@@ -173,6 +173,15 @@ def test_records_are_written_whole_and_read_back(tmp_path) -> None:
     assert records.load(tmp_path / "nowhere").empty
 
 
+def test_records_follow_the_results_folder(tmp_path, monkeypatch) -> None:
+    """As it is when they are written or read, and not as it was when the module was imported."""
+    for name in ("one", "two"):
+        monkeypatch.setenv("RESULTS_DIR", str(tmp_path / name))
+        assert records.load().empty and records.read(record()) is None
+        assert records.write(record()).parent == tmp_path / name / "kernels"
+        assert records.read(record()) == record() and len(records.load()) == 1
+
+
 def test_rates_are_bytes_and_operations_over_time() -> None:
     rates = {"gbytes_per_s": 2.0, "gops_per_s": 4.0, "share_of_copy": 0.5, "share_of_rate": 0.25}
     assert records.rates(record()) == rates

@@ -68,6 +68,15 @@ def test_weights_per_channel_against_numpy(form, layer):
     assert (integer.dequantized().detach() - layer.weight).abs().max() <= scale.max() / 2 * 1.0001
 
 
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
+def test_a_weight_that_integers_cannot_hold_is_refused(bad):
+    model = build("resnet8", shape=(1, 8, 8), classes=10)
+    with torch.no_grad():
+        model.linear.weight[3, 5] = bad
+    with pytest.raises(ModelError, match="linear has a weight that is infinite or no number"):
+        insert_quantizers(model)
+
+
 def test_quantizer_against_torch():
     quantizer = Quantizer()
     quantizer.scale.fill_(0.03)
