@@ -19,6 +19,7 @@ from data import Dataset, load
 from experiment.records import artifacts_folder, current_commit, read_record, results_folder, write_record
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
 from measurement.timing import hardware
+from models.quantized import holds_integers
 from recipe import Context, Recipe
 from storage import (
     Checkpoint,
@@ -203,7 +204,7 @@ def _measure(recipe: Recipe) -> dict:
     file, base_file = _onnx(recipe, model, dataset), _onnx(base_recipe, base, dataset)
     session = open_onnx(file)
     operators = operator_counts(file)
-    if model.spec.get("quantized") and operators["convolutions"] and not operators["integer_convolutions"]:
+    if holds_integers(model.spec) and operators["convolutions"] and not operators["integer_convolutions"]:
         raise StorageError(
             f"no convolution of {file} runs on integers in this ONNX Runtime: its figures would be those of a float "
             "model; update onnxruntime"

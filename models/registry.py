@@ -54,12 +54,24 @@ def check_model(name: str, width: float) -> None:
 
 
 def combine(members: list[nn.Module]) -> nn.Module:
-    """The ensemble of networks of the same images and classes, all weighted alike."""
+    """The ensemble of networks of the same images and classes, all weighted alike.
+
+    Raises:
+        ModelError: the members are of different shapes of images, or different numbers of classes.
+    """
     model = Ensemble(members)
-    first = members[0].spec
     specs = [member.spec for member in members]
+    first = specs[0]
+    for spec in specs:
+        if (own := _takes(spec)) != _takes(first):
+            raise ModelError(f"an ensemble's members take the same images: one is of {own}, another of {_takes(first)}")
     model.spec = {"architecture": "ensemble", "shape": first["shape"], "classes": first["classes"], "members": specs}
     return model
+
+
+def _takes(spec: dict) -> str:
+    """`images (3, 32, 32) of 10 classes`."""
+    return f"images {tuple(spec['shape'])} of {spec['classes']} classes"
 
 
 def rebuild(spec: dict) -> nn.Module:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import itertools
 import json
 import logging
 import warnings
@@ -16,10 +17,9 @@ import onnx_ir
 import onnxruntime
 import torch
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 
 from data import Dataset, normalize
-from models.quantized import OPSET
+from models.quantized import OPSET, folded, holds_integers
 from storage.files import StorageError, atomic_write
 
 # Of the norm of all logits, between PyTorch and ONNX Runtime. Integer kernels may round a value that lies half-way the
@@ -68,11 +68,11 @@ def _graph(model: nn.Module) -> onnx_ir.Model:
 
     The exporter takes seconds, and its graph depends on the architecture alone: it is kept and filled with weights.
     """
-    folded = model if model.spec.get("quantized") else fuse(model)
-    tensors = folded.state_dict()
+    graph_module = folded(model)
+    tensors = graph_module.state_dict()
     key = json.dumps([model.spec, {name: tensor.shape for name, tensor in tensors.items()}], sort_keys=True)
     if key not in _graphs:
-        _graphs[key] = _exported(folded, model.spec["shape"])
+        _graphs[key] = _exported(graph_module, model.spec["shape"])
     for name, tensor in tensors.items():
         _graphs[key].graph.initializers[name].const_value = onnx_ir.tensor(tensor.numpy().copy(), name=name)
     return _graphs[key]
@@ -85,9 +85,12 @@ def _exported(model: nn.Module, shape: list[int]) -> onnx_ir.Model:
     """
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
-    for index, tensor in enumerate(model.state_dict().values()):
-        scalar = tensor.numel() == 1 and not tensor.is_floating_point()
-        tensor.copy_(torch.tensor(index) if scalar else 50 * torch.rand(tensor.shape, generator=generator) + 1)
+    zero_points = itertools.count()  # one byte each: 256 that differ
+    for tensor in model.state_dict().values():
+        if tensor.numel() == 1 and not tensor.is_floating_point():
+            tensor.fill_(next(zero_points))
+        else:
+            tensor.copy_(50 * torch.rand(tensor.shape, generator=generator) + 1)
     example = torch.randn(2, *shape, generator=generator)
     with quiet_exporter():
         program = torch.onnx.export(
@@ -123,7 +126,7 @@ def _check(model: nn.Module, written: Path, path: Path, images: torch.Tensor | N
     with torch.no_grad():
         expected = model(images).numpy()
     difference = np.linalg.norm(run_onnx(open_onnx(written), images.numpy()) - expected) / np.linalg.norm(expected)
-    tolerance = QUANTIZED_TOLERANCE if model.spec.get("quantized") else FLOAT_TOLERANCE
+    tolerance = QUANTIZED_TOLERANCE if holds_integers(model.spec) else FLOAT_TOLERANCE
     if not difference <= tolerance:
         raise StorageError(f"{path} computes other logits than its model (by {difference:.1%} of their norm): not used")
 
