@@ -8,6 +8,7 @@ import random
 import re
 import reprlib
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from experiment import make
 from experiment.store import artifacts_folder
 from recipe import Recipe
 from storage import save_archive
-from training import evaluate
+from training import TrainingDiverged, evaluate
 
 STARTUP = 10  # candidates that are drawn at random before TPE chooses, Optuna's default: of n, min(STARTUP, n)
 FIELDS = tuple(field.name for field in dataclasses.fields(Joint) if field.name != "epochs")  # to choose from
@@ -33,6 +34,8 @@ NAME = r"\w[\w .-]{0,49}"  # of a search, which is its file's
 MOST = 2**31 - 1  # so that a seed and the number of trials, which is added to it, are no more than numpy takes
 Candidate = Callable[[Mapping, int], Recipe]
 Words = Mapping[str, Mapping]  # of each hyperparameter: its choices, by what Optuna keeps of them
+Tried = dict[tuple, tuple[float, int] | None]  # by choices: accuracy and bytes, or None if the training diverged
+DIVERGED = "diverged"
 
 
 class SearchError(Exception):
@@ -61,11 +64,12 @@ def search(
             again and cost nothing. A smaller budget than before gives the first candidates.
 
     Returns a row a candidate: its choices, `validation_accuracy`, `archive_bytes`, and `front`, whether no other is
-    as accurate and as small, and better in one of both. The test images are not looked at: run the front's recipes for
-    that, for longer.
+    as accurate and as small, and better in one of both. Candidates whose training diverged are left out with a warning.
+    The test images are not looked at: run the front's recipes for that, for longer.
 
     Raises:
-        SearchError: a wrong argument, a budget below one candidate, or a search resumed with other settings.
+        SearchError: a wrong argument, a budget below one candidate, a search resumed with other settings, or one whose
+            candidates all diverged.
     """
     _check_arguments(name, budget, epochs, seed)
     check_space(space)
@@ -87,8 +91,12 @@ def search(
                 study.enqueue_trial(_untried(words, known, seed))
             else:
                 known[drawn] = _try(_recipe(candidate, _choices(words, drawn), epochs))
-                study.tell(trial, known[drawn])
+                if known[drawn] is None:
+                    trial.set_user_attr(DIVERGED, True)
+                study.tell(trial, known[drawn], None if known[drawn] else TrialState.FAIL)
                 bar.update()
+    if not any(known.values()):
+        raise SearchError(f"the trainings of all {len(known)} candidates diverged: lower their learning_rate")
     return _table(known, words)
 
 
@@ -170,10 +178,16 @@ def _open(journal: Path, settings: dict) -> optuna.Study:
     return study
 
 
-def _known(study: optuna.Study, words: Words) -> dict[tuple, tuple[float, int]]:
-    """Accuracy and bytes by choices, of finished trainings; one that was killed is trained when its choices come."""
-    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    return {tuple(trial.params[key] for key in words): (trial.values[0], int(trial.values[1])) for trial in trials}
+def _known(study: optuna.Study, words: Words) -> Tried:
+    """What came of each choice so far; a training that was killed is not among them: it is done when it is drawn."""
+    known: Tried = {}
+    for trial in study.get_trials(deepcopy=False):
+        drawn = tuple(trial.params.get(key) for key in words)
+        if trial.state == TrialState.COMPLETE:
+            known[drawn] = trial.values[0], int(trial.values[1])
+        elif trial.user_attrs.get(DIVERGED) and trial.state == TrialState.FAIL:
+            known[drawn] = None
+    return known
 
 
 def _untried(words: Words, known: Mapping[tuple, tuple], seed: int) -> dict:
@@ -184,8 +198,13 @@ def _untried(words: Words, known: Mapping[tuple, tuple], seed: int) -> dict:
             return dict(zip(words, drawn, strict=True))
 
 
-def _try(recipe: Recipe) -> tuple[float, int]:
-    model = make(recipe)
+def _try(recipe: Recipe) -> tuple[float, int] | None:
+    """Accuracy on the validation images and bytes; None, with a warning, if the training diverged."""
+    try:
+        model = make(recipe)
+    except TrainingDiverged as error:
+        warnings.warn(f"left out: {recipe.label}, {error}", stacklevel=2)
+        return None
     dataset = load(recipe.dataset)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "candidate"
@@ -193,7 +212,7 @@ def _try(recipe: Recipe) -> tuple[float, int]:
         return evaluate(model, dataset, dataset.validation), file.stat().st_size
 
 
-def _table(known: Mapping[tuple, tuple[float, int]], words: Words) -> pd.DataFrame:
-    rows = [(*_choices(words, drawn).values(), *measured) for drawn, measured in known.items()]
+def _table(known: Tried, words: Words) -> pd.DataFrame:
+    rows = [(*_choices(words, drawn).values(), *measured) for drawn, measured in known.items() if measured]
     table = pd.DataFrame(rows, columns=[*words, "validation_accuracy", "archive_bytes"])
     return table.assign(front=pareto_front(table, ("archive_bytes",)))

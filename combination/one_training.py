@@ -77,10 +77,11 @@ def at_once_or_in_a_row(
             names = ("epochs", "prunes from", "rounds from")
             words = {name: f"{value:.0%}" for name, value in zip(names, shares, strict=True)}
             cases.append(({"how": AT_ONCE, **words}, recipe))
-    labels = [recipe.label for _, recipe in cases[: len(cases) // len(seeds)]] * len(seeds)
+    firsts = [recipe.label for _, recipe in cases[: len(cases) // len(seeds)]] * len(seeds)
+    labels = {recipe.id: label for (_, recipe), label in zip(cases, firsts, strict=True)}
     epoch = epoch_seconds(base, model, sparsity, bits)
-    seconds = [training_seconds(_after(base, recipe), epoch) for _, recipe in cases]
-    return run_table(cases).assign(label=labels, seconds=seconds)
+    seconds = {recipe.id: training_seconds(_after(base, recipe), epoch) for _, recipe in cases}
+    return run_table(cases).assign(label=lambda t: t["id"].map(labels), seconds=lambda t: t["id"].map(seconds))
 
 
 def training_seconds(steps: Iterable[Step], epoch: Mapping[str, float]) -> float:
@@ -144,6 +145,7 @@ def beside_the_chain(table: pd.DataFrame) -> str:
     together = table["how"] == AT_ONCE
     chains = table[~together].set_index("seed")
     lines = []
+    together &= table["seed"].isin(chains.index)  # the chain of another may have diverged
     for words, once in table[together].groupby(["epochs", "prunes from", "rounds from"], sort=False):
         chain = chains.loc[once["seed"]]
         apart = 100 * (once["accuracy"].to_numpy() - chain["accuracy"])

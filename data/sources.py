@@ -2,8 +2,12 @@
 
 import hashlib
 import io
+import os
+import unicodedata
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,10 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 CIFAR10_HUB = "uoft-cs/cifar10"
 CIFAR10_IMAGES = {"train": 50_000, "test": 10_000}
 FOLDER_SIDE = 32
+# Formats that Pillow knows by name but does not decode by itself: weather and measured data (BUFR, GRIB, HDF5), films
+# (MPEG), and drawings that it hands to Ghostscript (EPS, PostScript) or to Windows (WMF, EMF).
+NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
+NAMED = 5  # files that cannot be read, by name in one message; the others are counted
 # What Pillow raises on files that are damaged, or that would unpack into an unreasonable picture.
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -145,43 +153,108 @@ def _download_from_hub(root: Path) -> None:
 
 
 def read_folder(root: Path) -> ImageArrays:
-    """One's own images, root/train/CLASS/* and root/test/CLASS/*, centre-cropped and resized to 32x32 RGB."""
+    """One's own images, root/train/CLASS/* and root/test/CLASS/*, centre-cropped and resized to 32x32 RGB.
+
+    Pictures are the files there with an ending of `picture_endings`, hidden ones aside; all other files are passed
+    over, and counted in one warning. A class is the name of its folder, composed (NFC): macOS stores accents apart.
+    """
     for part in ("train", "test"):
         if not (root / part).is_dir():
-            raise DataError(f"{root / part} is no folder: put images there as {part}/CLASS/*.png")
-    classes = tuple(sorted(_class_names(root / "train")))
+            raise DataError(f"{readable(root / part)} is no folder: put images there as {part}/CLASS/*.png")
+    train, test = _class_folders(root / "train"), _class_folders(root / "test")
+    classes = tuple(sorted(train))
     if len(classes) < 2:
-        raise DataError(f"{root / 'train'} holds {len(classes)} class folder(s): at least two are needed")
-    unknown = _class_names(root / "test") - set(classes)
-    if unknown:
-        raise DataError(f"{root / 'test'} has classes that {root / 'train'} lacks: {', '.join(sorted(unknown))}")
-    train, test = (_read_classes(root / part, classes) for part in ("train", "test"))
-    return ImageArrays(*train, *test, classes)
+        raise DataError(f"{readable(root / 'train')} holds {len(classes)} class folder(s): at least two are needed")
+    if unknown := test.keys() - train.keys():
+        names = ", ".join(sorted(unknown))
+        raise DataError(f"{readable(root / 'test')} has classes that {readable(root / 'train')} lacks: {names}")
+    train_files = [_pictures(train[name]) for name in classes]
+    test_files = [_pictures(test.get(name, [root / "test" / name])) for name in classes]
+    _warn_of_others(root, {file for files in train_files + test_files for file in files})
+    return ImageArrays(*_read_pictures(train_files, test_files), classes)
 
 
-def _class_names(folder: Path) -> set[str]:
-    """Its folders, without the hidden ones that file managers and editors leave."""
-    return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+def readable(name: str | Path) -> str:
+    """A file's name as text that can be printed and stored: bytes that are no UTF-8 stand as `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _read_classes(folder: Path, classes: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    known = set(Image.registered_extensions())
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        files = sorted(f for f in (folder / name).glob("*") if f.suffix.lower() in known)
-        if not files:
-            raise DataError(f"{folder / name} holds no image: add some, or remove the class from train/ and test/")
-        images += [_read_image(file) for file in files]
-        labels += [label] * len(files)
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+@cache
+def picture_endings() -> frozenset[str]:
+    """The endings, in lower case, of the formats that Pillow reads as a still picture, such as `.png` and `.jpg`."""
+    endings = Image.registered_extensions()  # also of formats that Pillow only writes, as PDF
+    readers = (set(Image.OPEN) | {"MPO"}) - NO_PICTURES  # MPO is opened as the JPEG that it begins with
+    return frozenset(ending for ending, form in endings.items() if form in readers)
 
 
-def _read_image(file: Path) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            return np.asarray(ImageOps.fit(image.convert("RGB"), (FOLDER_SIDE, FOLDER_SIDE)))
-    except BROKEN as error:
-        raise DataError(f"{file} is no readable image ({_first_line(error)}): replace or remove it") from None
+def _class_folders(folder: Path) -> dict[str, list[Path]]:
+    """Its folders by class, without those that file managers, archives and editors leave.
+
+    A class may have two, one copied from macOS and one from elsewhere, whose names are stored differently.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and path.name != "__MACOSX":
+            found.setdefault(unicodedata.normalize("NFC", readable(path.name)), []).append(path)
+    return found
+
+
+def _pictures(folders: list[Path]) -> list[Path]:
+    """The pictures of a class, from all of its folders."""
+    files = [file for folder in folders for file in sorted(folder.glob("*")) if file.is_file()]
+    pictures = [file for file in files if file.suffix.lower() in picture_endings() and not file.name.startswith(".")]
+    if not pictures:
+        raise DataError(f"{readable(folders[0])} holds no image: add some, or remove the class from train/ and test/")
+    return pictures
+
+
+def _warn_of_others(root: Path, pictures: set[Path]) -> None:
+    """Count, in one warning, the files of a data set that are not among its pictures."""
+    others = sorted(
+        file
+        for part in ("train", "test")
+        for file in (root / part).rglob("*")
+        if file.is_file() and file not in pictures
+    )
+    if others:
+        warnings.warn(
+            f"{len(others)} file(s) in {readable(root)} are passed over, such as "
+            f"{readable(others[0].relative_to(root))}: pictures are train/CLASS/* and test/CLASS/*, not hidden, in a "
+            "format that Pillow decodes",
+            stacklevel=2,
+        )
+
+
+def _read_pictures(*parts: list[list[Path]]) -> list[torch.Tensor]:
+    """Images `[N, 3, H, W]` and labels `[N]` of each part, one after the other, from its files by class.
+
+    Raises:
+        DataError: with all files that cannot be read, the first `NAMED` of them by name.
+    """
+    read, unreadable = [], []
+    for part in parts:
+        images, labels = [], []
+        for label, file in ((label, file) for label, files in enumerate(part) for file in files):
+            try:
+                images.append(_read_picture(file))
+                labels.append(label)
+            except BROKEN as error:
+                unreadable.append(f"{readable(file)} ({readable(_first_line(error))})")
+        read.append((images, labels))
+    if unreadable:
+        more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
+        files = "file is no readable image" if len(unreadable) == 1 else "files are no readable images"
+        raise DataError(f"{len(unreadable)} {files}: replace or remove {', '.join(unreadable[:NAMED])}{more}")
+    return [
+        tensor
+        for images, labels in read
+        for tensor in (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
+    ]
+
+
+def _read_picture(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(ImageOps.fit(image.convert("RGB"), (FOLDER_SIDE, FOLDER_SIDE)))
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from experiment.records import current_commit, read_record, write_record
 from experiment.store import Store
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
 from measurement.timing import hardware
+from models.quantized import holds_integers
 from recipe import Context, Recipe
 from storage import (
     Checkpoint,
@@ -260,7 +261,7 @@ def _measure(recipe: Recipe, earlier: dict | None) -> dict:
     file, base_file = _onnx(recipe, model, dataset), _base_onnx(base_recipe, base, dataset)
     session = open_onnx(file)
     operators = operator_counts(file)
-    if model.spec.get("quantized") and operators["convolutions"] and not operators["integer_convolutions"]:
+    if holds_integers(model.spec) and operators["convolutions"] and not operators["integer_convolutions"]:
         raise StorageError(
             f"no convolution of {file} runs on integers in this ONNX Runtime: its figures would be those of a float "
             "model; update onnxruntime"

@@ -1,18 +1,22 @@
 """What the notebooks share: the base recipes, the table of records, and the published study's figures."""
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from data import check_dataset, load
 from experiment.records import kept_table, told_apart
-from experiment.runner import make, run_all
+from experiment.runner import make, run
 from experiment.store import ROOT, figures_folder, slug
 from recipe import Recipe
 from storage import atomic_write
-from training import Train, evaluate
+from training import Train, TrainingDiverged, evaluate
 
+T = TypeVar("T")
 # Epochs that a laptop bears; every notebook starts from these, so that what one has trained the next reads back.
 TRAINING = {
     ("cifar10", "resnet18"): {"epochs": 15, "learning_rate": 0.1, "start": {"epochs": 15}},  # an hour each on two cores
@@ -35,21 +39,50 @@ def batch_size(dataset: str) -> int:
     return TRAINING.get(dataset.partition(":")[0], {}).get("batch_size", 128)
 
 
-def run_table(cases: Iterable[tuple[dict, Recipe]]) -> pd.DataFrame:
-    """A row a case: some words about it, and then its record."""
-    cases = list(cases)
-    records = told_apart(run_all(recipe for _, recipe in cases))
-    return pd.concat([pd.DataFrame([words for words, _ in cases]), records], axis=1)
+def run_table(cases: Iterable[tuple[dict, Recipe]], *, whole: bool = False) -> pd.DataFrame:
+    """A row a case: some words about it, and then its record.
+
+    A case whose training diverged is left out with a warning, so that a study goes on; with `whole`, where every row
+    is needed, that is an error.
+
+    Raises:
+        TrainingDiverged: the training of a case, if `whole`; or that of every case.
+    """
+    made = without_diverged(run, cases, whole)
+    records = told_apart([record for _, record in made])
+    return pd.concat([pd.DataFrame([words for words, _ in made]), records], axis=1)
+
+
+def without_diverged(
+    make: Callable[[Recipe], T], cases: Iterable[tuple[dict, Recipe]], whole: bool = False
+) -> list[tuple[dict, T]]:
+    """The words of each case with what is made of its recipe; see `run_table` for those whose training diverged."""
+    made, error = [], None
+    for words, recipe in tqdm(list(cases), desc="recipes", unit="recipe", leave=False):
+        try:
+            made.append((words, make(recipe)))
+        except TrainingDiverged as diverged:
+            if whole:
+                raise
+            error = diverged
+            warnings.warn(f"left out: {recipe.label} (seed {recipe.seed}), {diverged}", stacklevel=3)
+    if error is not None and not made:
+        raise error
+    return made
 
 
 def validated(name: str, cases: Iterable[tuple[dict, Recipe]]) -> pd.DataFrame:
-    """A row a case, kept as a table: some words about it, and the `accuracy` (0..1) on the images that choose."""
+    """A row a case, kept as a table: some words about it, and the `accuracy` (0..1) on the images that choose.
+
+    Cases whose training diverged are left out, as in `run_table`.
+    """
     cases = list(cases)
     dataset = cases[0][1].dataset
 
     def rows() -> list[dict]:
         data = load(dataset)
-        return [words | {"accuracy": evaluate(make(recipe), data, data.validation)} for words, recipe in cases]
+        found = without_diverged(lambda recipe: evaluate(make(recipe), data, data.validation), cases)
+        return [words | {"accuracy": accuracy} for words, accuracy in found]
 
     asked = [{"words": words, "recipe": recipe.id} for words, recipe in cases]
     return kept_table(name, dataset, rows, {"cases": asked})

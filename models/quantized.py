@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
+from models.ensemble import Ensemble
 from models.errors import ModelError
 
 OPSET = 21  # of ONNX: the first that the exporter's QuantizeLinear and DequantizeLinear are asked for in
@@ -137,6 +138,32 @@ def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> f
     place_quantizers(graph_module, Quantizer)
     graph_module.spec = spec
     return graph_module.eval()
+
+
+def holds_integers(spec: dict) -> bool:
+    """Whether the network that a `model.spec` describes is an integer one, or an ensemble with such a member."""
+    return bool(spec.get("quantized")) or any(map(holds_integers, spec.get("members", ())))
+
+
+class _Tracer(fx.Tracer):
+    """Looks into the members of an ensemble, and not into their integer layers, which are not made to be traced."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, Quantizer | _IntegerWeight) or super().is_leaf_module(module, name)
+
+
+def folded(model: nn.Module) -> fx.GraphModule:
+    """The graph to deploy: batch norm folded into the convolution before it, integer networks as they are.
+
+    That of an ensemble is one graph of all of its members, whose tensors keep the names they have in the ensemble.
+    """
+    if model.spec.get("quantized"):
+        return model
+    if not isinstance(model, Ensemble):
+        return fuse(model)
+    whole = Ensemble([folded(member) for member in model.members])
+    whole.weights.copy_(model.weights)
+    return fx.GraphModule(whole, _Tracer().trace(whole), "Ensemble")
 
 
 def round_biases(integer: fx.GraphModule) -> None:

@@ -60,17 +60,26 @@ def combine(members: list[nn.Module]) -> nn.Module:
     """The ensemble of networks of the same images and classes, all weighted alike.
 
     Raises:
-        ModelError: the members were trained on pixels of different scales.
+        ModelError: the members are of different shapes of images, or different numbers of classes, or were trained on
+            pixels of different scales.
     """
     model = Ensemble(members)
     first = members[0].spec
-    if any(member.spec.get("pixels") != first.get("pixels") for member in members):
-        raise ModelError("the members of an ensemble were trained on pixels of different scales: train them on one")
+    for member in members:
+        if (own := _takes(member.spec)) != _takes(first):
+            raise ModelError(f"an ensemble's members take the same images: one is of {own}, another of {_takes(first)}")
+        if member.spec.get("pixels") != first.get("pixels"):
+            raise ModelError("the members of an ensemble were trained on pixels of different scales: train them on one")
     specs = [{key: value for key, value in member.spec.items() if key != "pixels"} for member in members]
     model.spec = {"architecture": "ensemble", "shape": first["shape"], "classes": first["classes"], "members": specs}
     if "pixels" in first:
         model.spec["pixels"] = first["pixels"]
     return model
+
+
+def _takes(spec: dict) -> str:
+    """`images (3, 32, 32) of 10 classes`."""
+    return f"images {tuple(spec['shape'])} of {spec['classes']} classes"
 
 
 def rebuild(spec: dict) -> nn.Module:

@@ -10,11 +10,13 @@ import math
 import torch
 from torch import fx, nn
 
-from models.quantized import Quantizer, by_channel, insert_quantizers, place_quantizers, round_biases
+from models.quantized import Quantizer, bias_steps, by_channel, insert_quantizers, place_quantizers, round_biases
 from quantization.weights import Bits, best_scale, levels, round_weight
+from training import TrainingDiverged
 
 FREEZE = 0.95  # share of the training after which batch norm keeps its statistics: at a higher rate few bits diverge
 SMALLEST_STEP = 1e-6
+LARGEST_BIAS = 2**31 - 1  # in steps: the runtime adds it to a sum of 32 bits
 
 
 class FakeQuantize(torch.autograd.Function):
@@ -61,7 +63,13 @@ class _FakeWeight:
         self.bias = layer.bias
         self.register_buffer("mask", layer.weight.detach() != 0, persistent=False)
         self.weight_scale = nn.Parameter(torch.ones(len(layer.weight)))
+        self.register_buffer("earlier_step", torch.ones(len(layer.weight)), persistent=False)
         self.enabled = False
+
+    @property
+    def step(self) -> nn.Parameter:
+        """Steps `[O]`, one per output channel."""
+        return self.weight_scale
 
     def rounded(self) -> torch.Tensor:
         if not self.enabled:
@@ -100,7 +108,12 @@ class FakeQuantizer(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.uint8))
+        self.register_buffer("earlier_step", torch.ones(()), persistent=False)
         self.enabled = False
+
+    @property
+    def step(self) -> nn.Parameter:
+        return self.scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.enabled:
@@ -148,10 +161,12 @@ def enable(trained: nn.Module) -> None:
 
 
 def before_epoch(model: nn.Module, done: float) -> None:
-    """Take up the zeros that there are; `done` is the share of the training that is."""
+    """Take up the zeros and the steps that there are; `done` is the share of the training that is."""
     for module in model.modules():
         if isinstance(module, _FakeWeight):
             module.mask = module.weight.detach() != 0
+        if isinstance(module, _FakeWeight | FakeQuantizer):
+            module.earlier_step = module.step.detach().clone().clamp_(min=SMALLEST_STEP)
     _freeze(model, done)
 
 
@@ -164,13 +179,17 @@ def _freeze(model: nn.Module, done: float) -> None:
 
 @torch.no_grad()
 def after_step(model: nn.Module, done: float) -> None:
-    """No step may reach zero, and late in the training batch norm freezes, within an epoch too."""
+    """No step may reach zero, and late in the training batch norm freezes, within an epoch too.
+
+    A step that an update takes to zero or below goes back to what it was when the epoch began. At the smallest step it
+    would round its layer to nothing, which batch norm then divides by: few images, and hence few updates before the
+    rounding starts, have gradients that are that large.
+    """
     _freeze(model, done)
     for module in model.modules():
-        if isinstance(module, _FakeWeight):
-            module.weight_scale.clamp_(min=SMALLEST_STEP)
-        elif isinstance(module, FakeQuantizer):
-            module.scale.clamp_(min=SMALLEST_STEP)
+        if isinstance(module, _FakeWeight | FakeQuantizer):
+            step = module.step
+            step.copy_(torch.where(step < SMALLEST_STEP, module.earlier_step, step))
 
 
 @torch.no_grad()
@@ -179,6 +198,9 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
 
     The scales end rounded to bfloat16, off by 1/256 at most: in full they would be a fifth of a small model's archive.
     `model` is the float model that `trained` was prepared from; its weights are overwritten.
+
+    Raises:
+        TrainingDiverged: the steps became so small that a bias is beyond what the runtime can add.
     """
     trained = trained.cpu()
     values = {name: tensor for name, tensor in trained.state_dict().items() if name in model.state_dict()}
@@ -202,7 +224,19 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
             quantizer.scale.copy_(fake.scale)
             quantizer.zero_point.copy_(fake.zero_point)
     round_biases(integer)
+    _check_biases(integer)
     return integer
+
+
+def _check_biases(integer: fx.GraphModule) -> None:
+    tensors = integer.state_dict()
+    for bias, scales in bias_steps(integer).items():
+        largest = float((tensors[bias] / (tensors[scales[0]] * tensors[scales[1]])).abs().max())
+        if not largest <= LARGEST_BIAS:
+            raise TrainingDiverged(
+                f"the steps of quantization-aware training went astray: {bias} is {largest:.0e} of them, more than 32 "
+                "bits hold; lower learning_rate, or train the network for longer before"
+            )
 
 
 def _norms(graph_module: fx.GraphModule) -> dict[str, nn.Module]:

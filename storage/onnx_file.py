@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import itertools
 import json
 import logging
 import warnings
@@ -15,10 +16,9 @@ import onnx
 import onnxruntime
 import torch
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 
 from data import Dataset
-from models.quantized import OPSET
+from models.quantized import OPSET, folded, holds_integers
 from storage.files import StorageError, atomic_write
 from storage.onnx_graph import normalize_inside, settle_zero_points, shorten_names, strip
 
@@ -109,19 +109,19 @@ def _filled(model: nn.Module, raw_scale: dict | None) -> onnx.ModelProto:
 
     The exporter takes seconds, and its graph depends on the code of the network alone: it is kept, without weights.
     """
-    folded = model if model.spec.get("quantized") else fuse(model)
-    tensors = folded.state_dict()
-    key = (str(folded), *model.spec["shape"], *((name, tensor.shape) for name, tensor in tensors.items()))
+    graph_module = folded(model)
+    tensors = graph_module.state_dict()
+    key = (str(graph_module), *model.spec["shape"], *((name, tensor.shape) for name, tensor in tensors.items()))
     if key not in _graphs:
         if len(_graphs) == GRAPHS_KEPT:
             del _graphs[next(iter(_graphs))]
-        _graphs[key] = _exported(folded, model.spec["shape"])
+        _graphs[key] = _exported(graph_module, model.spec["shape"])
     file = onnx.ModelProto.FromString(_graphs[key])
     file.graph.initializer.extend(onnx.numpy_helper.from_array(t.numpy(), name) for name, t in tensors.items())
     settle_zero_points(file.graph)
     if raw_scale is not None:
         normalize_inside(file.graph, *(_by_channel(raw_scale[name]).numpy() for name in ("mean", "std")))
-    shorten_names(file.graph, {name for name, _ in folded.named_parameters()})
+    shorten_names(file.graph, {name for name, _ in graph_module.named_parameters()})
     return file
 
 
@@ -133,9 +133,12 @@ def _exported(model: nn.Module, shape: list[int]) -> bytes:
     model = copy.deepcopy(model)
     tensors = model.state_dict()
     generator = torch.Generator().manual_seed(0)
-    for index, tensor in enumerate(tensors.values()):
-        scalar = tensor.numel() == 1 and not tensor.is_floating_point()
-        tensor.copy_(torch.tensor(index) if scalar else 50 * torch.rand(tensor.shape, generator=generator) + 1)
+    zero_points = itertools.count()  # one byte each: 256 that differ
+    for tensor in tensors.values():
+        if tensor.numel() == 1 and not tensor.is_floating_point():
+            tensor.fill_(next(zero_points))
+        else:
+            tensor.copy_(50 * torch.rand(tensor.shape, generator=generator) + 1)
     example = torch.randn(2, *shape, generator=generator)
     with quiet_exporter():
         program = torch.onnx.export(
@@ -167,7 +170,7 @@ def _check(model: nn.Module, written: Path, path: Path, images: torch.Tensor | N
     with torch.no_grad():
         expected = model(images if raw_scale is None else _normalized(images, raw_scale)).numpy()
     difference = np.linalg.norm(run_onnx(open_onnx(written), images.numpy()) - expected) / np.linalg.norm(expected)
-    tolerance = QUANTIZED_TOLERANCE if model.spec.get("quantized") else FLOAT_TOLERANCE
+    tolerance = QUANTIZED_TOLERANCE if holds_integers(model.spec) else FLOAT_TOLERANCE
     if not difference <= tolerance:
         raise StorageError(f"{path} computes other logits than its model (by {difference:.1%} of their norm): not used")
 

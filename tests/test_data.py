@@ -1,9 +1,15 @@
 """Data sets and batches, against numpy, PIL and files made by hand."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
+import os
 import pickle
+import shutil
+import sys
+import unicodedata
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +20,7 @@ import torch
 from PIL import Image
 
 from data import DataError, Dataset, Split, batches, load, normalize, sources
+from data.sources import picture_endings
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -399,10 +406,96 @@ def test_folder_crops_resizes_and_converts(folder):
     assert image.shape == (3, 32, 32) and (image[:, :, 2:30] == 200).all()
 
 
-def test_folder_passes_over_other_files(folder):
-    (folder / "train/cat/notes.txt").write_text("not an image")
-    (folder / "train/.ipynb_checkpoints").mkdir()
-    assert len(load(f"folder:{folder}").train) == 5
+OTHERS = (
+    "train/cat/notes.txt",
+    "train/cat/._0.png",  # macOS puts one beside each file on other file systems
+    "train/cat/.DS_Store",
+    "train/owl/scan.pdf",
+    "train/owl/film.MPG",
+    "train/owl/table.h5",
+    "train/owl/weather.grib",
+    "train/owl/drawing.eps",
+    "train/.ipynb_checkpoints/0.png",
+    "train/__MACOSX/0.png",
+    "test/__MACOSX/cat/0.png",
+    "test/Thumbs.db",
+)
+
+
+def test_folder_passes_over_other_files_and_counts_them_once(folder):
+    for file in OTHERS:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(b"not an image")
+    with pytest.warns(UserWarning, match=f"{len(OTHERS)} file") as warned:
+        dataset = load(f"folder:{folder}")
+    assert len(warned) == 1
+    assert (len(dataset.train), len(dataset.test), dataset.classes) == (5, 6, ("cat", "owl"))
+
+
+def test_folder_of_nothing_but_pictures_warns_of_nothing(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(f"folder:{folder}")
+
+
+def test_every_still_picture_that_pillow_writes_is_one_of_ours(folder):
+    """Formats are tried: what Pillow writes and reads back is read, and what it cannot read back is passed over."""
+    Image.init()
+    read, passed_over = set(), set()
+    for ending, form in Image.registered_extensions().items():
+        file = folder / f"train/cat/picture{ending}"
+        try:
+            Image.fromarray(IMAGES[0]).save(file, form)
+        except (OSError, KeyError, ValueError, AttributeError):  # a format that Pillow reads only, or not of colours
+            file.unlink(missing_ok=True)
+            continue
+        try:
+            Image.open(file).load()
+            read.add(ending)
+        except (OSError, ValueError):
+            passed_over.add(ending)
+    assert read >= {".png", ".jpg", ".bmp", ".tiff", ".webp", ".gif", ".ppm"} and ".pdf" in passed_over
+    with pytest.warns(UserWarning, match="passed over") if passed_over else contextlib.nullcontext():
+        dataset = load(f"folder:{folder}")
+    assert len(dataset.train) + len(dataset.validation) == 6 + len(read - {".eps", ".ps"})
+    assert not picture_endings() & {".h5", ".hdf", ".mpg", ".mpeg", ".pdf", ".grib", ".bufr", ".eps", ".wmf"}
+
+
+@pytest.mark.parametrize("first", ["NFC", "NFD"])
+def test_accents_composed_or_not_are_the_same_class(folder, first):
+    second = {"NFC": "NFD", "NFD": "NFC"}[first]
+    (folder / "train/owl").rename(folder / "train" / unicodedata.normalize(first, "m\u00f6we"))
+    (folder / "test/owl").rename(folder / "test" / unicodedata.normalize(second, "m\u00f6we"))
+    dataset = load(f"folder:{folder}")
+    assert dataset.classes == ("cat", "m\u00f6we") and dataset.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_both_spellings_in_one_folder_are_one_class(folder):
+    shutil.copytree(folder / "train/owl", folder / "train/m\u00f6we")
+    (folder / "train/owl").rename(folder / "train/mo\u0308we")
+    (folder / "test/owl").rename(folder / "test/m\u00f6we")
+    dataset = load(f"folder:{folder}")
+    assert dataset.classes == ("cat", "m\u00f6we") and len(dataset.train) + len(dataset.validation) == 3 + 2 * 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere take UTF-8 only")
+def test_names_that_are_no_utf8(folder):
+    """Latin-1 names, as old archives unpack them: in the path, the class and the file, readable as text afterwards."""
+    root = os.fsencode(folder)
+    for part in (b"train", b"test"):
+        os.rename(root + b"/" + part + b"/owl", root + b"/" + part + b"/m\xf6we")
+        os.rename(root + b"/" + part + b"/m\xf6we/0.png", root + b"/" + part + b"/m\xf6we/\xe4.png")
+    os.rename(root, root + b"-\xfc")
+    moved = "folder:" + os.fsdecode(root + b"-\xfc")
+    dataset = load(moved)
+    assert dataset.classes == ("cat", r"m\xf6we") and len(dataset.test) == 6
+    "".join(dataset.classes).encode()  # what is printed, charted and stored
+
+    with open(root + b"-\xfc/train/m\xf6we/\xe4.png", "wb") as file:
+        file.write(b"nothing")
+    with pytest.raises(DataError, match="no readable image") as error:
+        load(moved)
+    assert r"m\xf6we/\xe4.png" in str(error.value).encode().decode()
 
 
 def test_folder_that_is_not_there(tmp_path):
@@ -433,6 +526,21 @@ def test_corrupt_png(folder, share):
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
     refused(f"folder:{folder}", str(file), "no readable image", "replace or remove")
+
+
+def test_all_unreadable_pictures_are_named_at_once(folder):
+    bad = [folder / name for name in ("train/cat/0.png", "train/owl/2.png", "test/cat/1.png", "test/owl/0.png")]
+    for file in bad:
+        file.write_bytes(b"nothing")
+    refused(f"folder:{folder}", "4 files", *map(str, bad))
+
+
+def test_many_unreadable_pictures_are_counted(folder):
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="12 files") as error:
+        load(f"folder:{folder}")
+    assert str(error.value).count(".png (") == 5 and "7 more" in str(error.value)
 
 
 def test_png_with_flipped_bytes_is_read_or_refused(folder):

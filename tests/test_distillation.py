@@ -3,13 +3,16 @@
 import dataclasses
 import math
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from onnx import numpy_helper
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -28,12 +31,15 @@ from distillation import (
 )
 from distillation.ensemble import best_weights
 from distillation.features import Guided, map_places, maps_at
-from experiment import Recipe, base_recipe, percent, run
+from experiment import Recipe, base_recipe, make, percent, run
 from experiment import study as experiment_study
+from measurement import cost, operator_counts
 from models import ModelError, build, combine
+from models.quantized import Quantizer, bias_steps, insert_quantizers, round_biases
 from plots.distillation import accuracy_by_parameters
+from quantization import Quantize
 from recipe import Context, StepError
-from storage import Checkpoint, export_onnx, open_onnx, run_onnx
+from storage import Checkpoint, export_onnx, load_archive, open_onnx, run_onnx, save_archive
 from training import Train
 
 DIGITS = Recipe("digits", (Train("resnet8"),))
@@ -407,6 +413,89 @@ def test_the_ensembles_file_is_the_mean_of_its_members(digits, tmp_path):
         mean = sum(member(images).softmax(1) for member in members) / 2
     found = run_onnx(open_onnx(tmp_path / "ensemble.onnx"), images.numpy())
     np.testing.assert_allclose(np.exp(found), mean.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def integer_network(seed=0, name="resnet8"):
+    """Rounded weights, and ranges as a calibration leaves them, without one."""
+    integer = insert_quantizers(network(seed, name))
+    draws = np.random.default_rng(seed)
+    for module in integer.modules():
+        if isinstance(module, Quantizer):
+            module.scale.fill_(float(draws.uniform(0.02, 0.05)))
+            module.zero_point.fill_(int(draws.integers(0, 200)))
+    round_biases(integer)
+    return integer
+
+
+def quantizers(file):
+    """What each quantizer of an ONNX file rounds with, and each integer weight is multiplied with, names aside."""
+    graph = onnx.load(file).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    return Counter((node.op_type, *(stored[name].tobytes() for name in node.input if name in stored)) for node in nodes)
+
+
+MIXED = {
+    "two integer networks of one kind": lambda: [integer_network(0), integer_network(1)],
+    "integers and floats": lambda: [integer_network(0), network(1, "student_6")],
+    "floats first": lambda: [network(1, "tiny_mixer"), integer_network(0, "tiny_mixer"), integer_network(2)],
+    "many quantizers": lambda: [integer_network(seed, "resnet20") for seed in range(4)],
+    "an ensemble in an ensemble": lambda: [combine([integer_network(0), network(1)]), integer_network(2)],
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_an_ensemble_of_integer_networks_computes_what_its_members_files_do(digits, tmp_path, kind):
+    members = MIXED[kind]()
+    images = normalize(digits.test.images[:50], digits)
+    each, alone = [], Counter()
+    for index, member in enumerate(members):
+        file = tmp_path / f"{index}.onnx"
+        export_onnx(member, file, images=images)
+        each.append(softmax(run_onnx(open_onnx(file), images.numpy())))
+        alone += quantizers(file)
+    whole = combine(members)
+    export_onnx(whole, tmp_path / "whole.onnx", images=images)
+    found = np.exp(run_onnx(open_onnx(tmp_path / "whole.onnx"), images.numpy()))
+    np.testing.assert_allclose(found, np.mean(each, 0), rtol=1e-4, atol=1e-6)
+    assert quantizers(tmp_path / "whole.onnx") == alone
+    counted = Counter()
+    for index in range(len(members)):
+        counted.update(operator_counts(tmp_path / f"{index}.onnx"))
+    counts = operator_counts(tmp_path / "whole.onnx")
+    assert counts["integer_convolutions"] == counted["integer_convolutions"]
+
+    save_archive(whole, tmp_path / "whole.nna")
+    again = load_archive(tmp_path / "whole.nna")
+    with torch.no_grad():
+        assert torch.equal(again(images), whole.eval()(images))
+    of_members = [f"members.{i}.{name}" for i, member in enumerate(members) for name in bias_steps(member)]
+    assert bias_steps(whole).keys() == set(of_members)
+    costs = [cost(member) for member in members]
+    assert cost(whole) == {key: sum(own[key] for own in costs) for key in costs[0]}
+
+
+def test_records_of_an_ensemble_of_integers_and_floats_and_of_its_student(folders):
+    base = Recipe("digits", (Train("tiny", epochs=1, batch_size=128),))
+    rounded = base.then(Quantize(images=64))
+    ensemble = Recipe("digits", (Ensemble((rounded, base.with_seed(1)), optimize_weights=True),))
+    record, alone, floats = run(ensemble), run(rounded), run(base.with_seed(1))
+    assert record["agreement"] >= 0.99
+    assert record["parameters"] == alone["parameters"] + floats["parameters"]
+    assert record["operators"]["integer_convolutions"] == alone["operators"]["integer_convolutions"] > 0
+    assert record["latency_ms"]["batch1"]["median"] > 0 and record["archive_bytes"] > alone["archive_bytes"]
+    assert torch.equal(make(ensemble).members[0].conv.weight, make(rounded).conv.weight)
+    student = run(ensemble.then(Distill("tiny", epochs=1, batch_size=128)))
+    assert student["parameters"] == floats["parameters"]
+
+
+@pytest.mark.parametrize("other", [{"shape": (3, 32, 32)}, {"classes": 3}])
+def test_members_of_other_images_are_refused_when_the_ensemble_is_made(digits, tmp_path, other):
+    second = Recipe("digits", (Train("resnet8"),), seed=1)
+    made = {DIGITS: network(0), second: network(1, **other)}
+    context = context_of(digits, tmp_path, make=made.__getitem__)
+    with pytest.raises(ModelError, match=r"members take the same images: one is of images \(\d, \d+, \d+\) of \d+ cl"):
+        Ensemble((DIGITS, second)).apply(None, context)
 
 
 def test_weights_of_an_ensemble_against_a_grid(digits):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from data import Batch, Dataset, Split, batches, epoch_seed, normalize
-from recipe import Context
+from recipe import Context, StepError
 
 WARMUP = 0.2  # share of the training during which the learning rate rises
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]
@@ -19,7 +19,7 @@ Hook = Callable[[float], None]
 
 
 class TrainingDiverged(Exception):
-    """The loss is no longer a number."""
+    """A training whose loss or weights are no longer numbers, or whose result cannot be deployed; not to be kept."""
 
 
 def fit(
@@ -45,11 +45,14 @@ def fit(
     for bit. Curves go to `context.log`.
 
     Raises:
-        TrainingDiverged: the loss became NaN or infinite.
+        StepError: batch norm would be given a single value per channel, which has no variance.
+        TrainingDiverged: the loss or a weight became NaN or infinite.
     """
     dataset, device = context.dataset, context.device
     model.to(device, memory_format=torch.channels_last)
     train, validation = dataset.train.to(device), dataset.validation.to(device)
+    if min(batch_size, len(train)) == 1:
+        _check_batch_norm(model, normalize(train.images[:1], dataset), batch_size)
     optimizer = _optimizer(model, learning_rate, weight_decay)
     curves = _resume(model, optimizer, context)
     per_epoch = max(1, len(train) // batch_size)
@@ -73,6 +76,7 @@ def fit(
                     bar.update(done + 1 - bar.n)
                     bar.set_postfix(watch.summary(epoch, rate))
             seconds = time.perf_counter() - started
+            _check_weights(model, epoch, rate)  # the last update shows in no loss
             own = {"validation_accuracy": evaluate(model, dataset, validation), "seconds": seconds}
             curves.append(watch.summary(epoch, rate) | own)
             _keep(model, optimizer, context, curves)
@@ -82,6 +86,39 @@ def fit(
     context.log["images_per_second"] = total * min(batch_size, len(train)) / seconds
     context.log["precision"] = "bfloat16 autocast" if _has_bfloat16(device) else "float32"
     return model.eval()
+
+
+@torch.no_grad()
+def _check_batch_norm(model: nn.Module, image: torch.Tensor, batch_size: int) -> None:
+    """Raise StepError if a batch norm is given one value per channel of a single image `[1, C, H, W]`."""
+    alone: list[str] = []
+
+    def see(name: str, values: torch.Tensor) -> None:
+        if values.numel() == values.shape[1]:
+            alone.append(name)
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0]))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    ]
+    model.eval()(image)
+    for hook in hooks:
+        hook.remove()
+    if alone:
+        few = "batch_size=1" if batch_size == 1 else "a single training image"
+        remedy = "set batch_size to at least 2" if batch_size == 1 else "add training images"
+        raise StepError(
+            f"{few} leaves one value per channel to batch norm ({alone[0]}), which has no variance: {remedy}, or take "
+            "a network without batch norm there"
+        )
+
+
+def _check_weights(model: nn.Module, epoch: int, rate: float) -> None:
+    if not all(bool(t.isfinite().all()) for t in model.state_dict().values() if t.is_floating_point()):
+        raise TrainingDiverged(
+            f"weights became infinite or no numbers in epoch {epoch + 1}: lower learning_rate (now {rate:.3g})"
+        )
 
 
 def _optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.SGD:
