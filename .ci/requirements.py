@@ -21,7 +21,9 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed, extras = project["dependencies"], project["optional-dependencies"]
     _write("requirements.txt", WRITTEN, *needed, "# Tests and checks.", *extras["dev"])
-    _write("requirements-gpu.txt", WRITTEN, '# Only for an NVIDIA GPU: see "CUDA kernels" in the README.', *extras["gpu"])
+    _write(
+        "requirements-gpu.txt", WRITTEN, '# Only for an NVIDIA GPU: see "CUDA kernels" in the README.', *extras["gpu"]
+    )
     versions = _installed([*needed, *extras["dev"]])
     _write(
         "requirements.lock",

@@ -9,6 +9,7 @@ from torch import nn
 
 from data import Batch
 from distillation.loss import distillation_loss
+from models import spec_of
 from models.ensemble import mean_logits
 from recipe import Context, Step, StepError
 from storage import Checkpoint, weights_checksum
@@ -96,7 +97,7 @@ def taught(teacher: Teacher, temperature: float, alpha: float) -> Loss:
 
 
 def _check(model: nn.Module, context: Context) -> None:
-    shape, classes = tuple(model.spec["shape"]), model.spec["classes"]
+    shape, classes = tuple(spec_of(model)["shape"]), spec_of(model)["classes"]
     dataset = context.dataset
     if shape != tuple(dataset.shape) or classes != len(dataset.classes):
         raise StepError(

@@ -19,6 +19,7 @@ from data import Dataset, load
 from experiment.records import artifacts_folder, current_commit, read_record, results_folder, write_record
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
 from measurement.timing import hardware
+from models import spec_of
 from recipe import Context, Recipe
 from storage import (
     Checkpoint,
@@ -182,7 +183,7 @@ def _archive(recipe: Recipe, model: nn.Module) -> dict:
     """
     path = artifacts_folder(recipe.dataset) / f"{recipe.id}-{weights_checksum(model)[:12]}.nna"
     save_archive(model, path)
-    images = torch.randn(8, *model.spec["shape"], generator=torch.Generator().manual_seed(0))
+    images = torch.randn(8, *spec_of(model)["shape"], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         own = model.to(memory_format=torch.contiguous_format)(images)  # the order of a sum may depend on the layout
         if not torch.equal(own, load_archive(path)(images)):
@@ -203,7 +204,7 @@ def _measure(recipe: Recipe) -> dict:
     file, base_file = _onnx(recipe, model, dataset), _onnx(base_recipe, base, dataset)
     session = open_onnx(file)
     operators = operator_counts(file)
-    if model.spec.get("quantized") and operators["convolutions"] and not operators["integer_convolutions"]:
+    if spec_of(model).get("quantized") and operators["convolutions"] and not operators["integer_convolutions"]:
         raise StorageError(
             f"no convolution of {file} runs on integers in this ONNX Runtime: its figures would be those of a float "
             "model; update onnxruntime"
@@ -214,7 +215,7 @@ def _measure(recipe: Recipe) -> dict:
     return {
         "id": recipe.id,
         "label": recipe.label,
-        "model": model.spec["architecture"],
+        "model": spec_of(model)["architecture"],
         "method": " > ".join(type(step).__name__ for step in recipe.steps),
         "dataset": recipe.dataset,
         "seed": recipe.seed,

@@ -8,6 +8,7 @@ import onnx
 import torch
 from torch import nn
 
+from models import spec_of
 from storage import open_onnx
 
 
@@ -27,7 +28,7 @@ def cost(model: nn.Module) -> dict[str, int]:
 
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    model(torch.zeros(1, *model.spec["shape"], device=next(model.parameters()).device))
+    model(torch.zeros(1, *spec_of(model)["shape"], device=next(model.parameters()).device))
     for hook in hooks:
         hook.remove()
     return {

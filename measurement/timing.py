@@ -15,6 +15,7 @@ import psutil
 import torch
 from torch import nn
 
+from models import spec_of
 from storage import open_onnx, run_onnx
 
 BATCHES = (1, 64)
@@ -42,7 +43,7 @@ def latency(file: Path, base_file: Path, base: nn.Module) -> dict:
             stacklevel=2,
         )
     result = {"contention": round(contention, 3)}
-    shape = base.spec["shape"]
+    shape = spec_of(base)["shape"]
     for batch in BATCHES:
         images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
         for suffix, threads in (("", available_cores()), ("_one_thread", 1)):

@@ -4,5 +4,18 @@ from models.channels import channel_table
 from models.errors import ModelError
 from models.registry import ARCHITECTURES, build, check_model, combine, rebuild
 from models.resnet import ResNet
+from models.spec import Spec, set_spec, spec_of
 
-__all__ = ["ARCHITECTURES", "ModelError", "ResNet", "build", "channel_table", "check_model", "combine", "rebuild"]
+__all__ = [
+    "ARCHITECTURES",
+    "ModelError",
+    "ResNet",
+    "Spec",
+    "build",
+    "channel_table",
+    "check_model",
+    "combine",
+    "rebuild",
+    "set_spec",
+    "spec_of",
+]

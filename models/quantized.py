@@ -13,6 +13,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
 from models.errors import ModelError
+from models.spec import set_spec, spec_of
 
 OPSET = 21  # of ONNX: the first that the exporter's QuantizeLinear and DequantizeLinear are asked for in
 
@@ -117,7 +118,7 @@ def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> f
 
     `rounding` gives the integers and scales of the weight of a layer, by its name and with batch norm folded in.
     """
-    spec = model.spec | {"quantized": True}
+    spec = spec_of(model) | {"quantized": True}
     graph_module = fuse(model.eval().cpu())  # folds every batch norm into the convolution before it
     forms = {nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
     for name, layer in list(graph_module.named_modules()):
@@ -130,7 +131,7 @@ def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> f
                 "layers, and batch norm right behind a convolution"
             )
     place_quantizers(graph_module, Quantizer)
-    graph_module.spec = spec
+    set_spec(graph_module, spec)
     return graph_module.eval()
 
 

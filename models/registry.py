@@ -11,6 +11,7 @@ from models.ensemble import Ensemble
 from models.errors import ModelError
 from models.quantized import insert_quantizers
 from models.resnet import Shape, resnet8, resnet14, resnet18, resnet20
+from models.spec import Spec, set_spec, spec_of
 from models.students import PLAIN, PlainStudent, ds_cnn, tiny_mixer
 
 # Each takes an image's shape, the number of classes, and a width that its numbers of channels are multiplied with.
@@ -39,9 +40,8 @@ def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Mo
     """
     check_model(name, width)
     model = ARCHITECTURES[name](shape, classes, width)
-    model.spec = {"architecture": name, "shape": list(shape), "classes": classes}
-    if width != 1:
-        model.spec["width"] = width
+    spec = {"architecture": name, "shape": list(shape), "classes": classes}
+    set_spec(model, spec if width == 1 else spec | {"width": width})
     return model
 
 
@@ -56,18 +56,18 @@ def check_model(name: str, width: float) -> None:
 def combine(members: list[nn.Module]) -> nn.Module:
     """The ensemble of networks of the same images and classes, all weighted alike."""
     model = Ensemble(members)
-    first = members[0].spec
-    specs = [member.spec for member in members]
-    model.spec = {"architecture": "ensemble", "shape": first["shape"], "classes": first["classes"], "members": specs}
+    specs = [spec_of(member) for member in members]
+    of_images = {key: specs[0][key] for key in ("shape", "classes")}
+    set_spec(model, {"architecture": "ensemble", **of_images, "members": specs})
     return model
 
 
-def rebuild(spec: dict) -> nn.Module:
+def rebuild(spec: Spec) -> nn.Module:
     """Build the network that a `model.spec` describes, quantizers included; its weights are to be loaded into it."""
     if "members" in spec:
         return combine([rebuild(member) for member in spec["members"]])
     shape, width = tuple(spec["shape"]), spec.get("width", 1.0)
     model = build(spec["architecture"], shape=shape, classes=spec["classes"], width=width)
     if "channels" in spec:
-        cut(model, spec["channels"]).spec["channels"] = spec["channels"]
+        spec_of(cut(model, spec["channels"]))["channels"] = spec["channels"]
     return insert_quantizers(model) if spec.get("quantized") else model

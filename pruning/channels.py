@@ -12,7 +12,7 @@ from torch import nn
 from distillation import check_teaching, guided_loss
 from distillation.ensemble import check_teacher
 from measurement import cost
-from models import channel_table
+from models import channel_table, set_spec, spec_of
 from pruning.criteria import lookahead
 from pruning.graph import layer_graph
 from recipe import Context, Recipe, Step, StepError, check_training, check_whole, is_number, training_fields
@@ -78,7 +78,7 @@ class PruneChannels:
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.cpu().eval()
         model = narrow(model, CHANNEL_CRITERIA[self.criterion](model, context), self.macs, self.multiple)
-        model.spec = model.spec | {"channels": channel_table(model)}
+        set_spec(model, spec_of(model) | {"channels": channel_table(model)})
         fit(
             model,
             context,
@@ -159,7 +159,7 @@ def _cut(model: nn.Module, channels: dict[str, list[int]]) -> nn.Module:
 
 
 def _dependencies(model: nn.Module) -> torch_pruning.DependencyGraph:
-    example = torch.zeros(1, *model.spec["shape"])
+    example = torch.zeros(1, *spec_of(model)["shape"])
     try:
         return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
     except Exception as error:  # whatever the model's own code or the tracing of its gradients raises

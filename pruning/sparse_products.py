@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from experiment import kept_table, make
+from models import spec_of
 from pruning.graph import layer_graph
 from recipe import Recipe
 
@@ -75,7 +76,7 @@ def _product_shapes(model: nn.Module, batch: int) -> dict[str, tuple[int, int, i
 
     hooks = [layer.module.register_forward_hook(note(name)) for name, layer in layer_graph(model).items()]
     with torch.no_grad():
-        model.eval()(torch.zeros(1, *model.spec["shape"]))
+        model.eval()(torch.zeros(1, *spec_of(model)["shape"]))
     for hook in hooks:
         hook.remove()
     return found

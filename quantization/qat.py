@@ -10,6 +10,7 @@ import math
 import torch
 from torch import fx, nn
 
+from models import set_spec, spec_of
 from models.quantized import Quantizer, by_channel, insert_quantizers, place_quantizers, round_biases
 from quantization.weights import Bits, best_scale, levels, round_weight
 
@@ -120,7 +121,7 @@ def prepare(model: nn.Module, bits: dict[str, Bits]) -> fx.GraphModule:
         if type(layer) in forms:
             graph_module.set_submodule(name, forms[type(layer)](layer, bits[name]))
     place_quantizers(graph_module, FakeQuantizer)
-    graph_module.spec = model.spec
+    set_spec(graph_module, spec_of(model))
     return graph_module
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from data import DataError, load
-from models import ModelError
+from models import ModelError, spec_of
 from storage import StorageError, archive_table, export_onnx, export_with_scale, load_archive, sha256
 
 
@@ -15,7 +15,7 @@ def info(path: Path) -> None:
     """Where the file's bytes go, and of what network it is."""
     model, table = load_archive(path), pd.DataFrame(archive_table(path))
     total = path.stat().st_size
-    print(f"{path}: {total:,} bytes, SHA-256 {sha256(path)}\n{model.spec}\n")
+    print(f"{path}: {total:,} bytes, SHA-256 {sha256(path)}\n{spec_of(model)}\n")
     with pd.option_context("display.max_rows", None, "display.width", 160):
         print(table.round(3).to_string(index=False, na_rep=""))
     values = table["values"].sum()

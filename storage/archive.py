@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from models import rebuild
+from models import rebuild, spec_of
 from models.quantized import bias_steps
 from storage.coding import Coder, Reader, Writer
 from storage.files import StorageError, atomic_write
@@ -107,7 +107,7 @@ def _read(path: Path) -> bytes:
 
 def encode(model: nn.Module) -> bytes:
     """The archive of a model as bytes; the same bytes for the same model."""
-    spec, table = model.spec, _checked(model)
+    spec, table = spec_of(model), _checked(model)
     multiples, writer = _multiples(model), Writer()
     state = model.state_dict() | multiples
     for unit in units(table | multiples):
@@ -274,7 +274,7 @@ def _multiplied(multiples: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 def _checked(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors, on paper, of the network that is rebuilt from the model's spec. The model's must be like them."""
-    table = _on_paper(model.spec).state_dict()
+    table = _on_paper(spec_of(model)).state_dict()
     for name, tensor in table.items():
         if tensor.layout != torch.strided or tensor.dtype.itemsize not in KINDS or tensor.is_quantized:
             raise ArchiveError(f"{name} is a {tensor.dtype} tensor of a kind that archives do not hold")

@@ -19,6 +19,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from data import Dataset, normalize
+from models import spec_of
 from models.quantized import OPSET
 from storage.files import StorageError, atomic_write
 
@@ -40,7 +41,7 @@ def export_onnx(model: nn.Module, path: Path, metadata: dict | None = None, imag
     """
     model = model.eval().cpu().to(memory_format=torch.contiguous_format)
     file = _graph(model)
-    for key, value in ({"spec": model.spec} | (metadata or {})).items():
+    for key, value in ({"spec": spec_of(model)} | (metadata or {})).items():
         file.metadata_props[key] = json.dumps(value)
     with atomic_write(path) as temporary:
         onnx_ir.save(file, str(temporary))
@@ -53,7 +54,10 @@ def export_with_scale(model: nn.Module, path: Path, dataset: Dataset) -> None:
     Raises:
         StorageError: the network takes images of another shape, or has other classes.
     """
-    of_model, of_data = (tuple(model.spec["shape"]), model.spec["classes"]), (dataset.shape, len(dataset.classes))
+    of_model, of_data = (
+        (tuple(spec_of(model)["shape"]), spec_of(model)["classes"]),
+        (dataset.shape, len(dataset.classes)),
+    )
     if of_model != of_data:
         raise StorageError(
             f"the network takes images {of_model[0]} of {of_model[1]} classes, {dataset.name} has {of_data[0]} of "
@@ -68,11 +72,11 @@ def _graph(model: nn.Module) -> onnx_ir.Model:
 
     The exporter takes seconds, and its graph depends on the architecture alone: it is kept and filled with weights.
     """
-    folded = model if model.spec.get("quantized") else fuse(model)
+    folded = model if spec_of(model).get("quantized") else fuse(model)
     tensors = folded.state_dict()
-    key = json.dumps([model.spec, {name: tensor.shape for name, tensor in tensors.items()}], sort_keys=True)
+    key = json.dumps([spec_of(model), {name: tensor.shape for name, tensor in tensors.items()}], sort_keys=True)
     if key not in _graphs:
-        _graphs[key] = _exported(folded, model.spec["shape"])
+        _graphs[key] = _exported(folded, spec_of(model)["shape"])
     for name, tensor in tensors.items():
         _graphs[key].graph.initializers[name].const_value = onnx_ir.tensor(tensor.numpy().copy(), name=name)
     return _graphs[key]
@@ -119,11 +123,11 @@ def _separate_zero_points(graph: onnx_ir.Graph) -> None:
 
 def _check(model: nn.Module, written: Path, path: Path, images: torch.Tensor | None) -> None:
     if images is None:
-        images = torch.randn(16, *model.spec["shape"], generator=torch.Generator().manual_seed(1))
+        images = torch.randn(16, *spec_of(model)["shape"], generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(images).numpy()
     difference = np.linalg.norm(run_onnx(open_onnx(written), images.numpy()) - expected) / np.linalg.norm(expected)
-    tolerance = QUANTIZED_TOLERANCE if model.spec.get("quantized") else FLOAT_TOLERANCE
+    tolerance = QUANTIZED_TOLERANCE if spec_of(model).get("quantized") else FLOAT_TOLERANCE
     if not difference <= tolerance:
         raise StorageError(f"{path} computes other logits than its model (by {difference:.1%} of their norm): not used")
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from models import ModelError, rebuild
+from models import ModelError, rebuild, spec_of
 from storage.files import StorageError, atomic_write
 
 
@@ -19,12 +19,12 @@ def save_weights(model: nn.Module, path: Path, log: dict) -> None:
 
     A tensor whose values all fit bfloat16 is stored as bfloat16: nothing is lost and the file is half as long.
     """
-    _save(_stored(model), {"spec": model.spec}, path, log)
+    _save(_stored(model), {"spec": spec_of(model)}, path, log)
 
 
 def weights_checksum(model: nn.Module) -> str:
     """SHA-256 of the model's weights and spec; the same before saving and after loading."""
-    return _checksum(_stored(model), {"spec": model.spec})
+    return _checksum(_stored(model), {"spec": spec_of(model)})
 
 
 def load_weights(path: Path, checksum: str | None = None) -> tuple[nn.Module, dict]:
