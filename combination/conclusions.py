@@ -191,8 +191,9 @@ def _not_distillation(found: Mapping[str, pd.Series | None], column: str, words:
     """Why distillation does not have the least, empty where it has."""
     if found["distillation"] is None:
         return "no distilled student comes that near"
-    least = min((name for name, row in found.items() if row is not None), key=lambda name: found[name][column])
-    return "" if least == "distillation" else f"{least} {words(found[least])}"
+    rows = {name: row for name, row in found.items() if row is not None}
+    least = min(rows, key=lambda name: rows[name][column])
+    return "" if least == "distillation" else f"{least} {words(rows[least])}"
 
 
 def latencies(measured: Measured) -> Answer:

@@ -72,7 +72,7 @@ def search(
     space = {key: list(dict.fromkeys(choices)) for key, choices in space.items()}
     example = _recipe(candidate, {key: choices[0] for key, choices in space.items()}, epochs)
     settings = {"space": space, "epochs": epochs, "seed": seed, "recipe": example.id}  # whose id has what is not chosen
-    words = {key: {_word(choice): choice for choice in choices} for key, choices in space.items()}
+    words: Words = {key: {_word(choice): choice for choice in choices} for key, choices in space.items()}
     folder = artifacts_folder(example.dataset) / "search"
     folder.mkdir(parents=True, exist_ok=True)
     study = _open(folder / f"{name}.journal", settings)

@@ -131,7 +131,8 @@ def _download_from_hub(root: Path) -> None:
     entries = HfApi().list_repo_tree(CIFAR10_HUB, "plain_text", repo_type="dataset")
     for entry in (e for e in entries if e.path.endswith(".parquet")):
         file = Path(hf_hub_download(CIFAR10_HUB, entry.path, repo_type="dataset", local_dir=root))
-        if hashlib.sha256(file.read_bytes()).hexdigest() != entry.lfs.sha256:
+        stored = getattr(entry, "lfs", None)
+        if stored is None or hashlib.sha256(file.read_bytes()).hexdigest() != stored.sha256:
             file.unlink()
             raise DataError(f"{entry.path} arrived damaged from the hub: run again")
 

@@ -86,11 +86,12 @@ def map_places(model: nn.Module) -> dict[tuple[int, int], tuple[str, int]]:
 
     Found by sending an image through. A module that ends after those inside it, a residual block for instance, counts.
     """
-    found = {}
+    found: dict[tuple[int, int], tuple[str, int]] = {}
 
     def see(name: str, output: object) -> None:
         if isinstance(output, torch.Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
-            found[tuple(output.shape[2:])] = (name, output.shape[1])
+            _, channels, height, width = output.shape
+            found[height, width] = (name, channels)
 
     image = torch.zeros(1, *spec_of(model)["shape"], device=next(model.parameters()).device)
     was_training = model.training

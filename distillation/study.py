@@ -220,7 +220,7 @@ def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
     """
 
     def rows() -> list[dict]:
-        step, teacher = student(base, model).steps[-1], make(base)
+        step, teacher = student(base, model).last(Distill), make(base)
         cut = first_images(load(base.dataset), TIMED_BATCHES * step.batch_size)
 
         def seconds(folder: Path, turn: int, kind: str, cache: str) -> float:

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from data import Batch
+from distillation.ensemble import HasTeacher
 from distillation.loss import distillation_loss
 from models import spec_of
 from models.ensemble import mean_logits
-from recipe import Context, Step, StepError
+from recipe import Context, StepError
 from storage import Checkpoint, weights_checksum
 from training import Loss, autocast, smoothed_cross_entropy
 
@@ -27,11 +28,13 @@ class Teacher:
     def __init__(self, models: Sequence[nn.Module], context: Context):
         for model in models:
             _check(model, context)
-        self.models = [model.to(context.device, memory_format=torch.channels_last).eval() for model in models]
+        self.models = [model.to(context.device).to(memory_format=torch.channels_last).eval() for model in models]
         self.context = context
         checksums = "".join(weights_checksum(model) for model in models)
         self.checksum = hashlib.sha256(checksums.encode()).hexdigest()
         self.epoch: int | None = None
+        self.kept: torch.Tensor | None = None
+        self.fresh: list[torch.Tensor] = []
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """`[B, classes]`, float32, on the batch's device."""
@@ -61,7 +64,7 @@ class Teacher:
         digest = hashlib.sha256()
         for part in (self.context.dataset.train.images, self.context.dataset.train.labels):
             digest.update(f"{part.dtype} {list(part.shape)}".encode())
-            digest.update(part.cpu().contiguous().numpy())
+            digest.update(part.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def _open(self, batch: Batch) -> None:
@@ -84,7 +87,7 @@ class Teacher:
         return Checkpoint(self.context.cache / f"logits-{self.checksum[:16]}-seed{self.context.seed}-epoch{epoch}")
 
 
-def guided_loss(step: Step, context: Context) -> Loss:
+def guided_loss(step: HasTeacher, context: Context) -> Loss:
     """Cross-entropy with the labels, or the distillation loss where the step names a recipe as its `teacher`."""
     if step.teacher is None:
         return smoothed_cross_entropy(0.0)

@@ -90,7 +90,8 @@ def _make(recipe: Recipe) -> tuple[nn.Module, dict]:
         restored = _restore(recipe)
         if restored is not None:
             return restored
-        model, earlier = None, {}
+        model: nn.Module | None = None
+        earlier: dict = {}
         if len(recipe.steps) > 1:
             model, earlier = _make(recipe.prefix(len(recipe.steps) - 1))
         checkpoint = Checkpoint(folder / f"{recipe.id}.checkpoint")
@@ -99,8 +100,8 @@ def _make(recipe: Recipe) -> tuple[nn.Module, dict]:
         )
         started = time.perf_counter()
         model = recipe.steps[-1].apply(model, context).cpu().eval()
-        if getattr(recipe.steps[-1], "start", None):
-            _, earlier = _make(recipe.steps[-1].start)
+        if (start := getattr(recipe.steps[-1], "start", None)) is not None:
+            _, earlier = _make(start)
         log = {"train_seconds": time.perf_counter() - started, "made_on": _device_name()} | context.log
         log["train_seconds"] += earlier.get("train_seconds", 0)  # of the whole chain, not of teachers and members
         save_weights(model, folder / f"{recipe.id}.safetensors", log)

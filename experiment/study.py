@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from storage import atomic_write
 from training import Train, evaluate
 
 # Epochs that a laptop bears; every notebook starts from these, so that what one has trained the next reads back.
-TRAINING = {
+TRAINING: dict[str | tuple[str, str], dict[str, Any]] = {
     ("cifar10", "resnet18"): {"epochs": 15, "learning_rate": 0.1, "start": {"epochs": 15}},  # an hour each on two cores
     "cifar10": {"epochs": 40, "learning_rate": 0.1, "label_smoothing": 0.0},  # networks too small to overfit
     "digits": {"epochs": 10, "batch_size": 32},
@@ -128,9 +129,9 @@ def beside_published(records: pd.DataFrame, labels: Iterable[str]) -> pd.DataFra
     those parameters. Columns that it leaves out altogether are left out, and so are records without such a label.
     """
     study = published_study().set_index("label")
-    labels = pd.Series(list(labels), index=records.index, dtype=object)
-    known = labels.isin(study.index)
-    ours, reported = records[known].reset_index(drop=True), study.loc[labels[known]].reset_index()
+    named = pd.Series(list(labels), index=records.index, dtype=object)
+    known = named.isin(study.index)
+    ours, reported = records[known].reset_index(drop=True), study.loc[named[known]].reset_index()
     pairs = {
         "accuracy %": (100 * ours["accuracy"], reported["accuracy"]),
         "parameters K": (ours["nonzero_parameters"] / 1e3, reported["parameters_k"]),

@@ -19,9 +19,9 @@ def cost(model: nn.Module) -> dict[str, int]:
     MACs are those of convolutions and linear layers: each weight once for each position of the output, padding
     included, as a dense kernel computes them.
     """
-    macs = Counter()
+    macs: Counter[str] = Counter()
 
-    def count(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    def count(layer: nn.Conv2d | nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         positions = output[0, 0].numel()
         macs["macs"] += positions * layer.weight.numel()
         macs["nonzero_macs"] += positions * int(layer.weight.count_nonzero())

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cpuinfo
 import numpy as np
@@ -42,7 +43,7 @@ def latency(file: Path, base_file: Path, base: nn.Module) -> dict:
             "run again with remeasure=True when the machine is quiet",
             stacklevel=2,
         )
-    result = {"contention": round(contention, 3)}
+    result: dict[str, Any] = {"contention": round(contention, 3)}
     shape = spec_of(base)["shape"]
     for batch in BATCHES:
         images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)

@@ -75,7 +75,8 @@ class PruneChannels:
         if hasattr(previous, "sparsity"):
             raise StepError(f"PruneChannels cannot follow {kind}, whose zeros it would not keep: narrow first")
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+    def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
+        assert model is not None  # `follows` saw to it
         model = model.cpu().eval()
         model = narrow(model, CHANNEL_CRITERIA[self.criterion](model, context), self.macs, self.multiple)
         set_spec(model, spec_of(model) | {"channels": channel_table(model)})

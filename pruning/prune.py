@@ -102,7 +102,8 @@ class Prune:
         if getattr(previous, "makes_integers", False):
             raise StepError(f"Prune cannot follow {type(previous).__name__}, whose weights are integers: prune first")
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+    def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
+        assert model is not None  # `follows` saw to it
         model.to(context.device)
         if self.schedule == "rewind" and self.rewind_to is None and "channels" in spec_of(model):
             raise StepError("a network without some of its channels has no fresh weights: name a recipe in rewind_to")
@@ -167,8 +168,8 @@ class Pruner:
             earlier = fresh(spec["architecture"], spec.get("width", 1.0), self.context)
         else:
             earlier = self.context.make(self.step.rewind_to)
-        if spec_of(earlier) != spec:
-            raise StepError(f"rewind_to makes another network ({self.step.rewind_to.label}) than the one it prunes")
+            if spec_of(earlier) != spec:
+                raise StepError(f"rewind_to makes another network ({self.step.rewind_to.label}) than the one it prunes")
         self.model.load_state_dict(earlier.state_dict())
         self._hold()
 

@@ -66,7 +66,7 @@ def _product_shapes(model: nn.Module, batch: int) -> dict[str, tuple[int, int, i
     found: dict[str, tuple[int, int, int]] = {}
 
     def note(name: str) -> Callable:
-        def hook(layer: nn.Module, _: tuple, output: torch.Tensor) -> None:
+        def hook(layer: nn.Conv2d | nn.Linear, _: tuple, output: torch.Tensor) -> None:
             weight = layer.weight.flatten(1)
             shape = (*weight.shape, batch * output[0, 0].numel())
             if getattr(layer, "groups", 1) == 1 and shape not in found.values():

@@ -99,8 +99,16 @@ def _pt2e(model: nn.Module, base: Path, file: Path, context: Context) -> None:
         for images in _Images(context.dataset).batches:
             prepared(images)
         program = torch.export.export(convert_pt2e(prepared), example, dynamic_shapes=free)
-        names = {"input_names": ["images"], "output_names": ["logits"]}
-        torch.onnx.export(program, example, file, dynamo=True, opset_version=OPSET, external_data=False, **names)
+        torch.onnx.export(
+            program,
+            example,
+            file,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+        )
 
 
 class _Images(CalibrationDataReader):

@@ -54,10 +54,8 @@ def export_with_scale(model: nn.Module, path: Path, dataset: Dataset) -> None:
     Raises:
         StorageError: the network takes images of another shape, or has other classes.
     """
-    of_model, of_data = (
-        (tuple(spec_of(model)["shape"]), spec_of(model)["classes"]),
-        (dataset.shape, len(dataset.classes)),
-    )
+    spec = spec_of(model)
+    of_model, of_data = (tuple(spec["shape"]), spec["classes"]), (dataset.shape, len(dataset.classes))
     if of_model != of_data:
         raise StorageError(
             f"the network takes images {of_model[0]} of {of_model[1]} classes, {dataset.name} has {of_data[0]} of "

@@ -48,7 +48,7 @@ def fit(
         TrainingDiverged: the loss became NaN or infinite.
     """
     dataset, device = context.dataset, context.device
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     train, validation = dataset.train.to(device), dataset.validation.to(device)
     optimizer = _optimizer(model, learning_rate, weight_decay)
     curves = _resume(model, optimizer, context)

@@ -70,9 +70,10 @@ def _further(model: nn.Module, start: Recipe, context: Context) -> tuple[nn.Modu
             f"start is of {start.dataset}, the recipe of {context.dataset.name}: train on the same data set"
         )
     model.load_state_dict(context.make(start).state_dict())
-    seen, step = 0, start.steps[-1]
-    while step is not None:
-        seen, step = seen + step.epochs, step.start and step.start.steps[-1]
+    seen, earlier = 0, start.last(Train)
+    while earlier.start is not None:
+        seen, earlier = seen + earlier.epochs, earlier.start.last(Train)
+    seen += earlier.epochs
     return model, dataclasses.replace(context, seed=epoch_seed(context.seed, seen))
 
 
