@@ -99,12 +99,8 @@ def long_trainings(base: Recipe, seeds: int = 2) -> list[Case]:
             small = long_student(base, "tiny_mixer", long.epochs, long.width, seed)
             rounded = trained(small, long.bits, teacher=base, epochs=long.rounding_epochs, layer_bits=own)
             for width, recipe in (("32", small), (bits, rounded)):
-                cases.append(
-                    (
-                        {"width": long.width, "bits": width, "epochs": training_fields(recipe.steps[-1])["epochs"]},
-                        recipe,
-                    )
-                )
+                epochs = training_fields(recipe.steps[-1])["epochs"]
+                cases.append(({"width": long.width, "bits": width, "epochs": epochs}, recipe))
     return cases
 
 

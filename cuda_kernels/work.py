@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -160,14 +161,14 @@ def _int8_layers(case: str, sets: list[tuple[torch.Tensor, torch.Tensor]], sums:
     """INT8 in and out: the sums scaled, rectified and rounded before they are written, a quarter of their bytes."""
     (m, k), n = sets[0][0].shape, len(sets[0][1])
     scale = 2.0 ** -round(math.log2(200 * math.sqrt(k)))  # a power of two, so that no rounding differs from float64's
-    layer = {"scale": torch.full((n,), scale), "offset": torch.zeros(n)}
-    layer = {name: tensor.to(sets[0][0].device) for name, tensor in layer.items()}
+    device = sets[0][0].device
+    layer: dict[str, Any] = {"scale": torch.full((n,), scale, device=device), "offset": torch.zeros(n, device=device)}
     layer |= {"relu": True, "output": torch.int8}
     truth, moved = (sums * scale).clamp(0, 127).round(), m * k + n * k + m * n + 8 * n
     for kernel in ("gemm_int8_mma", "gemm_int8_skinny")[: 2 if m <= 64 else 1]:
         runs = [dense.prepare_gemm_int8(x, w, kernel=kernel, **layer).run for x, w in sets]
-        facts = {"case": f"{case}, whole layer", "size": (m, n, k), "truth": truth, "bytes": moved}
-        yield _work("gemm_int8", f"{kernel} + epilogue", runs, **facts)
+        name, case_name = f"{kernel} + epilogue", f"{case}, whole layer"
+        yield _work("gemm_int8", name, runs, case=case_name, size=(m, n, k), truth=truth, bytes=moved)
 
 
 def spmv_work(case: str, size: int, density: float, device: str, copies: Copies) -> Iterator[Work]:

@@ -23,6 +23,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ DICTIONARY = (
     b'"quantized":true,"shape":[1,8,8]}{"architecture":"resnet20","classes":10,"quantized":true,"shape":[3,32,32]}'
 )
 REMEDY = "give a .nna file, such as those in results/cifar10/models"
-KINDS = {1: np.dtype("i1"), 2: np.dtype("i2"), 4: np.dtype("i4"), 8: np.dtype("i8")}
+KINDS: dict[int, np.dtype] = {1: np.dtype("i1"), 2: np.dtype("i2"), 4: np.dtype("i4"), 8: np.dtype("i8")}
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -186,7 +187,8 @@ def archive_table(path: Path) -> list[dict]:
     """
     model, content, writer = load_archive(path), _read(path), Writer()
     state = model.state_dict() | (_multiples(model) if content[4] >= 2 else {})
-    rows, head = [], len(content) - len(split(content)[3])
+    rows: list[dict[str, Any]] = []
+    head = len(content) - len(split(content)[3])
     end = head
     rows.append({"layer": "header", "mode": "", "type": "", "shape": "", "bytes": head})
     for unit in units(state):

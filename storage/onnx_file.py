@@ -97,6 +97,7 @@ def _exported(model: nn.Module, shape: list[int]) -> onnx_ir.Model:
             input_names=["images"], output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )  # fmt: skip
+    assert program is not None  # with dynamo=True
     for node in program.model.graph:  # the exporter notes where in its own source each node came from
         node.metadata_props.clear()
     _separate_zero_points(program.model.graph)
@@ -112,8 +113,14 @@ def _separate_zero_points(graph: onnx_ir.Graph) -> None:
     for node in graph:
         weight = node.inputs[0] if node.op_type == "DequantizeLinear" else None
         if weight is not None and weight.is_initializer() and weight.dtype == onnx_ir.DataType.INT8:
-            zeros = onnx_ir.tensor(node.inputs[2].const_value.numpy(), name=f"{weight.name}_zero_point")
-            own = onnx_ir.Value(name=zeros.name, shape=zeros.shape, type=onnx_ir.TensorType(zeros.dtype))
+            shared = node.inputs[2]
+            assert shared is not None and shared.const_value is not None
+            zeros = onnx_ir.tensor(shared.const_value.numpy(), name=f"{weight.name}_zero_point")
+            own = onnx_ir.Value(
+                name=zeros.name,
+                shape=onnx_ir.Shape(shared.const_value.shape.numpy()),
+                type=onnx_ir.TensorType(zeros.dtype),
+            )
             own.const_value = zeros
             graph.register_initializer(own)
             node.replace_input_with(2, own)
