@@ -18,7 +18,7 @@ from .check import POISON
 
 @dataclass(frozen=True)
 class Sizes:
-    """The products to measure. Defaults: the study's, ResNet-18's layers, and a large square for the rates."""
+    """The products to measure: by default those published, ResNet-18's layers, and a large square for the rates."""
 
     square_gemv: int = 25088
     fully_connected: tuple[int, int, int] = (4096, 16, 25088)  # outputs, images, inputs
@@ -26,7 +26,7 @@ class Sizes:
     square_spmm: int = 1000
     spmm_columns: tuple[int, ...] = (16, 64, 256, 4096)  # and as many as the square's edge
     densities: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-    study_densities: tuple[float, ...] = (0.85, 0.7, 0.1)  # the study's compression by 15, 30 and 90 %
+    study_densities: tuple[float, ...] = (0.85, 0.7, 0.1)  # published: compression by 15, 30 and 90 %
     batches: tuple[int, ...] = (1, 64)
     # ResNet-18 for 32 x 32 images: name, pixels an image after the layer, inputs to a pixel (im2col), channels.
     # Layers of one shape stand here once.

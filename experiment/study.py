@@ -118,7 +118,10 @@ def export_table(table: pd.DataFrame, name: str) -> list[Path]:
 
 
 def published_study() -> pd.DataFrame:
-    """The published study's figures, as reported: technique, label, accuracy (%), size_mb, latency_ms, parameters_k."""
+    """The published study's figures, as reported: technique, label, accuracy (%), size_mb, latency_ms, parameters_k.
+
+    Shettiwar and Shankar, "An Analysis of Compression Methods for Deep Learning Networks", a course project.
+    """
     return pd.read_csv(ROOT / "results" / "published_study.csv")
 
 

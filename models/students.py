@@ -1,4 +1,7 @@
-"""Small networks: the published study's students, and better ones, all of operators that become integer ones."""
+"""Small networks: the students of the published study (Shettiwar and Shankar), and better ones.
+
+All are made of operators that become integer ones.
+"""
 
 import torch
 from torch import nn

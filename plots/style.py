@@ -78,7 +78,7 @@ def save_figure(ax: Axes, name: str) -> None:
 
 
 def use_style() -> None:
-    """Set matplotlib up for the study's charts."""
+    """Set matplotlib up for the charts of the notebooks."""
     plt.rcParams.update(
         {
             "figure.figsize": (7.5, 4.5),

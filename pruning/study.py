@@ -32,7 +32,7 @@ BRIEF, DENSE = {"cifar10": 1}, 0.9  # a large network loses little up to this sp
 
 
 def pruned(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
-    """A base pruned gradually inside one training, for as long as the study gives it."""
+    """A base pruned gradually inside one training, for as long as this repository's study gives it."""
     return base.then(Prune(criterion, sparsity, **_training(base) | fields))
 
 
@@ -83,7 +83,7 @@ def best_by_sparsity(records: pd.DataFrame) -> str:
 
 
 def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:
-    """Records of pruned models (columns sparsity, and those of a record) beside what the study reports for as many."""
+    """Records of pruned models (columns sparsity, and those of a record) beside what the published study reports."""
     return beside_published(records, [f"pruned {100 * value:.0f} %" for value in records["sparsity"]])
 
 

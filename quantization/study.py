@@ -33,7 +33,7 @@ CANDIDATES = (2, 3, 4)  # bits that mixed precision chooses from
 
 
 def trained(base: Recipe, bits: Bits, **fields) -> Recipe:
-    """Quantization-aware training of a base under its own logits, for as long as the study gives so many bits."""
+    """Quantization-aware training of a base under its own logits, for as long as so many bits take here."""
     large = (base.dataset, base.model or "")
     epochs = EPOCHS[large] if large in EPOCHS else EPOCHS.get(base.dataset, EPOCHS["digits"])
     known = bits
