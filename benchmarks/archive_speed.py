@@ -20,6 +20,7 @@ from storage import load_archive, save_archive
 
 
 def write(model: torch.nn.Module, path: Path) -> None:
+    """Write the archive of a model's integer form."""
     save_archive(insert_quantizers(model.eval()), path)
 
 

@@ -12,6 +12,7 @@ from storage import StorageError, export_with_scale, load_archive, open_onnx
 
 
 def main() -> int:
+    """The command; 0 if the file could be measured."""
     parser = argparse.ArgumentParser(prog="python -m measurement", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--dataset", required=True, help="digits, cifar10 or folder:PATH")

@@ -32,10 +32,11 @@ def unpack(path: Path, output: Path, name: str | None) -> None:
 
 
 def main() -> int:
+    """The command; 0 if the file could be read."""
     parser = argparse.ArgumentParser(prog="python -m storage", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help in (("info", info.__doc__), ("unpack", unpack.__doc__)):
-        commands.add_parser(name, help=help).add_argument("file", type=Path)
+    for name, command in (("info", info), ("unpack", unpack)):
+        commands.add_parser(name, help=command.__doc__).add_argument("file", type=Path)
     commands.choices["unpack"].add_argument("-o", "--output", type=Path, required=True)
     commands.choices["unpack"].add_argument("--dataset", help="digits, cifar10 or folder:PATH")
     arguments = parser.parse_args()
