@@ -8,7 +8,6 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -51,9 +50,7 @@ def _installed(requirements: list[str]) -> dict[str, str]:
         versions[name] = package.version.partition("+")[0]  # torch's CPU build is the same version
         for text in package.requires or ():
             further = Requirement(text)
-            if further.marker is None or any(
-                further.marker.evaluate(default_environment() | {"extra": extra}) for extra in ("", *extras)
-            ):
+            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
                 waiting.append(further)
     return versions
 

@@ -8,6 +8,8 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -36,6 +38,7 @@ def test_the_lock_has_a_version_of_every_requirement_and_nothing_but_versions():
     assert ignored.returncode != 0, ".gitignore hides the lock"
 
 
+@pytest.mark.slow
 def test_the_wheel_has_every_source_and_says_what_it_needs(tmp_path):
     source = tmp_path / "source"
     rooms = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "notebooks"]
