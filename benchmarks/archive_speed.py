@@ -20,6 +20,7 @@ from storage import load_archive, save_archive
 
 
 def write(model: torch.nn.Module, path: Path) -> None:
+    """Write the archive of a model's integer form."""
     save_archive(insert_quantizers(model.eval()), path)
 
 
@@ -36,7 +37,8 @@ def measure(what: str, path: Path) -> None:
     else:
         model = load_archive(path)
     seconds = time.perf_counter() - started
-    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    peak = 1024 * int(kilobytes)
     more = (peak - before) / 1e6
     size = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6
     print(f"{what}: {seconds:.1f} s, at most {more:.0f} MB more, {more / size:.1f} times the model's {size:.1f} MB")

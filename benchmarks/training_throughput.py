@@ -56,6 +56,7 @@ def rounds(kinds: dict, dataset: Dataset) -> Iterator[dict[str, float]]:
 
 
 def main() -> None:
+    """Print the throughput of each network."""
     torch.manual_seed(0)
     dataset = noise()
     print(f"{hardware()['cpu']} {hardware()['instructions']}, batches of {BATCH}")

@@ -1,4 +1,4 @@
-"""All methods together: the smallest models, the best one for a budget, and what the records say of the study."""
+"""All methods together: the smallest models, the best for a budget, and what the records say of the published study."""
 
 from combination.comparison import compared, front_in_words, points, smallest_within
 from combination.conclusions import takeaways

@@ -1,4 +1,7 @@
-"""The published study's twelve takeaways, each answered anew from the records."""
+"""The twelve takeaways of the published study, each answered anew from the records.
+
+The published study is Shettiwar and Shankar, "An Analysis of Compression Methods for Deep Learning Networks".
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,11 +21,11 @@ from quantization import Quantize
 FLAT, NEAR, KEPT = 1.0, 2.0, 6.0  # points: what "flat", "at equal accuracy" and "most of the accuracy" mean here
 LIKE = 1.25  # figures within this factor of each other agree
 METHODS = {"quantization": "Q", "pruning": "P", "distillation": "D"}
-# The study's figures that stand in its text alone.
+# The published study's figures that stand in its text alone.
 KINK, INT8_GAIN, SPARSE_GAIN = 0.9, 1.36, 2.9
 SHARES_OF_TIME = {"quantization": 0.6, "pruning": 0.21, "distillation": 0.2}
 
-# What the records say; why the study's claim does not hold of them, empty where it does, None where they cannot tell.
+# What the records say; why the published claim does not hold of them: empty if it does, None if they cannot tell.
 Answer = tuple[str, str | None]
 
 
@@ -72,7 +75,7 @@ class Measured:
 
 
 def takeaways(records: pd.DataFrame, kernels: pd.DataFrame | None = None) -> pd.DataFrame:
-    """A row a takeaway: its subject, what the study found, and what the records say (or that they do not yet).
+    """A row a takeaway: its subject, what the published study found, and what the records say.
 
     `kernels`: the records of `cuda_kernels.records.load`, for the two takeaways about hardware.
     """
@@ -84,7 +87,7 @@ def takeaways(records: pd.DataFrame, kernels: pd.DataFrame | None = None) -> pd.
             ours = f"{text} {verdict}"
         except NotMeasured as error:
             ours = f"Not measured yet: {error}."
-        rows.append({"": number, "takeaway": subject, "the study": found, "here": ours})
+        rows.append({"": number, "takeaway": subject, "published study": found, "here": ours})
     return pd.DataFrame(rows).set_index("")
 
 
@@ -122,6 +125,7 @@ def _unlike(ours: float, theirs: float) -> bool:
 
 
 def design(measured: Measured) -> Answer:
+    """Whether each change to the baseline student costs no more accuracy than published."""
     rows = measured.models[measured.models["kinds"] == "D"]
     rows = rows[rows["recipe.steps"].map(as_the_study).astype(bool)]
     epochs = rows["recipe.steps"].map(lambda steps: steps[-1].get("epochs"))
@@ -133,7 +137,7 @@ def design(measured: Measured) -> Answer:
         "convolution instead of FC": ("student_1", "Model 1"),
     }
     if not {"student_baseline", *(model for model, _ in changes.values())} <= set(students.index):
-        raise NotMeasured("the study's students (notebook 4)")
+        raise NotMeasured("the published study's students (notebook 4)")
     theirs = published_study().set_index("label")["accuracy"]
     start, parts, fails = students.loc["student_baseline"], [], []
     worst = max(theirs["Baseline student"] - theirs[label] for _, label in changes.values())
@@ -147,6 +151,7 @@ def design(measured: Measured) -> Answer:
 
 
 def kink(measured: Measured) -> Answer:
+    """Up to which sparsity accuracy stays flat, and whether the kink lies where it was published."""
     rows = measured.with_zeros()
     flat = rows[rows["lost_on_validation"] <= FLAT]
     start = 0.0 if flat.empty else flat["sparsity"].iloc[-1]
@@ -165,6 +170,7 @@ def kink(measured: Measured) -> Answer:
 
 
 def all_keep(measured: Measured) -> Answer:
+    """What the best model of each method loses."""
     best = {name: _best(rows) for name, rows in measured.methods().items()}
     text = _each(best, lambda row: f"{percent(row)}, {points(row['lost'])}, at {row['smaller']:.1f}x")
     fails = [f"{name} loses {row['lost']:.2f} points" for name, row in best.items() if row["lost"] > KEPT]
@@ -172,6 +178,7 @@ def all_keep(measured: Measured) -> Answer:
 
 
 def shrinks_most(measured: Measured) -> Answer:
+    """Which method has the smallest file at nearly equal accuracy."""
     found = {name: _least(rows, "archive_bytes", NEAR) for name, rows in measured.methods().items()}
     text = f"Within {NEAR:g} validation points of {measured.name}, in real files: "
     return text + _each(found, lambda row: f"{row['smaller']:.0f}x") + ".", _not_distillation(
@@ -180,6 +187,7 @@ def shrinks_most(measured: Measured) -> Answer:
 
 
 def parameters(measured: Measured) -> Answer:
+    """Which method has the fewest non-zero weights at nearly equal accuracy."""
     found = {name: _least(rows, "nonzero_parameters", NEAR) for name, rows in measured.methods().items()}
     text = f"The fewest weights not zero within {NEAR:g} validation points of {measured.name}: "
     return text + _each(found, lambda row: f"{row['nonzero_parameters'] / 1e3:,.0f} K") + ".", _not_distillation(
@@ -191,11 +199,13 @@ def _not_distillation(found: Mapping[str, pd.Series | None], column: str, words:
     """Why distillation does not have the least, empty where it has."""
     if found["distillation"] is None:
         return "no distilled student comes that near"
-    least = min((name for name, row in found.items() if row is not None), key=lambda name: found[name][column])
-    return "" if least == "distillation" else f"{least} {words(found[least])}"
+    rows = {name: row for name, row in found.items() if row is not None}
+    least = min(rows, key=lambda name: rows[name][column])
+    return "" if least == "distillation" else f"{least} {words(rows[least])}"
 
 
 def latencies(measured: Measured) -> Answer:
+    """The fastest model of each method, as a share of the base's time."""
     found = {
         name: _least(rows.assign(share=1 / rows["latency_ms.batch1_one_thread.speedup"]), "share", KEPT)
         for name, rows in measured.methods().items()
@@ -216,6 +226,7 @@ def latencies(measured: Measured) -> Answer:
 
 
 def steps_of_size(measured: Measured) -> Answer:
+    """How many sizes each method gives to choose from."""
     methods, parts = measured.methods(), []
     settings = {
         name: rows["recipe.steps"].map(lambda steps: _setting(steps[-1])).drop_duplicates().sort_values()
@@ -239,6 +250,7 @@ def _setting(step: Mapping) -> str:
 
 
 def effort(measured: Measured) -> Answer:
+    """How much training each method takes."""
     spent = {name: rows["training"] for name, rows in measured.methods().items()}
     parts = [f"{name} {own.median():.2f} ({own.min():.2f} - {own.max():.2f})" for name, own in spent.items()]
     order = sorted(spent, key=lambda name: spent[name].median())
@@ -252,6 +264,7 @@ def effort(measured: Measured) -> Answer:
 
 
 def int8_hardware(measured: Measured) -> Answer:
+    """What INT8 gains in time: in the whole network, and in our kernel."""
     what = f"{measured.name} in 8 bits (notebook 2)"
     rows = measured.of("Q", what)
     row = _best(_some(rows[rows["recipe.steps"].map(lambda steps: _setting(steps[-1]) == "8 bits")], what))
@@ -269,6 +282,7 @@ def int8_hardware(measured: Measured) -> Answer:
 
 
 def sparse_hardware(measured: Measured) -> Answer:
+    """What zeros gain in time: in the whole network, and in our kernel."""
     sparsest = measured.with_zeros().iloc[-1]
     network = sparsest["latency_ms.batch1_one_thread.speedup"]
     text = f"{100 * sparsest['sparsity']:g} % of {measured.name}'s weights at zero: {network:.2f}x in the dense runtime"
@@ -288,7 +302,7 @@ class Gain(NamedTuple):
 
 
 def _kernel_verdict(gain: Gain | None, found: float) -> str | None:
-    """The study speaks of its kernels: only a kernel can agree or differ."""
+    """The published study speaks of its kernels: only a kernel can agree or differ."""
     if gain is None:
         return None
     return f"our {gain.fast} gains {gain.times:.2f}x" if _unlike(gain.times, found) else ""
@@ -315,6 +329,7 @@ def _kernel_words(kernels: pd.DataFrame, gain: Gain | None) -> str:
 
 
 def ensembles(measured: Measured) -> Answer:
+    """Whether an ensemble beats a single network of its size."""
     models = measured.models
     best = _best(_some(models[models["kinds"] == "E"], "an ensemble (notebook 4)"))
     near = models["parameters"].between(best["parameters"] / 1.05, 1.05 * best["parameters"])
@@ -331,6 +346,7 @@ def ensembles(measured: Measured) -> Answer:
 
 
 def combinations(measured: Measured) -> Answer:
+    """How much smaller combined methods are, at the accuracy that the published combination loses."""
     models = measured.models
     several = models["kinds"].map(lambda kinds: "J" in kinds or len({*kinds} & {*"DPQ"}) > 1)
     rows = _some(models[several], "combinations (notebook 6)")

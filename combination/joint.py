@@ -135,6 +135,8 @@ def _share(student: nn.Module, trained: fx.GraphModule) -> None:
     """Make `student` the float view of `trained`: the same tensors without the quantizers, for the layer graph."""
     for name, module in list(student.named_modules()):
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.weight, module.bias = trained.get_submodule(name).weight, trained.get_submodule(name).bias
+            shared = trained.get_submodule(name)
+            assert isinstance(shared, nn.Conv2d | nn.Linear)
+            module.weight, module.bias = shared.weight, shared.bias
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             student.set_submodule(name, trained.get_submodule(name))

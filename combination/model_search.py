@@ -9,7 +9,7 @@ import re
 import reprlib
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import optuna
@@ -76,7 +76,7 @@ def search(
     space = {key: list(dict.fromkeys(choices)) for key, choices in space.items()}
     example = _recipe(candidate, {key: choices[0] for key, choices in space.items()}, epochs)
     settings = {"space": space, "epochs": epochs, "seed": seed, "recipe": example.id}  # whose id has what is not chosen
-    words = {key: {_word(choice): choice for choice in choices} for key, choices in space.items()}
+    words: Words = {key: {_word(choice): choice for choice in choices} for key, choices in space.items()}
     folder = artifacts_folder(example.dataset) / "search"
     folder.mkdir(parents=True, exist_ok=True)
     study = _open(folder / f"{name}.journal", settings)
@@ -190,7 +190,7 @@ def _known(study: optuna.Study, words: Words) -> Tried:
     return known
 
 
-def _untried(words: Words, known: Mapping[tuple, tuple], seed: int) -> dict:
+def _untried(words: Words, known: Collection[tuple], seed: int) -> dict:
     draws = random.Random(seed + len(known))
     while True:
         drawn = tuple(draws.choice(list(own)) for own in words.values())

@@ -17,7 +17,7 @@ from experiment.chance import overlap
 from pruning.study import pruned
 from quantization.study import trained
 from quantization.weights import Bits
-from recipe import Context, Recipe, Step
+from recipe import Context, Recipe, Step, training_fields
 from storage import Checkpoint
 
 IN_A_ROW, AT_ONCE = "one after the other", "one training"
@@ -26,7 +26,7 @@ BATCHES, ROUNDS = 20, 3  # of an epoch that is timed
 
 def in_a_row(base: Recipe, model: str, sparsity: float, bits: Bits, seed: int | None = None) -> Recipe:
     """Distilled, pruned and quantized one after the other, with the base as the teacher to the end, as Joint has it."""
-    distilled = _under(base, student(base, model).steps[-1], seed)
+    distilled = _under(base, student(base, model).last(Distill), seed)
     return trained(pruned(distilled, "lookahead", sparsity, teacher=base), bits, teacher=base)
 
 
@@ -35,7 +35,7 @@ def joint(
 ) -> Recipe:
     """One training with `share` of the epochs that distilling, pruning and quantizing in a row take together."""
     chain = in_a_row(base, model, sparsity, bits)
-    epochs = round(share * sum(step.epochs for step in _after(base, chain)))
+    epochs = round(share * sum(training_fields(step)["epochs"] for step in _after(base, chain)))
     step = Joint(model, sparsity, bits, **student_training(base, model) | {"epochs": epochs} | fields)
     return _under(base, step, seed)
 
@@ -89,8 +89,9 @@ def training_seconds(steps: Iterable[Step], epoch: Mapping[str, float]) -> float
     seconds = 0.0
     for step in steps:
         name = type(step).__name__
-        rounding = step.epochs - step.first_rounded if name == "Joint" else 0
-        seconds += (step.epochs - rounding) * epoch[name] + rounding * epoch["Joint, rounding"]
+        epochs = training_fields(step)["epochs"]
+        rounding = epochs - step.first_rounded if isinstance(step, Joint) else 0
+        seconds += (epochs - rounding) * epoch[name] + rounding * epoch["Joint, rounding"]
     return seconds
 
 
@@ -103,7 +104,7 @@ def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> dict
     chain, together = in_a_row(base, model, sparsity, bits), joint(base, model, sparsity, bits)
 
     def rows() -> list[dict]:
-        whole, teacher, once = load(base.dataset), make(base), together.steps[-1]
+        whole, teacher, once = load(base.dataset), make(base), together.last(Joint)
         cut = first_images(whole, BATCHES * once.batch_size)
         with tempfile.TemporaryDirectory() as folder:
             rounds = [
@@ -126,8 +127,8 @@ def _timed_round(
 
     def trained_model(step: Step, before: nn.Module) -> tuple[nn.Module, list[float]]:
         checkpoint = Checkpoint(folder / f"{type(step).__name__}-{turn}")
-        made = {"make": lambda recipe: teacher, "cache": folder / "logits"}  # the steps name no other
-        context = Context(cut, seed, training_device(), checkpoint, **made)
+        # The steps name no other recipe than the teacher's.
+        context = Context(cut, seed, training_device(), checkpoint, lambda recipe: teacher, folder / "logits")
         after = step.apply(before, context)
         return after, [point["seconds"] for point in context.log["curves"]]
 

@@ -19,7 +19,7 @@ STUDY = ("ResNet-18 teacher", "QAT INT8", "ensemble of 4 5 6", "pruned 96 %", "d
 
 def results() -> str:
     """Markdown: the smallest models by points lost; then, in a table, the FP32 bases and the records that no other
-    beats in accuracy and bytes, and the study's figures.
+    beats in accuracy and bytes, and the published study's figures.
     """
     records = load_records(DATASET)
     if records.empty:

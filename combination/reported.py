@@ -1,4 +1,7 @@
-"""The published study's figures beside ours, where it reports the same method on the same kind of network."""
+"""The published study's figures beside ours, where it reports the same method on the same kind of network.
+
+Shettiwar and Shankar, "An Analysis of Compression Methods for Deep Learning Networks".
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,17 +21,17 @@ CHAINS = {
 
 
 def beside_reported(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """A `summary` of records with two columns more: what the study reports, accuracy in % and size in MB."""
+    """A `summary` of records with two columns more: what the published study reports, accuracy in % and size in MB."""
     study = published_study().set_index("label")
     first = compared(records).drop_duplicates("label").set_index("label", drop=False)
     labels = [reported_label(first.loc[recipe]) for recipe in table["recipe"]]
     found = study.reindex(labels)[["accuracy", "size_mb"]].reset_index(drop=True)
-    columns = {"study's %": found["accuracy"], "study's MB": found["size_mb"]}
+    columns = {"published %": found["accuracy"], "published MB": found["size_mb"]}
     return table.reset_index(drop=True).assign(**columns)
 
 
 def reported_label(record: Mapping) -> str | None:
-    """The study's row for a record (with the columns of `compared`), None where it has none."""
+    """The published study's row for a record (with the columns of `compared`), None where it has none."""
     kinds, model, steps = record["kinds"], record["model"], record["recipe.steps"]
     if kinds == "E":
         members = [member["steps"] for member in steps[0]["members"]]
@@ -52,7 +55,7 @@ def reported_label(record: Mapping) -> str | None:
 
 
 def as_the_study(steps: Sequence[Mapping]) -> bool:
-    """Whether a chain's networks, loss and criteria are the study's, as far as a recipe's JSON says it.
+    """Whether a chain's networks, loss and criteria are the published ones, as far as a recipe's JSON says it.
 
     No network is narrowed or widened, students learn from the answers of one teacher under the usual share of its
     loss, and weights go by magnitude or lookahead.

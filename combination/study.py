@@ -11,13 +11,14 @@ from torch import nn
 
 from combination.joint import Joint
 from combination.model_search import FIELDS, SearchError, check_space, search
+from distillation import Distill
 from distillation.study import long_student, patient, student, student_training
 from experiment import interval, kept_table
 from models import build
 from pruning.study import pruned, under_itself
 from quantization.study import trained
 from quantization.weights import Bits, bits_by_layer
-from recipe import Recipe, check_whole
+from recipe import Recipe, check_whole, training_fields
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
@@ -76,7 +77,7 @@ def headline(base: Recipe, model: str) -> list[Case]:
         if sparsity:
             small = pruned(small, "lookahead", sparsity, teacher=base, epochs=pruning)
         words = {"network": small.model, "sparsity": sparsity, "bits": bits}
-        own = depthwise(small.model) if bits == "ternary" or bits < DEPTHWISE_BITS else ()
+        own = depthwise(whole[network].last(Distill).model) if bits == "ternary" or bits < DEPTHWISE_BITS else ()
         cases.append((words, trained(small, bits, teacher=base, epochs=rounding, layer_bits=own)))
     return cases
 
@@ -98,7 +99,8 @@ def long_trainings(base: Recipe, seeds: int = 2) -> list[Case]:
             small = long_student(base, "tiny_mixer", long.epochs, long.width, seed)
             rounded = trained(small, long.bits, teacher=base, epochs=long.rounding_epochs, layer_bits=own)
             for width, recipe in (("32", small), (bits, rounded)):
-                cases.append(({"width": long.width, "bits": width, "epochs": recipe.steps[-1].epochs}, recipe))
+                epochs = training_fields(recipe.steps[-1])["epochs"]
+                cases.append(({"width": long.width, "bits": width, "epochs": epochs}, recipe))
     return cases
 
 
@@ -203,7 +205,7 @@ def at_length(base: Recipe, found: pd.DataFrame, epochs: int) -> list[Case]:
 def _candidate(base: Recipe, choices: Mapping, epochs: int) -> Recipe:
     if unknown := [key for key in choices if key not in ("late_bits", *FIELDS)]:
         raise SearchError(f"Joint has no {unknown[0]!r} to choose: use some of late_bits, {', '.join(FIELDS)}")
-    fields = student_training(base, choices["model"]) | choices | {"epochs": epochs}
+    fields = student_training(base, choices["model"]) | dict(choices) | {"epochs": epochs}
     bits = fields.get("bits", Joint.bits)
     if (late := fields.pop("late_bits", bits)) != bits:
         late_ones = tuple((name, late) for name in second_half(choices["model"]))

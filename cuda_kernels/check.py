@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +19,14 @@ POISON = {torch.float32: float("nan"), torch.int32: -(2**31), torch.int8: 85}
 
 @dataclass(frozen=True)
 class Case:
-    """One product: `prepare(out)` makes the launch, `truth` is the float64 or int64 answer.
+    """One product: `prepare(out=...)` makes the launch, `truth` is the float64 or int64 answer.
 
     size: the sums of the terms' magnitudes, to which errors are relative; None if every element must be equal.
     """
 
     kernel: str
     what: str
-    prepare: Callable[[torch.Tensor], Launch]
+    prepare: Callable[..., Launch]
     dtype: torch.dtype
     truth: np.ndarray
     size: np.ndarray | None
@@ -47,7 +49,7 @@ def run_case(case: Case, device: str, runner: Callable[[Launch], None] | None = 
     count = case.truth.size
     around = torch.full((count + 2 * MARGIN,), POISON[case.dtype], dtype=case.dtype, device=device)
     before = around.clone()
-    launch = case.prepare(around[MARGIN : MARGIN + count].view(case.truth.shape))
+    launch = case.prepare(out=around[MARGIN : MARGIN + count].view(case.truth.shape))
     (runner or Launch.run)(launch)
     result = launch.output.cpu().numpy()
     for part in (slice(0, MARGIN), slice(MARGIN + count, None)):
@@ -83,7 +85,7 @@ def gemv_cases(rng: np.random.Generator, device: str, m: int, k: int) -> Iterato
         yield Case(
             kernel,
             f"{m}x{k}",
-            lambda out, kernel=kernel: dense.prepare_gemv(*on, kernel=kernel, out=out),
+            partial(dense.prepare_gemv, *on, kernel=kernel),
             torch.float32,
             truth,
             size,
@@ -102,7 +104,7 @@ def gemm_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) ->
         yield Case(
             kernel,
             f"{m}x{n}x{k}",
-            lambda out, kernel=kernel, right=right: dense.prepare_gemm_fp32(on, right, kernel=kernel, out=out),
+            partial(dense.prepare_gemm_fp32, on, right, kernel=kernel),
             torch.float32,
             truth,
             size,
@@ -122,7 +124,7 @@ def int8_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) ->
     bytes_ = np.clip(np.rint(kept).astype(np.float64) - 100, -128, 127).astype(np.int64)
     xs, ws, scales, offsets = (torch.from_numpy(v).to(device) for v in (x, w, scale, offset))
     layer = {"scale": scales, "offset": offsets}
-    kinds = (
+    kinds: tuple[tuple[str, torch.dtype, np.ndarray, np.ndarray | None, dict[str, Any]], ...] = (
         ("sums", torch.int32, sums, None, {}),
         ("float", torch.float32, real.astype(np.float64), np.abs(real).astype(np.float64) + 1, layer),
         ("int8", torch.int8, bytes_, None, {**layer, "relu": True, "zero_point": -100}),
@@ -132,9 +134,7 @@ def int8_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) ->
             yield Case(
                 kernel,
                 f"{m}x{n}x{k} {name}",
-                lambda out, kernel=kernel, dtype=dtype, options=options: dense.prepare_gemm_int8(
-                    xs, ws, kernel=kernel, output=dtype, out=out, **options
-                ),
+                partial(dense.prepare_gemm_int8, xs, ws, kernel=kernel, output=dtype, **options),
                 dtype,
                 truth,
                 size,
@@ -161,7 +161,7 @@ def sparse_cases(rng: np.random.Generator, device: str, m: int, k: int, density:
             yield Case(
                 kernel,
                 f"{what}, {n} columns",
-                lambda out, kernel=kernel, right=right: sparse.prepare_spmm(matrix, right, kernel=kernel, out=out),
+                partial(sparse.prepare_spmm, matrix, right, kernel=kernel),
                 torch.float32,
                 truth,
                 size,
@@ -176,7 +176,7 @@ def _spmv_cases(matrix: sparse.CSR, a: np.ndarray, x: np.ndarray, what: str, dev
         yield Case(
             kernel,
             what,
-            lambda out, kernel=kernel: sparse.prepare_spmv(matrix, right, kernel=kernel, out=out),
+            partial(sparse.prepare_spmv, matrix, right, kernel=kernel),
             torch.float32,
             truth,
             size,
@@ -186,7 +186,7 @@ def _spmv_cases(matrix: sparse.CSR, a: np.ndarray, x: np.ndarray, what: str, dev
     yield Case(
         "spmv_delta8_fp32",
         what,
-        lambda out: sparse.prepare_spmv(compact, right, out=out),
+        partial(sparse.prepare_spmv, compact, right),
         torch.float32,
         truth,
         size,
@@ -201,7 +201,7 @@ def _spmv_cases(matrix: sparse.CSR, a: np.ndarray, x: np.ndarray, what: str, dev
     yield Case(
         "spmv_delta8_int8",
         what,
-        lambda out: sparse.prepare_spmv(small, right, out=out),
+        partial(sparse.prepare_spmv, small, right),
         torch.float32,
         truth,
         size,

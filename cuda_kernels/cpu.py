@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,11 +41,11 @@ def measure_cpu(
     for threads in sorted({1, available_cores()}):
         for m, n, k in products:
             keys = [_key(kernel, "product", m, n, k, threads=threads) for kernel in ("onnx_fp32", "onnx_int8")]
-            rows += _measured(keys, lambda m=m, n=n, k=k, t=threads: product_runs(m, n, k, t), seconds, folder, again)
+            rows += _measured(keys, functools.partial(product_runs, m, n, k, threads), seconds, folder, again)
     dense = _key("numpy_dense", "matrix-vector", square, 1, square, threads=1)
     for density in densities:
         keys = [dense, _key("scipy_csr", "matrix-vector", square, 1, square, density, 1)]
-        rows += _measured(keys, lambda d=density: spmv_runs(square, d), seconds, folder, again)
+        rows += _measured(keys, functools.partial(spmv_runs, square, density), seconds, folder, again)
     return pd.DataFrame(rows).drop_duplicates(["kernel", "m", "n", "k", "density", "threads"], keep="last")
 
 
@@ -125,8 +126,8 @@ def _measured(
     keys: list[dict], make: Callable[[], list], seconds: float, folder: Path | None, again: bool
 ) -> list[dict]:
     """The stored records of these keys; if one is missing, all are measured together and written."""
-    stored = [records.read(key, folder) for key in keys]
-    if all(stored) and not again:
+    stored = [record for key in keys if (record := records.read(key, folder))]
+    if len(stored) == len(keys) and not again:
         return stored
     work = make()
     with threadpool_limits(1):  # scipy's CSR product has one thread, so numpy's gets one; ONNX Runtime has its own

@@ -165,4 +165,5 @@ def shared_memory_limit(device: torch.device) -> int:
     """Bytes of shared memory that one block can have; 64 KiB for the emulator, as on the smallest of the targets."""
     if device.type != "cuda":
         return 64 << 10
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it

@@ -146,7 +146,7 @@ def ceilings() -> dict:
 
 
 def copy_records(size: int = 1 << 28) -> list[dict]:
-    """Host-to-device copies of `size` floats from pageable and from pinned memory, which the study counted apart."""
+    """Host-to-device copies of `size` floats, pageable and pinned, which Shettiwar and Shankar count apart."""
     host, target = torch.randn(size), torch.empty(size, device="cuda")
     out = []
     for kernel, source in (("copy pageable", host), ("copy pinned", host.pin_memory())):

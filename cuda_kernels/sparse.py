@@ -171,7 +171,7 @@ def _keep_copies(matrix: CSR | Delta8, *names: str) -> None:
     object.__setattr__(matrix, "checked", tuple((indices, indices._version) for indices in copies))
 
 
-def _check_matrix(matrix: object, *kinds: type) -> None:
+def _check_matrix(matrix: CSR | Delta8, *kinds: type) -> None:
     """TypeError or ValueError unless the matrix is of one of the kinds and as it was when it was checked."""
     if not isinstance(matrix, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)

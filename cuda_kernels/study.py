@@ -1,4 +1,4 @@
-"""The kernel times that the published study reports, measured on a Titan V without saying how; for comparison only."""
+"""The kernel times that Shettiwar and Shankar report, measured on a Titan V without saying how; for comparison only."""
 
 from __future__ import annotations
 

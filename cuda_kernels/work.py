@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from .check import POISON
 
 @dataclass(frozen=True)
 class Sizes:
-    """The products to measure. Defaults: the study's, ResNet-18's layers, and a large square for the rates."""
+    """The products to measure: by default those published, ResNet-18's layers, and a large square for the rates."""
 
     square_gemv: int = 25088
     fully_connected: tuple[int, int, int] = (4096, 16, 25088)  # outputs, images, inputs
@@ -25,7 +26,7 @@ class Sizes:
     square_spmm: int = 1000
     spmm_columns: tuple[int, ...] = (16, 64, 256, 4096)  # and as many as the square's edge
     densities: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-    study_densities: tuple[float, ...] = (0.85, 0.7, 0.1)  # the study's compression by 15, 30 and 90 %
+    study_densities: tuple[float, ...] = (0.85, 0.7, 0.1)  # published: compression by 15, 30 and 90 %
     batches: tuple[int, ...] = (1, 64)
     # ResNet-18 for 32 x 32 images: name, pixels an image after the layer, inputs to a pixel (im2col), channels.
     # Layers of one shape stand here once.
@@ -109,7 +110,7 @@ def gemv_work(case: str, m: int, k: int, device: str, copies: Copies) -> Iterato
     count = copies(4 * m * k)
     sets = [(_normal(device, m, k), _normal(device, k), torch.empty(m, device=device)) for _ in range(count)]
     truth = _exact(*sets[0][:2])
-    make = functools.partial(_work, "gemv_fp32", case=case, size=(m, 1, k), truth=truth, bytes=4 * (m * k + k + m))
+    make = functools.partial(_work, "gemv_fp32", case=case, size=(m, 1, k), truth=truth, moved=4 * (m * k + k + m))
     for kernel in dense.GEMV_KERNELS:
         yield make(kernel, [dense.prepare_gemv(a, x, kernel=kernel, out=y).run for a, x, y in sets])
     yield make("torch.mv", [functools.partial(torch.mv, a, x, out=y) for a, x, y in sets], maker="cuBLAS")
@@ -123,7 +124,7 @@ def fp32_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) ->
     ]
     truth = _exact(*sets[0][:2])
     rows = [(a, b.contiguous(), c) for a, b, c in sets]
-    make = functools.partial(_work, "gemm_fp32", case=case, size=(m, n, k), truth=truth, bytes=moved)
+    make = functools.partial(_work, "gemm_fp32", case=case, size=(m, n, k), truth=truth, moved=moved)
     for kernel in dense.GEMM_KERNELS:
         if kernel == "gemm_split_k" and n > 64:
             continue
@@ -140,7 +141,7 @@ def int8_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) ->
         for _ in range(copies(moved))
     ]
     truth = _exact(sets[0][0], sets[0][1].T)
-    make = functools.partial(_work, "gemm_int8", case=case, size=(m, n, k), truth=truth, bytes=moved)
+    make = functools.partial(_work, "gemm_int8", case=case, size=(m, n, k), truth=truth, moved=moved)
     for kernel in dense.INT8_KERNELS:
         if kernel == "gemm_int8_skinny" and m > 64:
             continue
@@ -160,14 +161,14 @@ def _int8_layers(case: str, sets: list[tuple[torch.Tensor, torch.Tensor]], sums:
     """INT8 in and out: the sums scaled, rectified and rounded before they are written, a quarter of their bytes."""
     (m, k), n = sets[0][0].shape, len(sets[0][1])
     scale = 2.0 ** -round(math.log2(200 * math.sqrt(k)))  # a power of two, so that no rounding differs from float64's
-    layer = {"scale": torch.full((n,), scale), "offset": torch.zeros(n)}
-    layer = {name: tensor.to(sets[0][0].device) for name, tensor in layer.items()}
+    device = sets[0][0].device
+    layer: dict[str, Any] = {"scale": torch.full((n,), scale, device=device), "offset": torch.zeros(n, device=device)}
     layer |= {"relu": True, "output": torch.int8}
     truth, moved = (sums * scale).clamp(0, 127).round(), m * k + n * k + m * n + 8 * n
     for kernel in ("gemm_int8_mma", "gemm_int8_skinny")[: 2 if m <= 64 else 1]:
         runs = [dense.prepare_gemm_int8(x, w, kernel=kernel, **layer).run for x, w in sets]
-        facts = {"case": f"{case}, whole layer", "size": (m, n, k), "truth": truth, "bytes": moved}
-        yield _work("gemm_int8", f"{kernel} + epilogue", runs, **facts)
+        name, case_name = f"{kernel} + epilogue", f"{case}, whole layer"
+        yield _work("gemm_int8", name, runs, case=case_name, size=(m, n, k), truth=truth, moved=moved)
 
 
 def spmv_work(case: str, size: int, density: float, device: str, copies: Copies) -> Iterator[Work]:
@@ -181,16 +182,16 @@ def spmv_work(case: str, size: int, density: float, device: str, copies: Copies)
     bytes_csr = sets[0][0].nbytes + vectors
     for kernel in sparse.SPMV_KERNELS:
         runs = [sparse.prepare_spmv(a, x, kernel=kernel).run for a, x in sets]
-        yield make(kernel, runs, truth=truth, bytes=bytes_csr)
+        yield make(kernel, runs, truth=truth, moved=bytes_csr)
     runs = [functools.partial(torch.mv, a.to_torch(), x) for a, x in sets]
-    yield make("torch.sparse mv", runs, truth=truth, bytes=bytes_csr, maker="cuSPARSE")
+    yield make("torch.sparse mv", runs, truth=truth, moved=bytes_csr, maker="cuSPARSE")
     for dtype, kernel in ((torch.float32, "spmv_delta8_fp32"), (torch.int8, "spmv_delta8_int8")):
         compact = [(sparse.compress(a, dtype), x) for a, x in sets]
         exact = truth if dtype == torch.float32 else _exact_sparse(_rounded(sets[0][0]), sets[0][1])
         # Rounded values are another matrix, which no library kernel stands beside.
         name = case if dtype == torch.float32 else f"{case}, INT8 values"
         runs = [sparse.prepare_spmv(a, x).run for a, x in compact]
-        yield make(kernel, runs, case=name, truth=exact, bytes=compact[0][0].nbytes + vectors)
+        yield make(kernel, runs, case=name, truth=exact, moved=compact[0][0].nbytes + vectors)
 
 
 def spmm_work(case: str, size: int, n: int, density: float, device: str, copies: Copies) -> Iterator[Work]:
@@ -210,7 +211,7 @@ def spmm_work(case: str, size: int, n: int, density: float, device: str, copies:
         density=density,
         stored=first.nnz,
         truth=_exact_sparse(*sets[0][:2]),
-        bytes=first.nbytes + 8 * size * n,
+        moved=first.nbytes + 8 * size * n,
     )
     for kernel in sparse.SPMM_KERNELS:
         yield make(kernel, [sparse.prepare_spmm(a, b, kernel=kernel, out=c).run for a, b, c in sets])
@@ -235,14 +236,14 @@ def _work(
     case: str,
     size: tuple[int, int, int],
     truth: torch.Tensor,
-    bytes: int,
+    moved: int,
     density: float = 1.0,
     stored: int | None = None,
     maker: str = "ours",
 ) -> Work:
     m, n, k = size
     operations = 2 * n * (m * k if stored is None else stored)
-    return Work(family, kernel, maker, case, m, n, k, density, bytes, operations, tuple(runs), truth)
+    return Work(family, kernel, maker, case, m, n, k, density, moved, operations, tuple(runs), truth)
 
 
 def _int_mm_transposed(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

@@ -177,7 +177,7 @@ def _short(classes: list[str]) -> str:
 
 def _digest(tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.cpu().contiguous().numpy())
+    digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -147,7 +147,8 @@ def _download_from_hub(root: Path) -> None:
     entries = HfApi().list_repo_tree(CIFAR10_HUB, "plain_text", repo_type="dataset")
     for entry in (e for e in entries if e.path.endswith(".parquet")):
         file = Path(hf_hub_download(CIFAR10_HUB, entry.path, repo_type="dataset", local_dir=root))
-        if hashlib.sha256(file.read_bytes()).hexdigest() != entry.lfs.sha256:
+        stored = getattr(entry, "lfs", None)
+        if stored is None or hashlib.sha256(file.read_bytes()).hexdigest() != stored.sha256:
             file.unlink()
             raise DataError(f"{entry.path} arrived damaged from the hub: run again")
 
@@ -171,7 +172,8 @@ def read_folder(root: Path) -> ImageArrays:
     train_files = [_pictures(train[name]) for name in classes]
     test_files = [_pictures(test.get(name, [root / "test" / name])) for name in classes]
     _warn_of_others(root, {file for files in train_files + test_files for file in files})
-    return ImageArrays(*_read_pictures(train_files, test_files), classes)
+    train_images, train_labels, test_images, test_labels = _read_pictures(train_files, test_files)
+    return ImageArrays(train_images, train_labels, test_images, test_labels, classes)
 
 
 def readable(name: str | Path) -> str:

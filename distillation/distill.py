@@ -1,6 +1,7 @@
 """`Distill`: a large model in, a small one out that learned from it."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import nn
 
@@ -55,7 +56,7 @@ class Distill:
 
     def follows(self, previous: Step | None) -> None:
         check_taught(self, previous)
-        taught_by = [recipe.steps[-1] for recipe in self.teachers] or [previous]
+        taught_by: list[Step | None] = [recipe.steps[-1] for recipe in self.teachers] or [previous]
         if self.features and (len(taught_by) > 1 or isinstance(taught_by[0], Ensemble)):
             raise StepError("feature maps are those of one network: with features, give one teacher, no ensemble")
 
@@ -77,16 +78,24 @@ class Distill:
         return round_weights(student)
 
 
-def check_taught(step: Step, previous: Step | None) -> None:
+class HasTeachers(Protocol):
+    """A step that learns from the recipes that it names, or else from the model that it follows."""
+
+    @property
+    def teachers(self) -> tuple[Recipe, ...]: ...
+
+
+def check_taught(step: HasTeachers, previous: Step | None) -> None:
     """Raise StepError where a step that needs a teacher neither follows a model nor names one in its `teachers`."""
     if previous is None and not step.teachers:
         name = type(step).__name__
         raise StepError(f"{name} needs a teacher: start the recipe with Train or Ensemble, or give it teachers")
 
 
-def teacher_of(step: Step, model: nn.Module | None, context: Context) -> Teacher:
+def teacher_of(step: HasTeachers, model: nn.Module | None, context: Context) -> Teacher:
     """The `teachers` that a step names, or else the model that it follows."""
-    return Teacher([context.make(recipe) for recipe in step.teachers] or [model], context)
+    followed = [] if model is None else [model]
+    return Teacher([context.make(recipe) for recipe in step.teachers] or followed, context)
 
 
 def check_teaching(temperature: float, alpha: float, views: int | None = None) -> None:

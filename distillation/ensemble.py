@@ -3,7 +3,7 @@
 import reprlib
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -38,23 +38,34 @@ class Ensemble:
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         ensemble = combine([context.make(recipe) for recipe in self.members])
         if self.optimize_weights:
-            ensemble.weights.copy_(torch.from_numpy(best_weights(ensemble, context.dataset)))
+            ensemble.get_buffer("weights").copy_(torch.from_numpy(best_weights(ensemble, context.dataset)))
         return ensemble
 
 
-def check_recipes(name: str, value: Any) -> None:
+def check_recipes(name: str, value: object) -> None:
     """Raise StepError where a field is no tuple of recipes: a list, or the bare recipe that (a) is in place of (a,)."""
     if not isinstance(value, tuple) or not all(isinstance(recipe, Recipe) for recipe in value):
         raise StepError(f"{name} must be a tuple of recipes, (a,) or (a, b), not {reprlib.repr(value)}")
 
 
-def check_recipe(name: str, value: Any) -> None:
+def check_recipe(name: str, value: object) -> None:
     """Raise StepError where a field that may hold a recipe holds something else, such as the name of a network."""
     if value is not None and not isinstance(value, Recipe):
         raise StepError(f"{name} must be a recipe or None, not {reprlib.repr(value)}")
 
 
-def check_teacher(step: Step) -> None:
+class HasTeacher(Protocol):
+    """A step that trains under the logits of another recipe, if it names one."""
+
+    @property
+    def teacher(self) -> Recipe | None: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def alpha(self) -> float: ...
+
+
+def check_teacher(step: HasTeacher) -> None:
     """Raise StepError where a step's `teacher` is no recipe, or where there is none and its loss is set."""
     check_recipe("teacher", step.teacher)
     if step.teacher is None:
@@ -69,7 +80,8 @@ def best_weights(ensemble: nn.Module, dataset: Dataset) -> np.ndarray:
     """
     images = normalize(dataset.validation.images, dataset).split(500)
     labels = dataset.validation.labels
-    each = [torch.cat([member(part) for part in images]).softmax(1) for member in ensemble.eval().members]
+    members = ensemble.eval().get_submodule("members").children()
+    each = [torch.cat([member(part) for part in images]).softmax(1) for member in members]
     right = torch.stack([p[torch.arange(len(labels)), labels] for p in each]).double().numpy()  # [members, images]
 
     def loss(weights: np.ndarray) -> float:

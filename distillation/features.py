@@ -8,6 +8,7 @@ from torch.nn.functional import mse_loss, normalize
 
 from data import Batch
 from distillation.loss import distillation_loss
+from models import spec_of
 from recipe import StepError
 from training import Loss, autocast
 
@@ -85,13 +86,14 @@ def map_places(model: nn.Module) -> dict[tuple[int, int], tuple[str, int]]:
 
     Found by sending an image through. A module that ends after those inside it, a residual block for instance, counts.
     """
-    found = {}
+    found: dict[tuple[int, int], tuple[str, int]] = {}
 
     def see(name: str, output: object) -> None:
         if isinstance(output, torch.Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
-            found[tuple(output.shape[2:])] = (name, output.shape[1])
+            _, channels, height, width = output.shape
+            found[height, width] = (name, channels)
 
-    image = torch.zeros(1, *model.spec["shape"], device=next(model.parameters()).device)
+    image = torch.zeros(1, *spec_of(model)["shape"], device=next(model.parameters()).device)
     was_training = model.training
     _watched(model.eval(), [name for name, _ in model.named_modules() if name], see, image)
     model.train(was_training)

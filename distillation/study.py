@@ -22,14 +22,14 @@ from training import Train, fit, fresh, smoothed_cross_entropy
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 20, "digits": 3}  # of a student's training, as long as the published study's
-LONGER = {"cifar10": 30}  # of the networks that are not the study's
+LONGER = {"cifar10": 30}  # of the networks that are not the published study's
 RATES = {"cifar10": 0.1}  # learning rates: networks as small as these reach less at the 0.2 that a ResNet-18 bears
 # What a GPU bears: many epochs, in batches that fill it, at a rate that grows with them (Goyal et al., 2017).
 ON_GPU = {"cifar10": {"batch_size": 512, "learning_rate": 0.4, "views": 20}}
 VIEWS = {"cifar10": 10}  # epochs that differ: the teacher's forward pass takes longer than most students' training
-# The published study's students: its name for each, and how it was thought of.
+# The students of the published study (Shettiwar and Shankar): its name for each, and how it was thought of.
 STUDENTS = {
-    "student_baseline": ("Baseline student", "where the study starts"),
+    "student_baseline": ("Baseline student", "where the published study starts"),
     "student_1": ("Model 1", "convolutions instead of FC"),
     "student_2": ("Model 2", "smaller filters"),
     "student_3": ("Model 3", "fewer channels, and no FC"),
@@ -42,7 +42,7 @@ TIMED_BATCHES, TIMED_ROUNDS = 40, 3  # of an epoch whose cost is measured
 
 
 def student(base: Recipe, model: str, **fields) -> Recipe:
-    """A student of the base, for as long as the study gives it."""
+    """A student of the base, for as long as `EPOCHS` and `LONGER` say."""
     return base.then(Distill(model, **student_training(base, model) | fields))
 
 
@@ -220,7 +220,7 @@ def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
     """
 
     def rows() -> list[dict]:
-        step, teacher = student(base, model).steps[-1], make(base)
+        step, teacher = student(base, model).last(Distill), make(base)
         cut = first_images(load(base.dataset), TIMED_BATCHES * step.batch_size)
 
         def seconds(folder: Path, turn: int, kind: str, cache: str) -> float:
@@ -280,7 +280,7 @@ def _words(name: str, kind: str) -> dict:
 
 
 def student_training(base: Recipe, model: str) -> dict:
-    """The fields of a training under a teacher, as the study has it."""
+    """The fields of a training under a teacher."""
     return _length(base, model) | {"views": VIEWS.get(base.dataset)}
 
 

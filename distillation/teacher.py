@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from data import Batch
+from distillation.ensemble import HasTeacher
 from distillation.loss import distillation_loss
+from models import spec_of
 from models.ensemble import mean_logits
-from recipe import Context, Step, StepError
+from recipe import Context, StepError
 from storage import Checkpoint, weights_checksum
 from training import Loss, autocast, smoothed_cross_entropy
 
@@ -25,11 +27,13 @@ class Teacher:
     def __init__(self, models: Sequence[nn.Module], context: Context):
         for model in models:
             _check(model, context)
-        self.models = [model.to(context.device, memory_format=torch.channels_last).eval() for model in models]
+        self.models = [model.to(context.device).to(memory_format=torch.channels_last).eval() for model in models]
         self.context = context
         checksums = "".join(weights_checksum(model) for model in models)
         self.checksum = hashlib.sha256(checksums.encode()).hexdigest()
         self.epoch: int | None = None
+        self.kept: torch.Tensor | None = None
+        self.fresh: list[torch.Tensor] = []
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """`[B, classes]`, float32, on the batch's device."""
@@ -66,7 +70,7 @@ class Teacher:
         return Checkpoint(self.context.cache / name, of)
 
 
-def guided_loss(step: Step, context: Context) -> Loss:
+def guided_loss(step: HasTeacher, context: Context) -> Loss:
     """Cross-entropy with the labels, or the distillation loss where the step names a recipe as its `teacher`."""
     if step.teacher is None:
         return smoothed_cross_entropy(0.0)
@@ -79,12 +83,12 @@ def taught(teacher: Teacher, temperature: float, alpha: float) -> Loss:
 
 
 def _check(model: nn.Module, context: Context) -> None:
-    shape, classes = tuple(model.spec["shape"]), model.spec["classes"]
+    shape, classes = tuple(spec_of(model)["shape"]), spec_of(model)["classes"]
     dataset = context.dataset
     if shape != tuple(dataset.shape) or classes != len(dataset.classes):
         raise StepError(
             f"the teacher takes images {shape} of {classes} classes, {dataset.name} has {tuple(dataset.shape)} of "
             f"{len(dataset.classes)}: take a teacher of the same data set"
         )
-    if model.spec.get("pixels", dataset.pixels) != dataset.pixels:
+    if spec_of(model).get("pixels", dataset.pixels) != dataset.pixels:
         raise StepError("the teacher was trained on pixels of another scale than its student: take one of these images")

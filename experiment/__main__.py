@@ -13,18 +13,19 @@ from storage import StorageError
 
 
 def main() -> int:
+    """The command; 0 if it could be done."""
     parser = argparse.ArgumentParser(prog="python -m experiment", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help in (("stale", "list records of other images or networks"), ("set-aside", "put records away")):
-        command = commands.add_parser(name, help=help)
+    for name, words in (("stale", "list records of other images or networks"), ("set-aside", "put records away")):
+        command = commands.add_parser(name, help=words)
         command.add_argument("dataset", help="digits, cifar10 or folder:PATH")
     commands.choices["set-aside"].add_argument("ids", nargs="*", help="of the records; none for the stale ones")
     arguments = parser.parse_args()
     try:
         check_dataset(arguments.dataset)
         stale = outdated_ids(arguments.dataset)
-        for id, why in stale.items():
-            print(f"{id}: {why}")
+        for key, why in stale.items():
+            print(f"{key}: {why}")
         if arguments.command == "set-aside":
             gone = set_ids_aside(arguments.dataset, arguments.ids or list(stale))
             print(f"{len(gone)} recipes put away in set_aside, beside {results_folder(arguments.dataset)}")

@@ -22,14 +22,15 @@ def set_aside(recipe: Recipe) -> list[str]:
 def set_ids_aside(dataset: str, ids: list[str]) -> list[str]:
     """As `set_aside`, of several recipes by their ids."""
     known = _recipes(dataset)
-    heirs = [id for id, own in known.items() if id not in ids and any(_holds(own, known.get(wanted)) for wanted in ids)]
-    for id in (*heirs, *ids):  # heirs first: if this is killed, what they were made from is still there to name them
-        store = Store(dataset, id)
+    others = {key: own for key, own in known.items() if key not in ids}
+    heirs = [key for key, own in others.items() if any(_holds(own, known.get(wanted)) for wanted in ids)]
+    for key in (*heirs, *ids):  # heirs first: if this is killed, what they were made from is still there to name them
+        store = Store(dataset, key)
         with store.locked():
             for path in store.files():
                 _move(path, results_folder(dataset) if store.results in path.parents else artifacts_folder(dataset))
     for path in sorted((results_folder(dataset) / "tables").glob("*.json")):
-        if any(id in path.read_text() for id in (*heirs, *ids)):
+        if any(key in path.read_text() for key in (*heirs, *ids)):
             _move(path, results_folder(dataset))
     return [*heirs, *ids]
 
@@ -38,7 +39,7 @@ def outdated_ids(dataset: str) -> dict[str, str]:
     """The ids of records that are not of the images or networks at hand, and why."""
     records = filter(None, map(read_record, sorted(results_folder(dataset).glob("*.json"))))
     reasons = {record["id"]: outdated_record(record, dataset) for record in records}
-    return {id: why for id, why in reasons.items() if why}
+    return {key: why for key, why in reasons.items() if why}
 
 
 def _move(path: Path, folder: Path) -> None:

@@ -17,6 +17,7 @@ from experiment.records import current_commit, read_record, write_record
 from experiment.store import Store
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
 from measurement.timing import hardware
+from models import spec_of
 from models.quantized import holds_integers
 from recipe import Context, Recipe
 from storage import (
@@ -121,20 +122,21 @@ def _made(recipe: Recipe, record: dict | None) -> tuple[nn.Module, dict]:
         models[wanted.id] = weights_checksum(model)
         return model
 
-    model, earlier = None, {}
+    model: nn.Module | None = None
+    earlier: dict = {}
     if len(recipe.steps) > 1:
         before = recipe.prefix(len(recipe.steps) - 1)
         model, earlier = _make(before)
         models[before.id] = weights_checksum(model)
     dataset = dataset_at_hand(recipe.dataset)
-    scaled = dataset.on_scale(model.spec.get("pixels") if model is not None else None)
+    scaled = dataset.on_scale(spec_of(model).get("pixels") if model is not None else None)
     made = made_of(recipe, dataset, models)
     checkpoint = Checkpoint(store.checkpoint, made)
     context = Context(scaled, recipe.seed, training_device(), checkpoint, make=other, cache=store.artifacts / "cache")
     started = time.perf_counter()
     model = step.apply(model, context).cpu().eval()
-    if getattr(step, "start", None):
-        _, earlier = _make(step.start)
+    if (start := getattr(step, "start", None)) is not None:
+        _, earlier = _make(start)
     log = {"train_seconds": time.perf_counter() - started, "made_on": _device_name()}
     log |= {"threads": torch.get_num_threads()} | context.log
     log["train_seconds"] += earlier.get("train_seconds", 0)  # of the whole chain, not of teachers and members
@@ -186,14 +188,14 @@ def _not_of(found: dict, recipe: Recipe, images: bool) -> str | None:
         return "it does not say what it is of"
     if why := outdated(found, recipe.dataset, recipe, images=images):
         return why
-    for id, weights in found["models"].items():
-        source = Store(recipe.dataset, id)
+    for key, weights in found["models"].items():
+        source = Store(recipe.dataset, key)
         now = _described(source.weights) if source.weights.exists() else None
         known = {now["sha256"]} if now else set()
         if (record := read_record(source.record)) is not None:
             known.add(record["weights_sha256"])
         if known and weights not in known:
-            return f"it was made from other weights of {id} than there are now"
+            return f"it was made from other weights of {key} than there are now"
     return None
 
 
@@ -235,7 +237,7 @@ def _archive(recipe: Recipe, model: nn.Module) -> dict:
     store = Store.of(recipe)
     path, committed = store.archive(weights_checksum(model)), store.committed_archive
     save_archive(model, path)
-    images = torch.randn(8, *model.spec["shape"], generator=torch.Generator().manual_seed(0))
+    images = torch.randn(8, *spec_of(model)["shape"], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         own = model.to(memory_format=torch.contiguous_format)(images)  # the order of a sum may depend on the layout
         if not torch.equal(own, load_archive(path)(images)):
@@ -257,11 +259,11 @@ def _measure(recipe: Recipe, earlier: dict | None) -> dict:
     if earlier is not None and earlier["weights_sha256"] != weights:
         raise RecordError(_other_weights(recipe, earlier, weights))
     dataset = dataset_at_hand(recipe.dataset)
-    scaled = dataset.on_scale(model.spec.get("pixels"))
+    scaled = dataset.on_scale(spec_of(model).get("pixels"))
     file, base_file = _onnx(recipe, model, dataset), _base_onnx(base_recipe, base, dataset)
     session = open_onnx(file)
     operators = operator_counts(file)
-    if holds_integers(model.spec) and operators["convolutions"] and not operators["integer_convolutions"]:
+    if holds_integers(spec_of(model)) and operators["convolutions"] and not operators["integer_convolutions"]:
         raise StorageError(
             f"no convolution of {file} runs on integers in this ONNX Runtime: its figures would be those of a float "
             "model; update onnxruntime"
@@ -278,7 +280,7 @@ def _measure(recipe: Recipe, earlier: dict | None) -> dict:
     return log | {
         "id": recipe.id,
         "label": recipe.label,
-        "model": model.spec["architecture"],
+        "model": spec_of(model)["architecture"],
         "method": " > ".join(type(step).__name__ for step in recipe.steps),
         "dataset": recipe.describe()["dataset"],
         "seed": recipe.seed,

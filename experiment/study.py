@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -18,7 +18,7 @@ from training import Train, TrainingDiverged, evaluate
 
 T = TypeVar("T")
 # Epochs that a laptop bears; every notebook starts from these, so that what one has trained the next reads back.
-TRAINING = {
+TRAINING: dict[str | tuple[str, str], dict[str, Any]] = {
     ("cifar10", "resnet18"): {"epochs": 15, "learning_rate": 0.1, "start": {"epochs": 15}},  # an hour each on two cores
     "cifar10": {"epochs": 40, "learning_rate": 0.1, "label_smoothing": 0.0},  # networks too small to overfit
     "digits": {"epochs": 10, "batch_size": 32},
@@ -150,7 +150,10 @@ def export_table(table: pd.DataFrame, name: str) -> list[Path]:
 
 
 def published_study() -> pd.DataFrame:
-    """The published study's figures, as reported: technique, label, accuracy (%), size_mb, latency_ms, parameters_k."""
+    """The published study's figures, as reported: technique, label, accuracy (%), size_mb, latency_ms, parameters_k.
+
+    Shettiwar and Shankar, "An Analysis of Compression Methods for Deep Learning Networks", a course project.
+    """
     return pd.read_csv(ROOT / "results" / "published_study.csv")
 
 
@@ -161,9 +164,9 @@ def beside_published(records: pd.DataFrame, labels: Iterable[str]) -> pd.DataFra
     those parameters. Columns that it leaves out altogether are left out, and so are records without such a label.
     """
     study = published_study().set_index("label")
-    labels = pd.Series(list(labels), index=records.index, dtype=object)
-    known = labels.isin(study.index)
-    ours, reported = records[known].reset_index(drop=True), study.loc[labels[known]].reset_index()
+    named = pd.Series(list(labels), index=records.index, dtype=object)
+    known = named.isin(study.index)
+    ours, reported = records[known].reset_index(drop=True), study.loc[named[known]].reset_index()
     pairs = {
         "accuracy %": (100 * ours["accuracy"], reported["accuracy"]),
         "parameters K": (ours["nonzero_parameters"] / 1e3, reported["parameters_k"]),

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from data import DataError, load
 from measurement import accuracy, wilson_interval
-from models import ModelError
+from models import ModelError, spec_of
 from storage import StorageError, export_with_scale, load_archive, open_onnx
 
 
 def main() -> int:
+    """The command; 0 if the file could be measured."""
     parser = argparse.ArgumentParser(prog="python -m measurement", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--dataset", required=True, help="digits, cifar10 or folder:PATH")
@@ -22,7 +23,7 @@ def main() -> int:
             file = Path(folder) / "model.onnx"
             model = load_archive(arguments.file)
             export_with_scale(model, file, dataset)
-            share = accuracy(open_onnx(file), dataset.on_scale(model.spec.get("pixels")), dataset.test)
+            share = accuracy(open_onnx(file), dataset.on_scale(spec_of(model).get("pixels")), dataset.test)
     except (StorageError, DataError, ModelError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ import onnx
 import torch
 from torch import nn
 
+from models import spec_of
 from storage import open_onnx
 
 
@@ -18,16 +19,16 @@ def cost(model: nn.Module) -> dict[str, int]:
     MACs are those of convolutions and linear layers: each weight once for each position of the output, padding
     included, as a dense kernel computes them.
     """
-    macs = Counter()
+    macs: Counter[str] = Counter()
 
-    def count(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    def count(layer: nn.Conv2d | nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         positions = output[0, 0].numel()
         macs["macs"] += positions * layer.weight.numel()
         macs["nonzero_macs"] += positions * int(layer.weight.count_nonzero())
 
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    model(torch.zeros(1, *model.spec["shape"], device=next(model.parameters()).device))
+    model(torch.zeros(1, *spec_of(model)["shape"], device=next(model.parameters()).device))
     for hook in hooks:
         hook.remove()
     return {

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cpuinfo
 import numpy as np
@@ -15,6 +16,7 @@ import psutil
 import torch
 from torch import nn
 
+from models import spec_of
 from storage import open_onnx, run_onnx
 
 BATCHES = (1, 64)
@@ -41,8 +43,8 @@ def latency(file: Path, base_file: Path, base: nn.Module) -> dict:
             "run again with remeasure=True when the machine is quiet",
             stacklevel=2,
         )
-    result = {"contention": round(contention, 3)}
-    shape = base.spec["shape"]
+    result: dict[str, Any] = {"contention": round(contention, 3)}
+    shape = spec_of(base)["shape"]
     for batch in BATCHES:
         images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
         for suffix, threads in (("", available_cores()), ("_one_thread", 1)):

@@ -4,6 +4,7 @@ from models.channels import channel_table
 from models.errors import ModelError
 from models.registry import ARCHITECTURES, build, check_model, combine, rebuild
 from models.resnet import ResNet
+from models.spec import Spec, set_spec, spec_of
 from models.structure import OnPaper, structure
 
 __all__ = [
@@ -11,10 +12,13 @@ __all__ = [
     "ModelError",
     "OnPaper",
     "ResNet",
+    "Spec",
     "build",
     "channel_table",
     "check_model",
     "combine",
     "rebuild",
+    "set_spec",
+    "spec_of",
     "structure",
 ]

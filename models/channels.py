@@ -6,6 +6,7 @@ from torch import nn
 from models.errors import ModelError
 
 KINDS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d)
+Sized = nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.BatchNorm1d
 
 
 def channel_table(model: nn.Module) -> list[list[int]]:
@@ -31,15 +32,15 @@ def cut(model: nn.Module, table: list[list[int]]) -> nn.Module:
     return model
 
 
-def _sizes(module: nn.Module) -> list[int]:
+def _sizes(module: Sized) -> list[int]:
     if isinstance(module, nn.Conv2d):
         return [module.out_channels, module.in_channels, module.groups]
     return [module.out_features, module.in_features] if isinstance(module, nn.Linear) else [module.num_features]
 
 
-def _resize(module: nn.Module, sizes: list[int]) -> None:
+def _resize(module: Sized, sizes: list[int]) -> None:
     outputs = sizes[0]
-    shapes = {"weight": (outputs,), "bias": (outputs,), "running_mean": (outputs,), "running_var": (outputs,)}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (outputs,))
     if isinstance(module, nn.Conv2d):
         module.out_channels, module.in_channels, module.groups = sizes
         shapes["weight"] = (outputs, sizes[1] // sizes[2], *module.kernel_size)

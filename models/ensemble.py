@@ -1,5 +1,6 @@
 """Several networks as one."""
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 
 class Ensemble(nn.Module):
     """The logarithm of the weighted mean of its members' probabilities: logits `[B, classes]` of one network."""
+
+    weights: torch.Tensor
 
     def __init__(self, members: list[nn.Module]):
         super().__init__()
@@ -24,7 +27,5 @@ def mean_logits(logits: Iterable[torch.Tensor], weights: torch.Tensor) -> torch.
     Kept above log(1e-12): where all are sure enough to round a class to nothing it would be minus infinity, under
     which a student's loss is no number. In float32 also where the networks compute in less.
     """
-    mean = 0
-    for index, own in enumerate(logits):
-        mean = mean + weights[index] * own.float().softmax(1)
-    return mean.clamp(min=1e-12).log()
+    weighted = (weights[index] * own.float().softmax(1) for index, own in enumerate(logits))
+    return functools.reduce(torch.add, weighted).clamp(min=1e-12).log()

@@ -6,6 +6,7 @@ sides. Jacob et al., CVPR 2018, describe the arithmetic.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from models.ensemble import Ensemble
 from models.errors import ModelError
+from models.spec import set_spec, spec_of
 
 OPSET = 21  # of ONNX: the first that the exporter's QuantizeLinear and DequantizeLinear are asked for in
 
@@ -23,6 +25,9 @@ class Quantizer(nn.Module):
 
     With `enabled` False it passes its input on, for calibration.
     """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
 
     def __init__(self):
         super().__init__()
@@ -43,7 +48,7 @@ class Quantizer(nn.Module):
         return (q - zero_point) * self.scale
 
 
-Rounding = Callable[[str, nn.Module], tuple[torch.Tensor, torch.Tensor]]
+Rounding = Callable[[str, nn.Conv2d | nn.Linear], tuple[torch.Tensor, torch.Tensor]]
 
 
 def int8_rounding(name: str, layer: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,14 +77,17 @@ def by_channel(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return scale.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-class _IntegerWeight:
+class _IntegerWeight(nn.Module):
     """An int8 weight with one scale per output channel."""
+
+    weight: torch.Tensor
+    weight_scale: torch.Tensor
 
     def take(self, layer: nn.Conv2d | nn.Linear, integers: torch.Tensor, scale: torch.Tensor) -> None:
         self.weight = nn.Parameter(integers, requires_grad=False)
         self.register_buffer("weight_scale", bias_safe(integers, scale))
         if layer.bias is not None:
-            self.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+            self.register_parameter("bias", nn.Parameter(layer.bias.detach().clone(), requires_grad=False))
 
     def dequantized(self) -> torch.Tensor:
         if torch.onnx.is_in_onnx_export():
@@ -90,12 +98,17 @@ class _IntegerWeight:
         return self.weight * by_channel(self.weight_scale, self.weight)
 
 
+def geometry(layer: nn.Conv2d) -> dict[str, Any]:
+    """The arguments that make another convolution of the same shape."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
+
+
 class QuantizedConv2d(_IntegerWeight, nn.Conv2d):
     """A convolution with an int8 weight `[O, I / groups, h, w]`, made from a float one."""
 
     def __init__(self, layer: nn.Conv2d, integers: torch.Tensor, scale: torch.Tensor):
-        geometry = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
-        super().__init__(*geometry, layer.dilation, layer.groups, bias=layer.bias is not None)
+        super().__init__(**geometry(layer))
         self.take(layer, integers, scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -118,17 +131,15 @@ def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> f
 
     `rounding` gives the integers and scales of the weight of a layer, by its name and with batch norm folded in.
     """
-    spec = model.spec | {"quantized": True}
-    graph_module = fuse(model.eval().cpu())  # folds every batch norm into the convolution before it
-    forms = {nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
+    spec = spec_of(model) | {"quantized": True}
+    graph_module = folded(model)
     for name, layer in list(graph_module.named_modules()):
-        if type(layer) in forms:
-            if not layer.weight.is_meta and not bool(layer.weight.isfinite().all()):
-                raise ModelError(
-                    f"{name} has a weight that is infinite or no number, which integers cannot hold: train the network "
-                    "again, with a lower learning rate"
-                )
-            graph_module.set_submodule(name, forms[type(layer)](layer, *rounding(name, layer)))
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            _check_finite(name, layer)
+        if type(layer) is nn.Conv2d:
+            graph_module.set_submodule(name, QuantizedConv2d(layer, *rounding(name, layer)))
+        elif type(layer) is nn.Linear:
+            graph_module.set_submodule(name, QuantizedLinear(layer, *rounding(name, layer)))
         elif any(True for _ in layer.parameters(recurse=False)):
             kind = type(layer).__name__
             raise ModelError(
@@ -136,7 +147,7 @@ def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> f
                 "layers, and batch norm right behind a convolution"
             )
     place_quantizers(graph_module, Quantizer)
-    graph_module.spec = spec
+    set_spec(graph_module, spec)
     return graph_module.eval()
 
 
@@ -157,13 +168,23 @@ def folded(model: nn.Module) -> fx.GraphModule:
 
     That of an ensemble is one graph of all of its members, whose tensors keep the names they have in the ensemble.
     """
-    if model.spec.get("quantized"):
+    if isinstance(model, fx.GraphModule) and spec_of(model).get("quantized"):
         return model
     if not isinstance(model, Ensemble):
-        return fuse(model)
+        fused = fuse(model.eval().cpu())
+        assert isinstance(fused, fx.GraphModule)  # which its annotation does not say
+        return fused
     whole = Ensemble([folded(member) for member in model.members])
     whole.weights.copy_(model.weights)
     return fx.GraphModule(whole, _Tracer().trace(whole), "Ensemble")
+
+
+def _check_finite(name: str, layer: nn.Conv2d | nn.Linear) -> None:
+    if not layer.weight.is_meta and not bool(layer.weight.isfinite().all()):
+        raise ModelError(
+            f"{name} has a weight that is infinite or no number, which integers cannot hold: train the network again, "
+            "with a lower learning rate"
+        )
 
 
 def round_biases(integer: fx.GraphModule) -> None:
@@ -223,4 +244,4 @@ def _leaves_a_layer(node: fx.Node, graph_module: fx.GraphModule) -> bool:
 
 
 def _calls(graph_module: fx.GraphModule, node: fx.Node, *kinds: type[nn.Module]) -> bool:
-    return node.op == "call_module" and isinstance(graph_module.get_submodule(node.target), kinds)
+    return node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), kinds)

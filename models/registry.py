@@ -11,6 +11,7 @@ from models.ensemble import Ensemble
 from models.errors import ModelError
 from models.quantized import insert_quantizers
 from models.resnet import Shape, resnet8, resnet14, resnet18, resnet20
+from models.spec import Spec, set_spec, spec_of
 from models.students import PLAIN, PlainStudent, ds_cnn, tiny_mixer
 
 # Each takes an image's shape, the number of classes, and a width that its numbers of channels are multiplied with.
@@ -42,9 +43,8 @@ def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Mo
     """
     check_model(name, width)
     model = ARCHITECTURES[name](shape, classes, width)
-    model.spec = {"architecture": name, "shape": list(shape), "classes": classes}
-    if width != 1:
-        model.spec["width"] = width
+    spec = {"architecture": name, "shape": list(shape), "classes": classes}
+    set_spec(model, spec if width == 1 else spec | {"width": width})
     return model
 
 
@@ -64,34 +64,33 @@ def combine(members: list[nn.Module]) -> nn.Module:
             pixels of different scales.
     """
     model = Ensemble(members)
-    first = members[0].spec
+    first = spec_of(members[0])
     for member in members:
-        if (own := _takes(member.spec)) != _takes(first):
+        if (own := _takes(spec_of(member))) != _takes(first):
             raise ModelError(f"an ensemble's members take the same images: one is of {own}, another of {_takes(first)}")
-        if member.spec.get("pixels") != first.get("pixels"):
+        if spec_of(member).get("pixels") != first.get("pixels"):
             raise ModelError("the members of an ensemble were trained on pixels of different scales: train them on one")
-    specs = [{key: value for key, value in member.spec.items() if key != "pixels"} for member in members]
-    model.spec = {"architecture": "ensemble", "shape": first["shape"], "classes": first["classes"], "members": specs}
-    if "pixels" in first:
-        model.spec["pixels"] = first["pixels"]
+    specs = [{key: value for key, value in spec_of(member).items() if key != "pixels"} for member in members]
+    of_images: Spec = {key: first[key] for key in ("shape", "classes", "pixels") if key in first}
+    set_spec(model, {"architecture": "ensemble", **of_images, "members": specs})
     return model
 
 
-def _takes(spec: dict) -> str:
+def _takes(spec: Spec) -> str:
     """`images (3, 32, 32) of 10 classes`."""
     return f"images {tuple(spec['shape'])} of {spec['classes']} classes"
 
 
-def rebuild(spec: dict) -> nn.Module:
+def rebuild(spec: Spec) -> nn.Module:
     """Build the network that a `model.spec` describes, quantizers included; its weights are to be loaded into it."""
     own = {"pixels": spec["pixels"]} if "pixels" in spec else {}
     if "members" in spec:
         model = combine([rebuild(member) for member in spec["members"]])
-        model.spec |= own
+        spec_of(model).update(own)
         return model
     shape, width = tuple(spec["shape"]), spec.get("width", 1.0)
     model = build(spec["architecture"], shape=shape, classes=spec["classes"], width=width)
-    model.spec |= own
+    spec_of(model).update(own)
     if "channels" in spec:
-        cut(model, spec["channels"]).spec["channels"] = spec["channels"]
+        spec_of(cut(model, spec["channels"]))["channels"] = spec["channels"]
     return insert_quantizers(model) if spec.get("quantized") else model

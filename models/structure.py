@@ -34,7 +34,8 @@ def structure(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> s
     """
     ours = name in OURS and ARCHITECTURES.get(name) is OURS[name]
     find = _kept_structure if ours else _structure  # in a notebook, one's own may be defined anew at any time
-    return find(name, tuple(shape), classes, float(width))
+    channels, height, side = shape
+    return find(name, (channels, height, side), classes, float(width))
 
 
 def _structure(name: str, shape: Shape, classes: int, width: float) -> str:

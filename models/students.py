@@ -1,4 +1,7 @@
-"""Small networks: the published study's students, and better ones, all of operators that become integer ones."""
+"""Small networks: the students of the published study (Shettiwar and Shankar), and better ones.
+
+All are made of operators that become integer ones.
+"""
 
 import torch
 from torch import nn
@@ -11,9 +14,9 @@ PLAIN: dict[str, tuple[tuple[tuple[int, int, bool], ...], tuple[int, ...]]] = {
     "student_baseline": (((32, 3, True), (64, 3, True), (128, 3, True), (256, 3, True)), (256,)),
     "student_1": (((32, 3, True), (64, 3, True), (128, 3, True), (256, 3, True)), ()),
     "student_2": (((32, 3, True), (64, 1, True), (128, 3, True), (256, 1, True)), (256,)),
-    "student_3": (((32, 3, 0), (32, 3, 1), (64, 3, 0), (64, 3, 1), (128, 3, 1), (116, 3, 1)), ()),
+    "student_3": (((32, 3, False), (32, 3, True), (64, 3, False), (64, 3, True), (128, 3, True), (116, 3, True)), ()),
     "student_4": (((32, 3, True), (64, 3, True), (96, 3, True), (128, 3, True)), (128,)),
-    "student_5": (((32, 3, 1), (48, 3, 1), (64, 3, 0), (96, 3, 1), (96, 3, 1)), ()),
+    "student_5": (((32, 3, True), (48, 3, True), (64, 3, False), (96, 3, True), (96, 3, True)), ()),
     "student_6": (((32, 3, True), (64, 3, True), (96, 3, True), (128, 3, True)), ()),
     "student_3conv": (((32, 3, True), (64, 3, True), (128, 3, True)), (128,)),
 }

@@ -16,6 +16,7 @@ ROOT = FOLDER.parent
 
 
 def main() -> int:
+    """The command; 0 if every notebook ran to its end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="digits", help="digits (default), cifar10 or folder:PATH")
     parser.add_argument("--only", default="", help="run only notebooks whose name contains this")

@@ -48,7 +48,7 @@ def latency_bars(records: pd.DataFrame, setting: str = "batch1_one_thread", ax: 
     ax.barh(positions, medians, xerr=[np.zeros_like(medians), p95 - medians], color=colors, capsize=3, height=0.6)
     speedups = records[f"latency_ms.{setting}.speedup"]
     for position, end, median, speedup in zip(positions, p95, medians, speedups, strict=True):
-        ax.text(end, position, f"  {median:.2f} ms, {speedup:.2f}x", va="center", fontsize=9)
+        ax.text(float(end), float(position), f"  {median:.2f} ms, {speedup:.2f}x", va="center", fontsize=9)
     ax.set_yticks(positions, [f"{row.model}\n{_method_name(row.method)}" for row in records.itertuples()])
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from plots.names import write_names
-from plots.style import MARKERS, PALETTE, REPORTED, log_scale
+from plots.style import MARKERS, PALETTE, REPORTED, Style, legible_on, log_scale
 
 
 def accuracy_by_parameters(
@@ -22,7 +22,7 @@ def accuracy_by_parameters(
     for index, (kind, group) in enumerate(table.groupby(by, sort=False)):
         y = 100 * group["accuracy"]
         bars = [y - 100 * group["accuracy_low"], 100 * group["accuracy_high"] - y]
-        style = {"color": PALETTE[index], "fmt": MARKERS[index], "capsize": 3, "elinewidth": 0.8}
+        style: Style = {"color": PALETTE[index], "fmt": MARKERS[index], "capsize": 3, "elinewidth": 0.8}
         ax.errorbar(group["parameters"] / 1e3, y, yerr=bars, label=kind, **style)
     best = table.sort_values("accuracy").drop_duplicates("student", keep="last")
     named = [best["student"], best["parameters"] / 1e3, 100 * best["accuracy"], ["black"] * len(best)]
@@ -41,7 +41,7 @@ def accuracy_by_parameters(
     ax.set_ylabel("test accuracy (%), 95 % interval")
     handles, labels = ax.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+    below: Style = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
     ax.legend([handles[index] for index in order], [labels[index] for index in order], fontsize=9, **below)
     write_names(zip(*named, strict=True), ax)
     return ax
@@ -65,7 +65,7 @@ def confusion_difference(table: pd.DataFrame, one: str, other: str, ax: Axes | N
     for row, column in zip(*difference.nonzero(), strict=True):
         shade = "white" if abs(gain[row, column]) > 0.6 * largest else "black"
         ax.text(column, row, f"{difference[row, column]:+d}", ha="center", va="center", color=shade, fontsize=9)
-    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, order)) > 2 else {}
+    slanted: Style = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, order)) > 2 else {}
     ax.set_xticks(range(len(order)), order, **slanted)
     ax.set_yticks(range(len(order)), order)
     ax.set_xlabel("answer")
@@ -81,7 +81,7 @@ def loss_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     grid = 100 * table.pivot(index="temperature", columns="alpha", values="accuracy")
     image = ax.imshow(grid, aspect="auto", cmap="cividis")
     for row, column in np.ndindex(grid.shape):
-        shade = "black" if image.norm(grid.iloc[row, column]) > 0.6 else "white"
+        shade = legible_on(image, grid.iloc[row, column])
         ax.text(column, row, f"{grid.iloc[row, column]:.2f}", ha="center", va="center", color=shade)
     ax.set_xticks(range(len(grid.columns)), [f"{value:.3g}" for value in grid.columns])
     ax.set_yticks(range(len(grid)), [f"{value:g}" for value in grid.index])

@@ -4,7 +4,10 @@ from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.transforms import Bbox
+
+from plots.style import Style, figure_of
 
 # Where a name may stand from its mark: points to the right, points up, the side of the name that is nearest the mark.
 PLACES = [(7, 0, "left"), (-7, 0, "right")]
@@ -19,10 +22,10 @@ def write_names(named: Iterable[tuple[str, float, float, str]], ax: Axes) -> Non
 
     Ink is marks, error bars and other names. Call it last: where things are is known once all is drawn.
     """
-    ax.figure.draw_without_rendering()  # a constrained layout moves the axes
+    figure_of(ax).draw_without_rendering()  # a constrained layout moves the axes
     scale = ax.figure.dpi / 72
-    style = {"textcoords": "offset points", "va": "center", "fontsize": 8}
-    texts = [ax.annotate(name, at, (0, 0), color=color, **style) for name, *at, color in named]
+    style: Style = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+    texts = [ax.annotate(name, (x, y), (0, 0), color=color, **style) for name, x, y, color in named]
     tries = [_boxes(text.get_window_extent(), ax.transData.transform(text.xy), scale) for text in texts]
     ink = _ink(ax, scale)
     nearest = np.arange(len(PLACES))  # of places that hide alike
@@ -53,13 +56,14 @@ def _ink(ax: Axes, scale: float) -> np.ndarray:
     for line in ax.lines:
         half = scale * line.get_markersize() / 2
         if line.get_marker() not in ("None", None, ""):
-            reach = {"_": (half, 1), "|": (1, half)}.get(line.get_marker(), (half, half))  # a bar's cap is flat
+            reach = {"_": (half, 1), "|": (1, half)}.get(str(line.get_marker()), (half, half))  # a bar's cap is flat
             points = ax.transData.transform(line.get_xydata())
             points = points[np.isfinite(points).all(axis=1)]
             boxes.append(np.hstack([points - reach, points + reach]))
-    for bars in ax.collections:
-        drawn = filter(len, bars.get_segments())  # a mark that has no place has an empty bar
-        for ends in map(ax.transData.transform, drawn):
+    bars = [line for line in ax.collections if isinstance(line, LineCollection)]
+    for ends in (ends for line in bars for ends in line.get_segments()):
+        if len(ends):  # a mark that has no place has an empty bar
+            ends = ax.transData.transform(ends)
             boxes.append(np.hstack([ends.min(0) - 1, ends.max(0) + 1])[None])
     return np.concatenate(boxes)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from combination import Recommendation, compared, pareto_front, recommend
 from combination.recommendation import BUDGETS
 from plots.names import write_names
-from plots.style import FAILED, PALETTE, REPORTED, log_scale
+from plots.style import FAILED, PALETTE, REPORTED, Style, figure_of, log_scale
 
 AXES = {
     "archive_bytes": ("archive (KB, log scale)", 1e3),
@@ -30,7 +31,7 @@ GROUPS = {
     "J": ("joint training", PALETTE[5], "v"),
 }
 CHAIN = ("chain of methods", PALETTE[3], "X")
-BELOW = {"marker": "v", "linestyle": "none", "markerfacecolor": "none", "markersize": 6}
+BELOW: Style = {"marker": "v", "linestyle": "none", "markerfacecolor": "none", "markersize": 6}
 MIXED = "0.35"  # of what stands for triangles of several methods
 APART = 7  # points from triangle to triangle, with their outlines: from there on both are seen whole
 STEP = 0.003  # of a cost's logarithm: 0.7 %, less than from one model of the fronts to the next
@@ -59,7 +60,7 @@ def pareto_chart(
     ax = ax or plt.subplots(figsize=(9, 4.5))[1]
     _draw(records, column, reported, budget or {}, ax)
     ax.legend(*_legend_of([ax]), fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    ax.figure.draw_without_rendering()  # a constrained layout moves the axes
+    figure_of(ax).draw_without_rendering()  # a constrained layout moves the axes
     _write_accuracies(records, column, ax)
     return ax
 
@@ -70,13 +71,13 @@ def budget_charts(records: pd.DataFrame, choice: Recommendation, budget: Mapping
     `records` as there; `choice` is what `recommend` answers to `budget`.
     """
     columns = [BUDGETS[name][0] for name in budget if name != "accuracy"] or ["archive_bytes"]
-    size = {"figsize": (5 * len(columns), 5.2), "layout": "constrained"}  # which makes room for the legend
+    size: Style = {"figsize": (5 * len(columns), 5.2), "layout": "constrained"}  # which makes room for the legend
     figure, axes = plt.subplots(1, len(columns), sharey=True, squeeze=False, **size)
     for column, ax in zip(columns, axes[0], strict=True):
         _draw(records, column, None, budget, ax)
         _ring(records, choice, column, ax)
         ax.label_outer()
-    place = {"loc": "outside lower center", "ncols": 2 * len(columns)}
+    place: Style = {"loc": "outside lower center", "ncols": 2 * len(columns)}
     figure.legend(*_legend_of(axes[0]), fontsize=9, **place)
     figure.draw_without_rendering()
     for column, ax in zip(columns, axes[0], strict=True):
@@ -142,7 +143,7 @@ def _draw(
     _triangles(far[below], column, unit, window[0], ax)
     front = records[pareto_front(records, (column,))].drop_duplicates([column, "validation_accuracy"])
     front = front.sort_values(column)
-    style = {"color": "0.35", "linewidth": 1, "zorder": 1}
+    style: Style = {"color": "0.35", "linewidth": 1, "zorder": 1}
     ax.plot(front[column] / unit, 100 * front["accuracy"], **style, label="front by validation")
     ax.set_ylim(window)
     _bounds(budget, column, unit, ax)
@@ -156,7 +157,7 @@ def _marks(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:
         name, color, marker = GROUPS.get(kinds, CHAIN)
         y = 100 * group["accuracy"]
         bars = [y - 100 * group["accuracy_low"], 100 * group["accuracy_high"] - y]
-        style = {"fmt": marker, "color": color, "markersize": 6, "capsize": 2, "elinewidth": 0.8, "label": name}
+        style: Style = {"fmt": marker, "color": color, "markersize": 6, "capsize": 2, "elinewidth": 0.8, "label": name}
         ax.errorbar(group[column] / unit, y, yerr=bars, **style)
 
 
@@ -173,7 +174,7 @@ def _triangles(records: pd.DataFrame, column: str, unit: float, floor: float, ax
 
 def _bounds(budget: Mapping[str, float], column: str, unit: float, ax: Axes) -> None:
     """A line a bound. One of accuracy outside the window would only be in the legend."""
-    style = {"color": "0.2", "linewidth": 1.2}
+    style: Style = {"color": "0.2", "linewidth": 1.2}
     low, high = ax.get_ylim()
     for name, value in budget.items():
         bounded, own = BUDGETS[name]
@@ -187,7 +188,7 @@ def _ring(records: pd.DataFrame, choice: Recommendation, column: str, ax: Axes) 
     """Around the model's mark; several seeds have one each, and the ring is around their mean, marked too."""
     floor = ax.get_ylim()[0]
     place = choice.model[column] / AXES[column][1], max(100 * choice.model["accuracy"], floor)
-    style = {"markeredgewidth": 1.5, "color": PALETTE[6], "linestyle": "none", "clip_on": False}
+    style: Style = {"markeredgewidth": 1.5, "color": PALETTE[6], "linestyle": "none", "clip_on": False}
     ax.plot(*place, marker="o", markersize=16, markerfacecolor="none", **style, label=choice.name)
     seeds = (records["label"] == choice.model["label"]).sum()
     if seeds > 1:
@@ -196,7 +197,7 @@ def _ring(records: pd.DataFrame, choice: Recommendation, column: str, ax: Axes) 
 
 def _legend_of(axes: Sequence[Axes]) -> tuple[list, list[str]]:
     """Handles and labels of all axes, each label once: methods first, as declared, and the rest as drawn."""
-    named = {}
+    named: dict[str, Any] = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))

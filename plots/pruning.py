@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Arc
 
-from plots.style import PALETTE, line_style, log_scale
+from plots.style import PALETTE, Style, legible_on, line_style, log_scale
 
 
 def accuracy_by_sparsity(table: pd.DataFrame, base_accuracy: float, ax: Axes | None = None) -> Axes:
@@ -45,7 +45,7 @@ def sensitivity_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     grid = 100 * table.pivot(index="layer", columns="sparsity", values="accuracy").loc[table["layer"].drop_duplicates()]
     image = ax.imshow(grid, aspect="auto", cmap="cividis")
     for row, column in np.ndindex(grid.shape):
-        shade = "black" if image.norm(grid.iloc[row, column]) > 0.6 else "white"
+        shade = legible_on(image, grid.iloc[row, column])
         ax.text(column, row, f"{grid.iloc[row, column]:.1f}", ha="center", va="center", fontsize=7, color=shade)
     ax.set_xticks(range(len(grid.columns)), [f"{100 * value:.0f}" for value in grid.columns])
     ax.set_yticks(range(len(grid)), grid.index, fontsize=8)
@@ -91,7 +91,7 @@ def accuracy_and_speed(table: pd.DataFrame, base: Mapping) -> Figure:
         left.errorbar(kept, accuracy[0], yerr=bars, capsize=2, linewidth=1, label=kind, **line_style(index))
         right.plot(kept, group["speedup"], linewidth=1, **line_style(index))
     for ax, value in ((left, 100 * base["accuracy"]), (right, 1)):
-        star = {"marker": "*", "markersize": 12, "color": "0.3", "linestyle": "none"}
+        star: Style = {"marker": "*", "markersize": 12, "color": "0.3", "linestyle": "none"}
         ax.plot(base["parameters"] / 1e3, value, **star, label="not pruned")
         log_scale(ax)
         ax.set_xlabel("parameters that are not zero (thousands, log scale)")
@@ -142,7 +142,7 @@ def layer_graph_arcs(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     )  # fmt: skip
     ax.set_yticks(range(len(rows)), rows, fontsize=8)
     ax.set_ylim(len(rows) - 0.3, -0.7)
-    longest = max((arc.width for arc in ax.patches), default=1)
+    longest = max((arc.width for arc in ax.patches if isinstance(arc, Arc)), default=1)
     ax.set_xlim(-0.05 * longest, 0.55 * longest)
     ax.xaxis.set_visible(False)
     ax.grid(visible=False)

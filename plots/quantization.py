@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from plots.style import FAILED, PALETTE, line_style
+from plots.style import FAILED, PALETTE, Style, legible_on, line_style
 
 
 def accuracy_by_calibration(
@@ -44,10 +44,10 @@ def accuracy_by_bits(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     order = sorted(present - {"ternary"}, reverse=True) + sorted(present & {"ternary"})
     for index, how in enumerate(("static", "trained")):
         group = table[table["how"] == how].groupby("bits")[["accuracy", "accuracy_low", "accuracy_high"]].mean()
-        present = [b for b in order if b in group.index]
-        rows = 100 * group.loc[present]
+        tried = [b for b in order if b in group.index]
+        rows = 100 * group.loc[tried]
         bars = [rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]]
-        x = np.array([order.index(b) for b in present]) + 0.06 * (index - 0.5)
+        x = np.array([order.index(b) for b in tried]) + 0.06 * (index - 0.5)
         name = {"static": "rounded only", "trained": "quantization-aware training"}[how]
         ax.errorbar(x, rows["accuracy"], yerr=bars, capsize=3, label=name, **line_style(index))
     base = 100 * table.loc[table["how"] == "float", "accuracy"].mean()
@@ -78,7 +78,7 @@ def layer_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     image = ax.imshow(grid.clip(lower=1e-4), aspect="auto", cmap="cividis", norm="log")
     for row, column in np.ndindex(grid.shape):
         value = grid.iloc[row, column]
-        shade = "black" if image.norm(max(value, 1e-4)) > 0.6 else "white"
+        shade = legible_on(image, max(value, 1e-4))
         ax.text(column, row, f"{value:+.3f}", ha="center", va="center", fontsize=7, color=shade)
     ax.set_xticks(range(len(grid.columns)), grid.columns)
     ax.set_yticks(range(len(grid)), grid.index, fontsize=8)
@@ -130,6 +130,6 @@ def latency_by_path(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.grid(axis="y", visible=False)
     ax.set_xlim(0, 1.75 * table["latency_ms"].max())
     ax.set_xlabel("latency (ms), batch 1, all threads")
-    below = {"loc": "upper center", "bbox_to_anchor": (0.3, -0.13), "ncols": 3, "title_fontsize": 9}
+    below: Style = {"loc": "upper center", "bbox_to_anchor": (0.3, -0.13), "ncols": 3, "title_fontsize": 9}
     ax.legend(fontsize=9, title="convolutions and additions:", **below)
     return ax

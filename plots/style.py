@@ -1,17 +1,23 @@
 """Colours and sizes shared by all charts: the Okabe-Ito palette, which colour-blind readers can tell apart."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiment.store import figures_folder, slug
 from storage import atomic_write
 
+Style = dict[str, Any]  # what matplotlib takes as keywords
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FAILED = 0.25  # of accuracy under the best: from there on it stands at the chart's edge
-REPORTED = {  # hollow marks of others' figures
+REPORTED: Style = {  # hollow marks of others' figures
     "marker": "o",
     "linestyle": "none",
     "markerfacecolor": "none",
@@ -32,7 +38,7 @@ class _Cycle(dict):
 METHOD_COLORS = _Cycle({"Train": (PALETTE[0], MARKERS[0]), "Train > Quantize": (PALETTE[1], MARKERS[1])})
 
 
-def line_style(index: int) -> dict:
+def line_style(index: int) -> Style:
     """Colour, marker and line of the index-th line of a chart: once round the palette they pair otherwise, dashed."""
     cycle, place = divmod(index, len(PALETTE))
     marker = MARKERS[(place + cycle) % len(MARKERS)]
@@ -51,16 +57,28 @@ def log_scale(ax: Axes, names: str = "x") -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
+def figure_of(ax: Axes) -> Figure:
+    """The whole figure that the axes stand in."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def legible_on(image: AxesImage, value: float) -> str:
+    """Black or white, for a number that is written over its own colour in a heat map."""
+    return "black" if np.asarray(image.norm(np.asarray(value))).item() > 0.6 else "white"
+
+
 def save_figure(ax: Axes, name: str) -> None:
     """Write the chart as PNG and SVG into results/figures."""
     for ending in ("png", "svg"):
         metadata = {"Date": None} if ending == "svg" else None  # the same chart is the same file
         with atomic_write(figures_folder() / f"{slug(name)}.{ending}") as temporary:
-            ax.figure.savefig(temporary, format=ending, metadata=metadata)
+            figure_of(ax).savefig(temporary, format=ending, metadata=metadata)
 
 
 def use_style() -> None:
-    """Set matplotlib up for the study's charts."""
+    """Set matplotlib up for the charts of the notebooks."""
     plt.rcParams.update(
         {
             "figure.figsize": (7.5, 4.5),

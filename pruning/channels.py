@@ -12,7 +12,7 @@ from torch import nn
 from distillation import check_teaching, guided_loss
 from distillation.ensemble import check_teacher
 from measurement import cost
-from models import channel_table
+from models import channel_table, set_spec, spec_of
 from pruning.criteria import lookahead
 from pruning.graph import layer_graph
 from recipe import (
@@ -86,10 +86,11 @@ class PruneChannels:
         if hasattr(previous, "sparsity"):
             raise StepError(f"PruneChannels cannot follow {kind}, whose zeros it would not keep: narrow first")
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+    def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
+        assert model is not None  # `follows` saw to it
         model = model.cpu().eval()
         model = narrow(model, CHANNEL_CRITERIA[self.criterion](model, context), self.macs, self.multiple)
-        model.spec = model.spec | {"channels": channel_table(model)}
+        set_spec(model, spec_of(model) | {"channels": channel_table(model)})
         fit(
             model,
             context,
@@ -170,7 +171,7 @@ def _cut(model: nn.Module, channels: dict[str, list[int]]) -> nn.Module:
 
 
 def _dependencies(model: nn.Module) -> torch_pruning.DependencyGraph:
-    example = torch.zeros(1, *model.spec["shape"])
+    example = torch.zeros(1, *spec_of(model)["shape"])
     try:
         return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
     except Exception as error:  # whatever the model's own code or the tracing of its gradients raises

@@ -31,8 +31,8 @@ class Layer:
     """
 
     name: str
-    module: nn.Module
-    norm: nn.Module | None = None
+    module: nn.Conv2d | nn.Linear
+    norm: nn.BatchNorm2d | nn.BatchNorm1d | None = None
     producers: list[str | None] = field(default_factory=list)
     consumers: list[str | None] = field(default_factory=list)
 
@@ -92,9 +92,10 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, traced: fx.GraphModule, wanted: set[fx.Node]):
         super().__init__(traced)
-        self.wanted, self.shares = wanted, {}
+        self.wanted = wanted
+        self.shares: dict[fx.Node, torch.Tensor] = {}
 
-    def run_node(self, node: fx.Node):
+    def run_node(self, node: fx.Node) -> torch.Tensor:
         value = super().run_node(node)
         if node in self.wanted:
             self.shares[node] = (value != 0).float().mean([d for d in range(value.ndim) if d != 1])
@@ -112,7 +113,7 @@ def _upstream(node: fx.Node, modules: dict[str, nn.Module]) -> list[str | None]:
     if node.op == "placeholder":
         return [None]
     if _is(node, modules, LAYERS):
-        return [node.target]
+        return [str(node.target)]
     if _adds(node):
         return [name for operand in node.all_input_nodes for name in _through(operand, modules)]
     _refuse_unknown(node, modules)
@@ -129,7 +130,7 @@ def _downstream(node: fx.Node, modules: dict[str, nn.Module]) -> list[str | None
         if user.op == "output":
             found.append(None)
         elif _is(user, modules, LAYERS):
-            found.append(user.target)
+            found.append(str(user.target))
         elif _adds(user) and len(node.users) > 1:
             found.append(None)
         elif _adds(user):
@@ -153,7 +154,7 @@ def _reads_size(node: fx.Node) -> bool:
 
 
 def _is(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[type, ...]) -> bool:
-    return node.op == "call_module" and isinstance(modules[node.target], kinds)
+    return node.op == "call_module" and isinstance(modules[str(node.target)], kinds)
 
 
 def _is_any(
@@ -168,7 +169,7 @@ def _is_any(
 
 def _refuse_unknown(node: fx.Node, modules: dict[str, nn.Module]) -> None:
     if _over_channels(node) or not _is_any(node, modules, PASSING, PASSING_FUNCTIONS, PASSING_METHODS):
-        kind = type(modules[node.target]).__name__ if node.op == "call_module" else node.target
+        kind = type(modules[str(node.target)]).__name__ if node.op == "call_module" else node.target
         raise StepError(f"{node.name} ({kind}) stands between two layers, and what it does to channels is not known")
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from distillation import check_teaching, guided_loss
 from distillation.ensemble import check_recipe, check_teacher
+from models import spec_of
 from pruning.criteria import BY_ITSELF, COMPARABLE, CRITERIA
 from pruning.graph import layer_graph
 from pruning.masks import largest, layer_shares, select
@@ -103,9 +104,10 @@ class Prune:
         if getattr(previous, "makes_integers", False):
             raise StepError(f"Prune cannot follow {type(previous).__name__}, whose weights are integers: prune first")
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+    def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
+        assert model is not None  # `follows` saw to it
         model.to(context.device)
-        if self.schedule == "rewind" and self.rewind_to is None and "channels" in model.spec:
+        if self.schedule == "rewind" and self.rewind_to is None and "channels" in spec_of(model):
             raise StepError("a network without some of its channels has no fresh weights: name a recipe in rewind_to")
         pruner = Pruner(model, context, self)
         pruner.before_epoch(0.0)
@@ -163,13 +165,13 @@ class Pruner:
 
     def rewind(self) -> None:
         """Earlier weights, fresh ones from the seed or those of `rewind_to`, with the masks."""
-        spec = self.model.spec
+        spec = spec_of(self.model)
         if self.step.rewind_to is None:
             earlier = fresh(spec["architecture"], spec.get("width", 1.0), self.context)
         else:
             earlier = self.context.make(self.step.rewind_to)
-        if {**earlier.spec, "pixels": None} != {**spec, "pixels": None}:  # networks from before have none
-            raise StepError(f"rewind_to makes another network ({self.step.rewind_to.label}) than the one it prunes")
+            if spec_of(earlier) | {"pixels": None} != spec | {"pixels": None}:  # networks from before have none
+                raise StepError(f"rewind_to makes another network ({self.step.rewind_to.label}) than the one it prunes")
         self.model.load_state_dict(earlier.state_dict())
         self._hold()
 

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from experiment import kept_table, make
+from models import spec_of
 from pruning.graph import layer_graph
 from recipe import Recipe
 
@@ -66,7 +67,7 @@ def _product_shapes(model: nn.Module, batch: int) -> dict[str, tuple[int, int, i
     found: dict[str, tuple[int, int, int]] = {}
 
     def note(name: str) -> Callable:
-        def hook(layer: nn.Module, _: tuple, output: torch.Tensor) -> None:
+        def hook(layer: nn.Conv2d | nn.Linear, _: tuple, output: torch.Tensor) -> None:
             weight = layer.weight.flatten(1)
             shape = (*weight.shape, batch * output[0, 0].numel())
             if getattr(layer, "groups", 1) == 1 and shape not in found.values():
@@ -76,7 +77,7 @@ def _product_shapes(model: nn.Module, batch: int) -> dict[str, tuple[int, int, i
 
     hooks = [layer.module.register_forward_hook(note(name)) for name, layer in layer_graph(model).items()]
     with torch.no_grad():
-        model.eval()(torch.zeros(1, *model.spec["shape"]))
+        model.eval()(torch.zeros(1, *spec_of(model)["shape"]))
     for hook in hooks:
         hook.remove()
     return found

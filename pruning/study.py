@@ -13,6 +13,7 @@ from torch.optim.swa_utils import update_bn
 from data import Dataset, load, normalize
 from experiment import batch_size, beside_published, kept_table, make, validated
 from experiment.chance import best_and_alike
+from experiment.store import artifacts_folder
 from models import build
 from pruning.channels import PruneChannels
 from pruning.criteria import BY_ITSELF, COMPARABLE, CRITERIA
@@ -20,7 +21,7 @@ from pruning.graph import layer_graph
 from pruning.masks import select
 from pruning.prune import Prune
 from pruning.sparse_products import median_seconds
-from recipe import Context, Recipe
+from recipe import Context, Recipe, training_fields
 from storage import Checkpoint
 from training import evaluate
 
@@ -31,7 +32,7 @@ BRIEF, DENSE = {"cifar10": 1}, 0.9  # a large network loses little up to this sp
 
 
 def pruned(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
-    """A base pruned gradually inside one training, for as long as the study gives it."""
+    """A base pruned gradually inside one training, for as long as this repository's study gives it."""
     return base.then(Prune(criterion, sparsity, **_training(base) | fields))
 
 
@@ -82,7 +83,7 @@ def best_by_sparsity(records: pd.DataFrame) -> str:
 
 
 def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:
-    """Records of pruned models (columns sparsity, and those of a record) beside what the study reports for as many."""
+    """Records of pruned models (columns sparsity, and those of a record) beside what the published study reports."""
     return beside_published(records, [f"pruned {100 * value:.0f} %" for value in records["sparsity"]])
 
 
@@ -142,7 +143,8 @@ def ways(base: Recipe, criterion: str, sparsity: float, **training) -> pd.DataFr
     Orders are of pruning at once: layer by layer along a schedule, each step would score the network once a layer.
     """
     start = base.steps[0]
-    early = Recipe(base.dataset, (dataclasses.replace(start, epochs=max(1, round(EARLY * start.epochs))),), base.seed)
+    epochs = max(1, round(EARLY * training_fields(start)["epochs"]))
+    early = Recipe(base.dataset, (dataclasses.replace(start, epochs=epochs),), base.seed)
     fields: dict[str, dict] = {
         "gradual": {},
         "gradual, scope layer": {"scope": "layer"},
@@ -161,7 +163,7 @@ def ways(base: Recipe, criterion: str, sparsity: float, **training) -> pd.DataFr
 
 def on_rewinding(base: Recipe, epochs: int) -> str:
     """Whether `ways` at so many epochs are fair to rewinding, which learns anew what took the base all its epochs."""
-    whole = base.steps[0].epochs
+    whole = training_fields(base.steps[0])["epochs"]
     if epochs >= whole:
         return f"Rewound weights were trained for as long as the base was, {whole} epochs."
     few = "one epoch" if epochs == 1 else f"{epochs} epochs"
@@ -225,8 +227,7 @@ def scoring_costs(base: Recipe, criteria: Sequence[str], widths: Sequence[float]
         dataset, found = load(base.dataset), []
         context = _context(base, dataset)
         for width in widths:
-            network = base.model
-            model = build(network, shape=dataset.shape, classes=len(dataset.classes), width=width).eval()
+            model = build(str(base.model), shape=dataset.shape, classes=len(dataset.classes), width=width).eval()
             graph, count = layer_graph(model), sum(p.numel() for p in model.parameters())
             for name in criteria:
                 seconds = median_seconds(partial(CRITERIA[name], model, graph, context), 3)
@@ -243,5 +244,6 @@ def _training(base: Recipe) -> dict:
 
 
 def _context(base: Recipe, dataset: Dataset) -> Context:
-    nowhere = Checkpoint(None)  # scoring trains nothing, and so keeps nothing
-    return Context(dataset, base.seed, torch.device("cpu"), nowhere, make=make, cache=None)
+    folder = artifacts_folder(base.dataset)  # scoring trains nothing, and so keeps nothing there
+    unused = Checkpoint(folder / "scoring.checkpoint")
+    return Context(dataset, base.seed, torch.device("cpu"), unused, make, folder / "cache")

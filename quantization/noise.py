@@ -4,9 +4,8 @@ import math
 
 import torch
 from torch import fx, nn
-from torch.fx.experimental.optimization import fuse
 
-from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer
+from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, folded
 
 
 @torch.no_grad()
@@ -20,8 +19,9 @@ def signal_to_noise(model: nn.Module, integer: nn.Module, images: torch.Tensor) 
     Returns rows of `layer`, `what` ("weights" or "activations") and `db`, in the order of the forward pass. An
     activation carries the noise of all roundings before it too. What is exact has infinite dB.
     """
-    folded = fuse(model.eval().cpu())
-    signals = _Outputs(folded)
+    floats = folded(model)
+    weights = dict(floats.named_parameters())
+    signals = _Outputs(floats)
     signals.run(images)
     rounded: dict[str, torch.Tensor] = {}
     hooks = [
@@ -35,8 +35,8 @@ def signal_to_noise(model: nn.Module, integer: nn.Module, images: torch.Tensor) 
     rows = []
     for name, layer in integer.named_modules():
         if isinstance(layer, QuantizedConv2d | QuantizedLinear):
-            weight = folded.get_submodule(name).weight
-            rows.append({"layer": name, "what": "weights", "db": decibels(weight, layer.dequantized())})
+            db = decibels(weights[f"{name}.weight"], layer.dequantized())
+            rows.append({"layer": name, "what": "weights", "db": db})
     for name, output in rounded.items():
         signal = signals.seen[name.removeprefix("quantizer_")]
         rows.append({"layer": name.removeprefix("quantizer_"), "what": "activations", "db": decibels(signal, output)})

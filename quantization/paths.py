@@ -11,6 +11,7 @@ from torch import nn
 
 from data import Dataset, normalize
 from measurement import accuracy, available_cores, operator_counts, time_by_turns
+from models import set_spec, spec_of
 from models.quantized import OPSET, Quantizer
 from quantization.quantize import Quantize
 from recipe import Context
@@ -63,7 +64,7 @@ def _weights_only(model: nn.Module, base: Path, file: Path, context: Context) ->
     for name, module in list(integer.named_modules()):
         if isinstance(module, Quantizer):
             integer.set_submodule(name, nn.Identity())
-    integer.spec = integer.spec | {"activations": "float"}  # another graph than that of a quantized network
+    set_spec(integer, spec_of(integer) | {"activations": "float"})  # another graph than that of a quantized network
     export_onnx(integer, file, images=normalize(context.dataset.validation.images[:64], context.dataset))
 
 
@@ -98,8 +99,16 @@ def _pt2e(model: nn.Module, base: Path, file: Path, context: Context) -> None:
         for images in _Images(context.dataset).batches:
             prepared(images)
         program = torch.export.export(convert_pt2e(prepared), example, dynamic_shapes=free)
-        names = {"input_names": ["images"], "output_names": ["logits"]}
-        torch.onnx.export(program, example, file, dynamo=True, opset_version=OPSET, external_data=False, **names)
+        torch.onnx.export(
+            program,
+            example,
+            file,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+        )
 
 
 class _Images(CalibrationDataReader):

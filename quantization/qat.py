@@ -10,7 +10,16 @@ import math
 import torch
 from torch import fx, nn
 
-from models.quantized import Quantizer, bias_steps, by_channel, insert_quantizers, place_quantizers, round_biases
+from models import set_spec, spec_of
+from models.quantized import (
+    Quantizer,
+    bias_steps,
+    by_channel,
+    geometry,
+    insert_quantizers,
+    place_quantizers,
+    round_biases,
+)
 from quantization.weights import Bits, best_scale, levels, round_weight
 from training import TrainingDiverged
 
@@ -54,13 +63,15 @@ def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.dot(*(tensor.permute(order).reshape(-1) for tensor in (a, b)))
 
 
-class _FakeWeight:
+class _FakeWeight(nn.Module):
     """A float weight, seen rounded to few bits; what is zero when the training starts stays zero (a pruned weight)."""
+
+    weight: torch.Tensor
+    mask: torch.Tensor
 
     def take(self, layer: nn.Conv2d | nn.Linear, bits: Bits) -> None:
         self.bits = bits
         self.weight = layer.weight
-        self.bias = layer.bias
         self.register_buffer("mask", layer.weight.detach() != 0, persistent=False)
         self.weight_scale = nn.Parameter(torch.ones(len(layer.weight)))
         self.register_buffer("earlier_step", torch.ones(len(layer.weight)), persistent=False)
@@ -82,9 +93,9 @@ class FakeQuantizedConv2d(_FakeWeight, nn.Conv2d):
     """A convolution in quantization-aware training."""
 
     def __init__(self, layer: nn.Conv2d, bits: Bits):
-        geometry = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
-        super().__init__(*geometry, layer.dilation, layer.groups, bias=layer.bias is not None)
+        super().__init__(**geometry(layer))
         self.take(layer, bits)
+        self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, self.rounded(), self.bias)
@@ -96,6 +107,7 @@ class FakeQuantizedLinear(_FakeWeight, nn.Linear):
     def __init__(self, layer: nn.Linear, bits: Bits):
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
         self.take(layer, bits)
+        self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self.rounded(), self.bias)
@@ -103,6 +115,8 @@ class FakeQuantizedLinear(_FakeWeight, nn.Linear):
 
 class FakeQuantizer(nn.Module):
     """An activation rounded to 256 levels with a learned step, its zero point that of the calibration."""
+
+    zero_point: torch.Tensor
 
     def __init__(self):
         super().__init__()
@@ -128,12 +142,13 @@ def prepare(model: nn.Module, bits: dict[str, Bits]) -> fx.GraphModule:
     `bits` gives those of each layer's weight by name. Nothing is rounded before `start`.
     """
     graph_module = fx.symbolic_trace(copy.deepcopy(model).cpu())
-    forms = {nn.Conv2d: FakeQuantizedConv2d, nn.Linear: FakeQuantizedLinear}
     for name, layer in list(graph_module.named_modules()):
-        if type(layer) in forms:
-            graph_module.set_submodule(name, forms[type(layer)](layer, bits[name]))
+        if type(layer) is nn.Conv2d:
+            graph_module.set_submodule(name, FakeQuantizedConv2d(layer, bits[name]))
+        elif type(layer) is nn.Linear:
+            graph_module.set_submodule(name, FakeQuantizedLinear(layer, bits[name]))
     place_quantizers(graph_module, FakeQuantizer)
-    graph_module.spec = model.spec
+    set_spec(graph_module, spec_of(model))
     return graph_module
 
 
@@ -147,9 +162,7 @@ def start(trained: nn.Module, calibrated: nn.Module) -> None:
         if isinstance(module, _FakeWeight):
             module.weight_scale.copy_(best_scale(module.weight.cpu(), module.bits))
         elif isinstance(module, FakeQuantizer):
-            quantizer = calibrated.get_submodule(name)
-            module.scale.copy_(quantizer.scale)
-            module.zero_point.copy_(quantizer.zero_point)
+            _copy_range(_quantizer(calibrated, name), module)
     enable(trained)
 
 
@@ -189,7 +202,7 @@ def after_step(model: nn.Module, done: float) -> None:
     for module in model.modules():
         if isinstance(module, _FakeWeight | FakeQuantizer):
             step = module.step
-            step.copy_(torch.where(step < SMALLEST_STEP, module.earlier_step, step))
+            step.copy_(torch.where(step < SMALLEST_STEP, module.get_buffer("earlier_step"), step))
 
 
 @torch.no_grad()
@@ -207,12 +220,13 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     model.cpu().load_state_dict(values)
     norms = _norms(trained)
 
-    def rounding(name: str, layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    def rounding(name: str, layer: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
         fake = trained.get_submodule(name)
+        assert isinstance(fake, _FakeWeight)
         integers, scale = round_weight(fake.weight * fake.mask, fake.weight_scale, fake.bits), fake.weight_scale.data
         if name in norms:
             norm = norms[name]
-            factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            factor = norm.weight / torch.sqrt(norm.get_buffer("running_var") + norm.eps)
             integers = integers * by_channel(torch.sign(factor), integers).to(torch.int8)
             scale = torch.where(factor == 0, 1.0, scale * factor.abs())
         return integers, scale.bfloat16().float()
@@ -220,9 +234,7 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     integer = insert_quantizers(model, rounding)
     for name, quantizer in integer.named_modules():
         if isinstance(quantizer, Quantizer):
-            fake = trained.get_submodule(name)
-            quantizer.scale.copy_(fake.scale)
-            quantizer.zero_point.copy_(fake.zero_point)
+            _copy_range(_quantizer(trained, name), quantizer)
     round_biases(integer)
     _check_biases(integer)
     return integer
@@ -239,11 +251,22 @@ def _check_biases(integer: fx.GraphModule) -> None:
             )
 
 
-def _norms(graph_module: fx.GraphModule) -> dict[str, nn.Module]:
+def _quantizer(model: nn.Module, name: str) -> Quantizer | FakeQuantizer:
+    quantizer = model.get_submodule(name)
+    assert isinstance(quantizer, Quantizer | FakeQuantizer)
+    return quantizer
+
+
+def _copy_range(source: Quantizer | FakeQuantizer, quantizer: Quantizer | FakeQuantizer) -> None:
+    quantizer.scale.copy_(source.scale)
+    quantizer.zero_point.copy_(source.zero_point)
+
+
+def _norms(graph_module: fx.GraphModule) -> dict[str, nn.BatchNorm2d | nn.BatchNorm1d]:
     """The batch norm behind each layer, by the layer's name."""
     modules = dict(graph_module.named_modules())
     return {
-        node.args[0].target: modules[node.target]
+        node.args[0].target: norm
         for node in graph_module.graph.nodes
-        if node.op == "call_module" and isinstance(modules[node.target], nn.BatchNorm2d | nn.BatchNorm1d)
+        if node.op == "call_module" and isinstance(norm := modules[node.target], nn.BatchNorm2d | nn.BatchNorm1d)
     }

@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from distillation import check_teaching, guided_loss
@@ -95,10 +96,11 @@ class Quantize:
             name = type(previous).__name__
             raise StepError(f"Quantize cannot follow {name}: the model is made of integers already")
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+    def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
+        assert model is not None  # `follows` saw to it
         bits = bits_by_layer(model, self.bits, self.first_last_bits, self.layer_bits)
 
-        def rounding(name: str, layer: nn.Module):
+        def rounding(name: str, layer: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
             scale = best_scale(layer.weight, bits[name], self.per_channel, largest=bits[name] == 8)
             return round_weight(layer.weight, scale, bits[name]), scale
 

@@ -9,6 +9,7 @@ import torch
 from data import load, normalize
 from experiment import batch_size, beside_published, kept_table, make, run_table, seeds_in_words
 from experiment.chance import alike
+from experiment.store import artifacts_folder
 from quantization.mixed import allocate, sensitivity
 from quantization.noise import signal_to_noise
 from quantization.paths import PATHS, paths
@@ -31,9 +32,12 @@ CANDIDATES = (2, 3, 4)  # bits that mixed precision chooses from
 
 
 def trained(base: Recipe, bits: Bits, **fields) -> Recipe:
-    """Quantization-aware training of a base under its own logits, for as long as the study gives so many bits."""
-    epochs = EPOCHS.get((base.dataset, base.model)) or EPOCHS.get(base.dataset, EPOCHS["digits"])
-    known = bits if bits in RATES else max(width for width in RATES if width != "ternary" and width < bits)
+    """Quantization-aware training of a base under its own logits, for as long as so many bits take here."""
+    large = (base.dataset, base.model or "")
+    epochs = EPOCHS[large] if large in EPOCHS else EPOCHS.get(base.dataset, EPOCHS["digits"])
+    known = bits
+    if bits != "ternary" and bits not in RATES:
+        known = max(width for width in RATES if width != "ternary" and width < bits)
     training = {"epochs": epochs[known], "learning_rate": RATES[known], "batch_size": batch_size(base.dataset)}
     return base.then(Quantize("qat", bits, **{"teacher": base} | training | fields))
 
@@ -104,8 +108,10 @@ def ways(base: Recipe) -> pd.DataFrame:
     """`paths` from the base, kept as a table of this machine's times."""
 
     def rows() -> list[dict]:
-        nowhere = Checkpoint(None)
-        return paths(make(base), Context(load(base.dataset), base.seed, torch.device("cpu"), nowhere, make, cache=None))
+        folder = artifacts_folder(base.dataset)  # nothing is trained, and so nothing kept there
+        unused = Checkpoint(folder / "paths.checkpoint")
+        context = Context(load(base.dataset), base.seed, torch.device("cpu"), unused, make, folder / "cache")
+        return paths(make(base), context)
 
     return kept_table("paths", base.dataset, rows, {"base": base.id, "paths": list(PATHS)}, timed=True)
 

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -37,11 +37,16 @@ class Context:
 class Step(Protocol):
     """A frozen dataclass whose fields are the hyperparameters. It raises StepError where one is out of range."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     def follows(self, previous: "Step | None") -> None:
         """Raise StepError where this step cannot come after `previous` (None: at the start of a chain)."""
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        """Turn a model into a model. `model` may be changed in place."""
+        """Turn a model into a model. `model` may be changed in place; it is None at the start of a chain."""
+
+
+S = TypeVar("S", bound=Step)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,13 @@ class Recipe:
     def model(self) -> str | None:
         """The network's name, as the last step that starts one gives it; None for an ensemble."""
         return next((step.model for step in reversed(self.steps) if hasattr(step, "model")), None)
+
+    def last(self, kind: type[S]) -> S:
+        """The last step, which is of this kind: `recipe.last(Joint).bits`."""
+        step = self.steps[-1]
+        if not isinstance(step, kind):
+            raise StepError(f"{self.label} does not end in {kind.__name__}")
+        return step
 
     def prefix(self, length: int) -> "Recipe":
         """The recipe of the first `length` steps alone."""
@@ -205,7 +217,7 @@ def _reseeded(value: Any, seed: int) -> Any:
         return value.with_seed(seed)
     if isinstance(value, tuple):
         return tuple(_reseeded(item, seed) for item in value)
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = {field.name: _reseeded(getattr(value, field.name), seed) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **changed)
     return value

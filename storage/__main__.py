@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from data import DataError, load
-from models import ModelError
+from models import ModelError, spec_of
 from storage import StorageError, archive_table, export_onnx, export_with_scale, load_archive, pixel_scale, sha256
 
 
@@ -15,7 +15,7 @@ def info(path: Path, limit: int | None) -> None:
     """Where the file's bytes go, and of what network it is."""
     model, table = load_archive(path, limit), pd.DataFrame(archive_table(path, limit))
     total = path.stat().st_size
-    print(f"{path}: {total:,} bytes, SHA-256 {sha256(path)}\n{model.spec}\n")
+    print(f"{path}: {total:,} bytes, SHA-256 {sha256(path)}\n{spec_of(model)}\n")
     with pd.option_context("display.max_rows", None, "display.width", 160):
         print(table.round(3).to_string(index=False, na_rep=""))
     values = table["values"].sum()
@@ -28,15 +28,16 @@ def unpack(path: Path, limit: int | None, output: Path, name: str | None, raw_im
     if name is not None:
         export_with_scale(model, output, load(name), raw_images)
     else:
-        export_onnx(model, output, raw_scale=pixel_scale(model.spec) if raw_images else None)
+        export_onnx(model, output, raw_scale=pixel_scale(spec_of(model)) if raw_images else None)
     print(f"{output}: {output.stat().st_size:,} bytes")
 
 
 def main() -> int:
+    """The command; 0 if the file could be read."""
     parser = argparse.ArgumentParser(prog="python -m storage", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help in (("info", info.__doc__), ("unpack", unpack.__doc__)):
-        command = commands.add_parser(name, help=help)
+    for name, run in (("info", info), ("unpack", unpack)):
+        command = commands.add_parser(name, help=run.__doc__)
         command.add_argument("file", type=Path)
         command.add_argument("--limit", type=int, help="bytes of memory that its tensors may take")
     commands.choices["unpack"].add_argument("-o", "--output", type=Path, required=True)

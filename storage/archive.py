@@ -24,13 +24,14 @@ import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from data import PIXELS
-from models import OnPaper, rebuild
+from models import OnPaper, rebuild, spec_of
 from models.quantized import bias_steps
 from storage.coding import Coder, Reader, Writer
 from storage.files import StorageError, atomic_write
@@ -48,7 +49,7 @@ DICTIONARY = (
     b'"quantized":true,"shape":[1,8,8]}{"architecture":"resnet20","classes":10,"quantized":true,"shape":[3,32,32]}'
 )
 REMEDY = "give a .nna file, such as those in results/cifar10/models"
-KINDS = {1: np.dtype("i1"), 2: np.dtype("i2"), 4: np.dtype("i4"), 8: np.dtype("i8")}
+KINDS: dict[int, np.dtype] = {1: np.dtype("i1"), 2: np.dtype("i2"), 4: np.dtype("i4"), 8: np.dtype("i8")}
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -116,7 +117,7 @@ def _read(path: Path) -> bytes:
 
 def encode(model: nn.Module) -> bytes:
     """The archive of a model as bytes; the same bytes for the same model."""
-    spec, table = model.spec, _checked(model)
+    spec, table = spec_of(model), _checked(model)
     multiples, writer = _multiples(model), Writer()
     state = model.state_dict() | multiples
     for unit in units(table | multiples):
@@ -201,7 +202,8 @@ def archive_table(path: Path, limit: int | None = None) -> list[dict]:
     """
     model, content, writer = load_archive(path, limit), _read(path), Writer()
     state = model.state_dict() | (_multiples(model) if content[4] >= 2 else {})
-    rows, head = [], len(content) - len(split(content)[3])
+    rows: list[dict[str, Any]] = []
+    head = len(content) - len(split(content)[3])
     end = head
     rows.append({"layer": "header", "mode": "", "type": "", "shape": "", "bytes": head})
     for unit in units(state):
@@ -289,7 +291,7 @@ def _multiplied(multiples: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 def _checked(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors, on paper, of the network that is rebuilt from the model's spec. The model's must be like them."""
-    table = _on_paper(model.spec).state_dict()
+    table = _on_paper(spec_of(model)).state_dict()
     for name, tensor in table.items():
         if tensor.layout != torch.strided or tensor.dtype.itemsize not in KINDS or tensor.is_quantized:
             raise ArchiveError(f"{name} is a {tensor.dtype} tensor of a kind that archives do not hold")

@@ -21,13 +21,15 @@ class Writer:
     def __init__(self):
         self._coder = stream.queue.RangeEncoder()
 
-    def symbols(self, weights: np.ndarray, count: int, values: np.ndarray) -> np.ndarray:
+    def symbols(self, weights: np.ndarray, count: int, values: np.ndarray | None) -> np.ndarray:
         """Code `count` integers 0..n-1, whose probabilities are as the n positive integers `weights`."""
+        assert values is not None
         self._coder.encode(np.ascontiguousarray(values, np.int32), _categorical(weights))
         return values
 
-    def uniform(self, size: int, count: int, values: np.ndarray) -> np.ndarray:
+    def uniform(self, size: int, count: int, values: np.ndarray | None) -> np.ndarray:
         """Code `count` integers 0..size-1, all as likely."""
+        assert values is not None
         self._coder.encode(np.ascontiguousarray(values, np.int32), stream.model.Uniform(size))
         return values
 
@@ -46,10 +48,10 @@ class Reader:
     def __init__(self, content: bytes | memoryview):
         self._coder = stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32, copy=False))
 
-    def symbols(self, weights: np.ndarray, count: int, values: None) -> np.ndarray:
+    def symbols(self, weights: np.ndarray, count: int, values: np.ndarray | None) -> np.ndarray:
         return self._coder.decode(_categorical(weights), count)
 
-    def uniform(self, size: int, count: int, values: None) -> np.ndarray:
+    def uniform(self, size: int, count: int, values: np.ndarray | None) -> np.ndarray:
         return self._coder.decode(stream.model.Uniform(size), count)
 
 
@@ -59,12 +61,14 @@ class Meter:
     def __init__(self):
         self.bits = 0.0
 
-    def symbols(self, weights: np.ndarray, count: int, values: np.ndarray) -> np.ndarray:
+    def symbols(self, weights: np.ndarray, count: int, values: np.ndarray | None) -> np.ndarray:
+        assert values is not None
         seen = np.bincount(values, minlength=len(weights))
         self.bits += float(seen @ (math.log2(weights.sum()) - np.log2(weights)))
         return values
 
-    def uniform(self, size: int, count: int, values: np.ndarray) -> np.ndarray:
+    def uniform(self, size: int, count: int, values: np.ndarray | None) -> np.ndarray:
+        assert values is not None
         self.bits += count * math.log2(size)
         return values
 

@@ -103,7 +103,7 @@ def choose(words: np.ndarray, shape: Shape, floats: bool) -> Settings:
 def _code(
     coder: Coder, words: np.ndarray | None, shape: Shape, kind: np.dtype, settings: Settings | None
 ) -> np.ndarray:
-    mode = MODES[number(coder, len(MODES), settings and MODES.index(settings.mode))]
+    mode = MODES[number(coder, len(MODES), None if settings is None else MODES.index(settings.mode))]
     count = math.prod(shape)
     if mode == "constant":
         value = number(coder, 1 << 8 * kind.itemsize, None if words is None else int(_unsigned(words[:1])[0]))
@@ -111,8 +111,8 @@ def _code(
     if mode == "raw":
         given = None if words is None else words.view(np.uint8)
         return coder.uniform(256, count * kind.itemsize, given).astype(np.uint8).view(kind)
-    kappa = KAPPAS[number(coder, len(KAPPAS), settings and settings.kappa)]
-    classed = number(coder, 2, settings and settings.classed)
+    kappa = KAPPAS[number(coder, len(KAPPAS), None if settings is None else settings.kappa)]
+    classed = number(coder, 2, None if settings is None else settings.classed)
     layout = {"bytes": _Bytes, "integers": _Integers, "sparse": _Sparse, "floats": _Floats}[mode](coder, words, kind)
     if not classed:
         shape = (1, count, 1, 1)
@@ -160,7 +160,7 @@ def _code_planes(
 ) -> list[np.ndarray]:
     """The symbols of `length` words, plane by plane; of zeros only the first plane's, where the layout says so."""
     symbols: list[np.ndarray] = []
-    left = slice(None)
+    left: slice | np.ndarray = slice(None)
     for index, (plane, own) in enumerate(zip(layout.planes, counts, strict=True)):
         if index == 1 and layout.skips_zeros:
             left = symbols[0].astype(bool)
@@ -193,7 +193,7 @@ class _Plane:
     kappa: int | None = None  # in place of the one chosen
 
     def classes(self, context: _Context) -> np.ndarray | None:
-        if context.magnitude is None or not (self.by_magnitude or self.by_level):
+        if context.magnitude is None or context.level is None or not (self.by_magnitude or self.by_level):
             return None
         if not self.by_level:
             return context.magnitude
@@ -259,7 +259,7 @@ class _Expected:
             for bound in self._bounds:
                 magnitude[part] += expected > bound
             if self._width and position:
-                neighbours = self._neighbours(position, part)
+                neighbours = self._neighbours(position, part, self._width)
                 usual = expected if self._layout.sizes else self._size / (position * outputs * inputs)
                 for bound in LEVELS:
                     level[part] += np.abs(neighbours) > 2 * bound * usual
@@ -267,12 +267,12 @@ class _Expected:
         known = opposite.reshape(-1).view(bool) if self._width and position else None
         return _Context(magnitude.reshape(-1), level.reshape(-1), known)
 
-    def _neighbours(self, position: int, part: slice) -> np.ndarray:
+    def _neighbours(self, position: int, part: slice, width: int) -> np.ndarray | int:
         """Twice what is predicted of a smooth kernel: left and above, less half of what lies between them."""
-        row, column = divmod(position, self._width)
+        row, column = divmod(position, width)
         left = self._seen[position - 1][part] if column else 0
-        above = self._seen[position - self._width][part] if row else 0
-        between = self._seen[position - self._width - 1][part] if row and column else 0
+        above = self._seen[position - width][part] if row else 0
+        between = self._seen[position - width - 1][part] if row and column else 0
         return 2 * (left + above) - between
 
     def see(self, position: int, words: np.ndarray) -> None:
@@ -337,11 +337,10 @@ class _Integers(_Layout):
     """Integers from 0 to `largest`, or from its negative where there are negative ones."""
 
     def __init__(self, coder: Coder, words: np.ndarray | None, kind: np.dtype):
-        self.kind, negative, largest = kind, None, None
-        if words is not None:
-            negative, largest = int(words.min() < 0), max(abs(int(words.min())), abs(int(words.max())))
-        lowest = -1 if number(coder, 2, negative) else 0
-        largest = number(coder, RANGE // 2, largest)
+        self.kind = kind
+        ends = None if words is None else (int(words.min()), int(words.max()))
+        lowest = -1 if number(coder, 2, None if ends is None else int(ends[0] < 0)) else 0
+        largest = number(coder, RANGE // 2, None if ends is None else max(map(abs, ends)))
         self._all = np.arange(lowest * largest, largest + 1, dtype=np.int32)
         self.planes = [_Plane(len(self._all), True, True, self._all)]
 
@@ -386,18 +385,19 @@ class _Floats(_Layout):
 
     def __init__(self, coder: Coder, words: np.ndarray | None, kind: np.dtype):
         self.kind = kind
-        exponents = None if words is None else _field(words, 0)
-        zeros = None if words is None else int(not words[exponents == 0].any())
-        self.skips_zeros = bool(number(coder, 2, zeros))
+        exponents = zeros = None
         if words is not None:
+            exponents = _field(words, 0)
+            zeros = int(not words[exponents == 0].any())
             exponents = np.append(exponents[exponents > 0], exponents.max())
-        self._low, exponents = _limits(coder, 256, exponents)
-        self._scale = 2.0 ** (20 + 126 - (self._low + exponents - 1))
+        self.skips_zeros = bool(number(coder, 2, zeros))
+        self._low, count = _limits(coder, 256, exponents)
+        self._scale = 2.0 ** (20 + 126 - (self._low + count - 1))
         sizes = enumerate((128, 256, 256), start=2)
         self._limits = [_limits(coder, size, None if words is None else _field(words, at)) for at, size in sizes]
         # All bits of a mantissa but the first few are noise, of which there is nothing to learn.
         mantissa = [_Plane(size, kappa=1 << 14) for _, size in self._limits]
-        self.planes = [_Plane(exponents + 1, True, True), _Plane(2, by_level=True), *mantissa]
+        self.planes = [_Plane(count + 1, True, True), _Plane(2, by_level=True), *mantissa]
 
     def values(self, words: np.ndarray) -> np.ndarray:
         values = words.view(np.float32).astype(np.float64) * self._scale

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from data import Dataset
+from models import spec_of
 from models.quantized import OPSET, folded, holds_integers
 from storage.files import StorageError, atomic_write
 from storage.onnx_graph import normalize_inside, settle_zero_points, shorten_names, strip
@@ -51,7 +52,7 @@ def export_onnx(
     model = model.eval().cpu().to(memory_format=torch.contiguous_format)
     file = _filled(model, raw_scale)
     form = "float32, (pixel / 255 - mean) / std" if raw_scale is None else "uint8, 0 to 255"
-    properties = {"spec": model.spec, "images": form} | (raw_scale or {}) | (metadata or {})
+    properties = {"spec": spec_of(model), "images": form} | (raw_scale or {}) | (metadata or {})
     onnx.helper.set_model_props(file, {key: json.dumps(value) for key, value in properties.items()})
     with atomic_write(path) as temporary:
         temporary.write_bytes(file.SerializeToString())
@@ -65,13 +66,14 @@ def export_with_scale(model: nn.Module, path: Path, dataset: Dataset, raw_images
     Raises:
         StorageError: the network takes images of another shape, or has other classes.
     """
-    of_model, of_data = (tuple(model.spec["shape"]), model.spec["classes"]), (dataset.shape, len(dataset.classes))
+    spec = spec_of(model)
+    of_model, of_data = (tuple(spec["shape"]), spec["classes"]), (dataset.shape, len(dataset.classes))
     if of_model != of_data:
         raise StorageError(
             f"the network takes images {of_model[0]} of {of_model[1]} classes, {dataset.name} has {of_data[0]} of "
             f"{of_data[1]}: name the data set that it was trained on"
         )
-    scale, images = pixel_scale(model.spec, dataset), dataset.validation.images[:64]
+    scale, images = pixel_scale(spec_of(model), dataset), dataset.validation.images[:64]
     metadata = {"classes": dataset.classes} | scale
     if raw_images:
         export_onnx(model, path, metadata, images, raw_scale=scale)
@@ -88,12 +90,12 @@ def pixel_scale(spec: dict, dataset: Dataset | None = None) -> dict[str, list[fl
         StorageError: neither is known, or the network's own are no such numbers.
     """
     own = spec.get("pixels")
-    if own is None and dataset is None:
+    if own is None and dataset is not None:
+        return dataset.pixels
+    if own is None:
         raise StorageError(
             "the model does not say how its pixels are scaled: name the data set that it was trained on (--dataset)"
         )
-    if own is None:
-        return {"mean": list(dataset.mean), "std": list(dataset.std)}
     try:
         mean, std = torch.tensor(own["mean"]), torch.tensor(own["std"])
         is_right = mean.shape == std.shape == (spec["shape"][0],) and bool((mean.isfinite() & (std > 0)).all())
@@ -111,11 +113,11 @@ def _filled(model: nn.Module, raw_scale: dict | None) -> onnx.ModelProto:
     """
     graph_module = folded(model)
     tensors = graph_module.state_dict()
-    key = (str(graph_module), *model.spec["shape"], *((name, tensor.shape) for name, tensor in tensors.items()))
+    key = (str(graph_module), *spec_of(model)["shape"], *((name, tensor.shape) for name, tensor in tensors.items()))
     if key not in _graphs:
         if len(_graphs) == GRAPHS_KEPT:
             del _graphs[next(iter(_graphs))]
-        _graphs[key] = _exported(graph_module, model.spec["shape"])
+        _graphs[key] = _exported(graph_module, spec_of(model)["shape"])
     file = onnx.ModelProto.FromString(_graphs[key])
     file.graph.initializer.extend(onnx.numpy_helper.from_array(t.numpy(), name) for name, t in tensors.items())
     settle_zero_points(file.graph)
@@ -146,10 +148,11 @@ def _exported(model: nn.Module, shape: list[int]) -> bytes:
             input_names=["images"], output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )  # fmt: skip
+    assert program is not None  # with dynamo=True
     file = program.model_proto
     lost = tensors.keys() - {initializer.name for initializer in file.graph.initializer}
     if lost:
-        raise StorageError(f"the ONNX exporter merged or left out {sorted(lost)[0]}: this is a fault to report")
+        raise StorageError(f"the ONNX exporter merged or left out {min(lost)}: this is a fault to report")
     strip(file.graph, tensors.keys())
     return file.SerializeToString()
 
@@ -166,11 +169,11 @@ def _normalized(images: torch.Tensor, scale: dict) -> torch.Tensor:
 
 def _check(model: nn.Module, written: Path, path: Path, images: torch.Tensor | None, raw_scale: dict | None) -> None:
     if images is None:
-        images = _noise(model.spec["shape"], raw=raw_scale is not None)
+        images = _noise(spec_of(model)["shape"], raw=raw_scale is not None)
     with torch.no_grad():
         expected = model(images if raw_scale is None else _normalized(images, raw_scale)).numpy()
     difference = np.linalg.norm(run_onnx(open_onnx(written), images.numpy()) - expected) / np.linalg.norm(expected)
-    tolerance = QUANTIZED_TOLERANCE if holds_integers(model.spec) else FLOAT_TOLERANCE
+    tolerance = QUANTIZED_TOLERANCE if holds_integers(spec_of(model)) else FLOAT_TOLERANCE
     if not difference <= tolerance:
         raise StorageError(f"{path} computes other logits than its model (by {difference:.1%} of their norm): not used")
 

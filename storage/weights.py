@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from models import ModelError, rebuild
+from models import ModelError, rebuild, spec_of
 from storage.files import StorageError, atomic_write
 
 UNSEALED = {"spec", "state", "sha256", "log"}  # the header of files from before there were seals
@@ -23,12 +23,12 @@ def save_weights(model: nn.Module, path: Path, log: dict, of: Mapping | None = N
 
     A tensor whose values all fit bfloat16 is stored as bfloat16: nothing is lost and the file is half as long.
     """
-    _save(_stored(model), {"spec": model.spec}, path, {"log": log, "of": dict(of or {})})
+    _save(_stored(model), {"spec": spec_of(model)}, path, {"log": log, "of": dict(of or {})})
 
 
 def weights_checksum(model: nn.Module) -> str:
     """SHA-256 of the model's weights and of its spec without the scale of pixels; the same after saving and loading."""
-    return _checksum(_stored(model), {"spec": model.spec})
+    return _checksum(_stored(model), {"spec": spec_of(model)})
 
 
 def weights_of(path: Path) -> dict:

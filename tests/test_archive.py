@@ -257,7 +257,7 @@ def test_every_type_in_a_model(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module", params=["float", "int8", "4 bits", "2 bits", "pruned 0.9", "4 bits pruned 0.77"])
 def kinds(request):
-    """A network of each kind that the study deploys, and its archive."""
+    """A network of each kind that is deployed, and its archive."""
     if request.param == "float":
         model = trained()
     elif request.param == "pruned 0.9":

@@ -283,7 +283,7 @@ AGREES, DIFFERS = " Agrees.", " Differs: "
 def test_as_many_takeaways_as_the_study_has():
     answers = takeaways(study_records())["here"]
     assert len(answers) == 12
-    assert answers[1] == "Not measured yet: the study's students (notebook 4)."
+    assert answers[1] == "Not measured yet: the published study's students (notebook 4)."
     assert answers[11] == "Not measured yet: an ensemble (notebook 4)."
     assert all(answers[number].endswith(" No verdict yet.") for number in (9, 10))  # which are of kernels on a GPU
     assert all(AGREES in text or DIFFERS in text for number, text in answers.items() if number not in (1, 9, 10, 11))
@@ -306,7 +306,7 @@ def test_designing_a_student():
     )
     assert f"{655 / 376:.2f}x fewer parameters; fewer channels 85.00 %" in text  # not the widened one's 89
     assert text.endswith("fewer parameters. Agrees.")
-    hard = answer(1, more(*students(student_1=0.80)))  # the study's worst: 85.495 - 80.9
+    hard = answer(1, more(*students(student_1=0.80)))  # the published worst: 85.495 - 80.9
     assert hard.endswith("Differs: convolution instead of FC has 5.00 points lost, there 4.59 at most.")
 
 
@@ -552,7 +552,7 @@ def test_what_the_study_reports_of_the_same(recipe, label):
 
 def test_the_studys_figures_stand_in_their_rows():
     table = beside_reported(pd.DataFrame({"recipe": ["base", "small"]}), study_records())
-    assert table["study's %"].fillna(0).tolist() == [90.3, 0] and table["study's MB"][0] == 44.7
+    assert table["published %"].fillna(0).tolist() == [90.3, 0] and table["published MB"][0] == 44.7
 
 
 def test_exported_tables_escape_what_latex_reads(tmp_path, monkeypatch):

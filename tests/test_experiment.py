@@ -72,7 +72,7 @@ def test_a_recipe_names_the_network_that_it_ends_with():
 
 
 def test_records_beside_the_published_figures():
-    """By hand from the study's tables: its teacher 90.3 %, 11.17 M, 44.7 MB, 0.856 ms; pruned 96 % 84.84 %."""
+    """By hand from the published tables: the teacher 90.3 %, 11.17 M, 44.7 MB, 0.856 ms; pruned 96 % 84.84 %."""
     own = {"accuracy": 0.93, "nonzero_parameters": 5e5, "onnx_bytes": 2e6, "archive_bytes": 3e5}
     records = pd.DataFrame(
         [{"label": name, "latency_ms.batch1_one_thread.median": 0.5, **own} for name in ("a", "b")], index=[7, 8]

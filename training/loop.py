@@ -49,7 +49,7 @@ def fit(
         TrainingDiverged: the loss or a weight became NaN or infinite.
     """
     dataset, device = context.dataset, context.device
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     train, validation = dataset.train.to(device), dataset.validation.to(device)
     if min(batch_size, len(train)) == 1:
         _check_batch_norm(model, normalize(train.images[:1], dataset), batch_size)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from data import epoch_seed
-from models import build, check_model
+from models import build, check_model, spec_of
 from recipe import Context, Recipe, Step, StepError, check_training, is_number, plain_fields, training_fields
 from training.loop import fit, smoothed_cross_entropy
 
@@ -71,9 +71,10 @@ def _further(model: nn.Module, start: Recipe, context: Context) -> tuple[nn.Modu
             f"start is of {start.dataset}, the recipe of {context.dataset.name}: train on the same data set"
         )
     model.load_state_dict(context.make(start).state_dict())
-    seen, step = 0, start.steps[-1]
-    while step is not None:
-        seen, step = seen + step.epochs, step.start and step.start.steps[-1]
+    seen, earlier = 0, start.last(Train)
+    while earlier.start is not None:
+        seen, earlier = seen + earlier.epochs, earlier.start.last(Train)
+    seen += earlier.epochs
     return model, dataclasses.replace(context, seed=epoch_seed(context.seed, seen))
 
 
@@ -81,7 +82,7 @@ def fresh(name: str, width: float, context: Context) -> nn.Module:
     """A network for the data set at hand, its weights drawn from the seed."""
     torch.manual_seed(context.seed)
     model = build(name, shape=context.dataset.shape, classes=len(context.dataset.classes), width=width)
-    model.spec["pixels"] = context.dataset.pixels
+    spec_of(model)["pixels"] = context.dataset.pixels
     return model
 
 

@@ -15,7 +15,7 @@ extern "C" __global__ void gemm_naive(const float* __restrict__ a, const float* 
     c[(size_t)row * n + col] = sum;
 }
 
-// Step 2, the study's: TILE x TILE tiles of A and B in shared memory, so that global memory is read TILE times less.
+// Step 2, as published: TILE x TILE tiles of A and B in shared memory, so that global memory is read TILE times less.
 // One multiplication still needs two reads of shared memory, and that is what it waits for.
 extern "C" __global__ void gemm_tiled(const float* __restrict__ a, const float* __restrict__ b, float* __restrict__ c,
                                       int m, int n, int k) {

@@ -35,7 +35,7 @@ __device__ __forceinline__ void finish(const Epilogue& e, int row, int channel, 
 #define EPILOGUE \
     Epilogue { out, scale, offset, mode, relu, zero_point }
 
-// Step 1, the study's: the tiled FP32 kernel with bytes. A quarter of the bytes to read, but each product is
+// Step 1, as published: the tiled FP32 kernel with bytes. A quarter of the bytes to read, but each product is
 // still one instruction, after two conversions from bytes: hence 1.36x where 4x is the limit.
 extern "C" __global__ void gemm_int8_tiled(const signed char* __restrict__ x, const signed char* __restrict__ w,
                                            EPILOGUE_ARGUMENTS, int m, int n, int k) {

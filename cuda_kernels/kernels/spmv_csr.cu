@@ -1,7 +1,7 @@
 // y = A x with a sparse A of (m, k). CSR costs 8 bytes a non-zero (column and value); the time is that of the bytes.
 #include "device.cuh"
 
-// Step 1, the study's: a thread a row. Neighbouring threads read rows that are far apart, and a warp waits for its
+// Step 1, as published: a thread a row. Neighbouring threads read rows that are far apart, and a warp waits for its
 // longest row.
 extern "C" __global__ void spmv_thread_per_row(const int* __restrict__ pointers, const int* __restrict__ columns,
                                                const float* __restrict__ values, const float* __restrict__ x,
