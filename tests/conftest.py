@@ -17,8 +17,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
     monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     monkeypatch.setitem(ARCHITECTURES, "tiny", lambda shape, classes, width: ResNet((8, 16), (1, 1), shape[0], classes))
-    monkeypatch.setattr(timing, "SECONDS", 0.02)
-    monkeypatch.setattr(timing, "_others_share", lambda: 0.0)
+    monkeypatch.setenv("MEASURE_SECONDS", "0.02")
     monkeypatch.setattr(runner, "hardware", lru_cache(timing.hardware))
     return tmp_path / "results" / "digits", tmp_path / "artifacts" / "digits"
 
