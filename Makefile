@@ -1,13 +1,22 @@
-# make study                     every notebook on the embedded digits (minutes)
+# make study                     every notebook on the embedded digits
 # make study DATASET=cifar10     the real thing (hours without a GPU; finished parts are read back)
-# make test | lint | lab
+# make test                      lint, fast tests, every notebook once in a small way; make test-slow: all the rest
+# make test-all                  both | make test-fast: neither notebooks nor lint | make lint | make lab
 DATASET ?= digits
-# Notebooks run in their folder: a relative path of images is taken from here.
-override DATASET := $(if $(filter folder:%,$(DATASET)),folder:$(abspath $(patsubst folder:%,%,$(DATASET))),$(DATASET))
 PYTHON  ?= python3
+WORKERS ?= 2
 BIN     := .venv/bin
 
-.PHONY: study test lint lab setup
+# Names of data sets and folders go to the notebooks as they are given: through the environment, so that neither make
+# nor a shell takes a blank, quote, $ or & in them for its own.
+define as-given
+ifneq ($(origin $(1)),undefined)
+override export $(1) := $$(value $(1))
+endif
+endef
+$(foreach name,DATASET RESULTS_DIR ARTIFACTS_DIR CIFAR10_ROOT,$(eval $(call as-given,$(name))))
+
+.PHONY: study test test-fast test-slow test-all lint lab setup
 setup: .venv/.ready
 
 .venv/.ready: requirements.txt pyproject.toml
@@ -18,13 +27,21 @@ setup: .venv/.ready
 	@touch $@
 
 study: setup
-	$(BIN)/python -m notebooks.run --dataset $(DATASET)
+	$(BIN)/python -m notebooks.run
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-fast: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not longest"
+
+test-slow: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+test-all: test test-slow
 
 lint: setup
 	$(BIN)/ruff check .
 
 lab: setup
-	DATASET=$(DATASET) $(BIN)/jupyter lab notebooks
+	$(BIN)/python -m notebooks.run --lab

@@ -81,15 +81,15 @@ def headline(base: Recipe, model: str) -> list[Case]:
     return cases
 
 
-def long_trainings(base: Recipe, seeds: int = 2) -> list[Case]:
-    """tiny_mixer in three widths, trained long under the base, and what each becomes; so many seeds at most.
+def long_trainings(base: Recipe, seeds: int = 2, widths: Sequence[float] = (1.5, 1.0, 0.875)) -> list[Case]:
+    """tiny_mixer in those of the widths of `LONG`, trained long under the base, and what each becomes.
 
-    `epochs` are those of the last training: of the student's own, or of its rounding.
+    So many seeds at most. `epochs` are those of the last training: of the student's own, or of its rounding.
     """
     cases: list[Case] = []
     spared = depthwise("tiny_mixer")
     late = [name for name in second_half("tiny_mixer") if name not in dict(spared)]
-    for long in LONG:
+    for long in (long for long in LONG if long.width in widths):
         own = spared if long.bits == "ternary" else ()
         if long.late_bits != long.bits:
             own = tuple((name, long.late_bits) for name in late)

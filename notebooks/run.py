@@ -61,9 +61,8 @@ def _arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     dataset = os.environ.get("DATASET", "digits")
     parser.add_argument("--dataset", default=dataset, help="digits, cifar10 or folder:PATH (default: $DATASET)")
     parser.add_argument("--only", default="", help="run only notebooks whose name contains this")
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a constant, its value as JSON or text"
-    )
+    constant = {"nargs": 2, "metavar": ("NAME", "VALUE"), "help": "a constant, its value as JSON or text"}
+    parser.add_argument("-p", action="append", default=[], **constant)
     parser.add_argument("--smoke", action="store_true", help="the constants of notebooks/smoke.json")
     parser.add_argument("--jobs", type=int, default=1, help="notebooks at a time: latencies disturb one another then")
     parser.add_argument("--in-place", action="store_true", help="write the outputs back into notebooks/")
@@ -110,12 +109,13 @@ def _value(text: str) -> Any:
 
 
 def _prepare_environment(dataset: str, jobs: int) -> None:
-    """What the kernels read: the data set and folders, whole, since notebooks run in a folder of their own.
+    """What the kernels read: where the code is, the data set, and folders, whole, since they run in their own.
 
     Raises:
         ValueError: a folder that is set, and empty.
     """
     os.environ["DATASET"] = _absolute(dataset)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     for name in PATHS:
         if name in os.environ:
             if not os.environ[name].strip():
