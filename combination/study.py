@@ -24,7 +24,8 @@ SPARSITY = 0.77  # the published study's
 DEPTHWISE_BITS = 4  # at least, in the headline models: few weights, and each filter has but nine
 # The headline models: what becomes small, a student of the base or the base itself; how much of it goes, at how many
 # bits, and the epochs of pruning and of rounding.
-HEADLINE: tuple[tuple[str, float, Bits, int, int], ...] = (
+Headline = tuple[str, float, Bits, int, int]
+HEADLINE: tuple[Headline, ...] = (
     ("student", 0.0, 4, 0, 4),
     ("base", 0.97, "ternary", 3, 4),
     ("base", 0.98, "ternary", 3, 4),
@@ -64,14 +65,15 @@ def chains(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY)
     return [({"methods": name}, recipe) for name, recipe in made.items()]
 
 
-def headline(base: Recipe, model: str) -> list[Case]:
-    """Patient students of the base, and what is made of them and of it, with the base as the teacher to the end."""
+def headline(base: Recipe, model: str, rows: Sequence[Headline] = HEADLINE) -> list[Case]:
+    """Patient students of the base, and what `rows` make of them and of it, with the base as the teacher to the end."""
     whole = {"student": patient(base, model), "tiny_mixer": patient(base, "tiny_mixer"), "base": base}
     cases: list[Case] = [
         ({"network": recipe.model, "sparsity": 0.0, "bits": 32}, recipe)
-        for recipe in (whole["student"], whole["tiny_mixer"])
+        for name, recipe in whole.items()
+        if name != "base" and name in {network for network, *_ in rows}
     ]
-    for network, sparsity, bits, pruning, rounding in HEADLINE:
+    for network, sparsity, bits, pruning, rounding in rows:
         small = whole[network]
         if sparsity:
             small = pruned(small, "lookahead", sparsity, teacher=base, epochs=pruning)

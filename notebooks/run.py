@@ -2,10 +2,14 @@
 
 Constants of a notebook's parameters cell can be given from here: `-p SEEDS "[0]" -p MODEL resnet8`, of those notebooks
 that have them. `--smoke` gives all of them few seeds, criteria and epochs: a test of the notebooks, not a study.
+
+Notebooks run one after the other, so that none disturbs what another one times. Where nothing has changed since all of
+them ran, there is nothing to time, and they run side by side.
 """
 
 import argparse
 import ast
+import hashlib
 import json
 import os
 import sys
@@ -18,13 +22,11 @@ from typing import Any
 import nbformat
 import papermill
 
-from storage import atomic_write
-
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-STAGES = ("1", "2345", "6", "7")  # notebooks by number: those of a stage need none of each other's records
 PATHS = ("RESULTS_DIR", "ARTIFACTS_DIR", "CIFAR10_ROOT")
-DIGITS_SECONDS = "0.3"  # of each latency timing on digits, whose networks take a tenth of a millisecond
+SIDE_BY_SIDE = 4  # notebooks at most, each with torch in memory
+DIGITS_SECONDS = "0.2"  # of each latency timing on digits, whose networks take a tenth of a millisecond
 
 
 def main() -> int:
@@ -35,7 +37,7 @@ def main() -> int:
         parser.error(f"no notebook's name contains {arguments.only!r}: choose from {names}")
     try:
         parameters = _parameters(notebooks, dict(arguments.p), arguments.smoke)
-        _prepare_environment(arguments.dataset, arguments.jobs)
+        _prepare_environment(arguments.dataset)
     except ValueError as error:
         parser.error(str(error))
     if arguments.lab:
@@ -43,16 +45,16 @@ def main() -> int:
         os.execv(jupyter[0], jupyter)  # in place of this process
     output = Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")) / "notebooks"
     output.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for stage in STAGES:
-            paths = [path for path in notebooks if path.name[0] in stage]
-            targets = [path if arguments.in_place else output / path.name for path in paths]
-            given = [parameters[path.stem] for path in paths]
-            if not all(pool.map(partial(_execute, bar=arguments.jobs == 1), paths, targets, given)):
-                return 1
-    results = os.environ.get("RESULTS_DIR", ROOT / "results")
-    print(f"Done in {time.perf_counter() - started:.0f} s.\nRecords: {results}\nNotebooks with charts: {output}")
+    started, done = time.perf_counter(), output / "done.txt"  # what all of them ran on
+    drawn = done.exists() and done.read_text() == _state(parameters)
+    targets = [path if arguments.in_place else output / path.name for path in notebooks]
+    with ThreadPoolExecutor(min(SIDE_BY_SIDE, os.cpu_count() or 1)) as pool:
+        side_by_side_or_not = pool.map if drawn else map  # which stops at the first that fails
+        if not all(side_by_side_or_not(partial(_execute, bar=not drawn), notebooks, targets, parameters.values())):
+            return 1
+    if not arguments.only:
+        done.write_text(_state(parameters))
+    print(f"Done in {time.perf_counter() - started:.0f} s.\nRecords: {_results()}\nNotebooks with charts: {output}")
     return 0
 
 
@@ -64,14 +66,11 @@ def _arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     constant = {"nargs": 2, "metavar": ("NAME", "VALUE"), "help": "a constant, its value as JSON or text"}
     parser.add_argument("-p", action="append", default=[], **constant)
     parser.add_argument("--smoke", action="store_true", help="the constants of notebooks/smoke.json")
-    parser.add_argument("--jobs", type=int, default=1, help="notebooks at a time: latencies disturb one another then")
     parser.add_argument("--in-place", action="store_true", help="write the outputs back into notebooks/")
     parser.add_argument("--lab", action="store_true", help="open JupyterLab instead")
     arguments = parser.parse_args()
     if arguments.in_place and (arguments.p or arguments.smoke):
         parser.error("--in-place writes what the notebooks say themselves: leave -p and --smoke out")
-    if arguments.jobs < 1:
-        parser.error(f"--jobs is a number of notebooks from 1, not {arguments.jobs}")
     return arguments, parser
 
 
@@ -108,7 +107,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _prepare_environment(dataset: str, jobs: int) -> None:
+def _prepare_environment(dataset: str) -> None:
     """What the kernels read: where the code is, the data set, and folders, whole, since they run in their own.
 
     Raises:
@@ -123,13 +122,29 @@ def _prepare_environment(dataset: str, jobs: int) -> None:
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
     if dataset == "digits":
         os.environ.setdefault("MEASURE_SECONDS", DIGITS_SECONDS)
-    if jobs > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
 
 
 def _absolute(dataset: str) -> str:
     kind, _, path = dataset.partition(":")
     return f"{kind}:{Path(path).expanduser().resolve()}" if path else dataset
+
+
+def _results() -> Path:
+    return Path(os.environ.get("RESULTS_DIR", ROOT / "results"))
+
+
+def _state(parameters: dict[str, dict]) -> str:
+    """A hash of what the notebooks' records follow from: code, constants and data set; and of which files there are.
+
+    The code is that of every room, and of the notebooks without their outputs.
+    """
+    state = hashlib.sha256(json.dumps([os.environ["DATASET"], str(_results()), parameters]).encode())
+    for path in sorted(ROOT.glob("*/*.py")):
+        state.update(path.read_bytes())
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        state.update("\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells).encode())
+    kept = (str(path) for path in _results().rglob("*.json"))
+    return state.hexdigest() + hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()
 
 
 def _execute(notebook: Path, target: Path, parameters: dict, *, bar: bool) -> bool:
@@ -152,6 +167,8 @@ def _execute(notebook: Path, target: Path, parameters: dict, *, bar: bool) -> bo
 
 def _tidy(path: Path) -> None:
     """Leave in a notebook what its readers want: no times and paths of this run, no warnings, no progress bars."""
+    from storage import atomic_write  # with torch, whose import takes seconds that most runs do without
+
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
     for part in (notebook, *notebook.cells):

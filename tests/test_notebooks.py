@@ -103,7 +103,6 @@ def test_parameters_go_to_the_notebooks_that_have_them():
     [
         (["--only", "zzz"], "no notebook's name contains 'zzz': choose from 1_baseline, 2_quantization, 3_pruning"),
         (["-p", "TEACHER_", "x"], "TEACHER_ is no constant"),
-        (["--jobs", "0"], "from 1, not 0"),
         (["--in-place", "--smoke"], "leave -p and --smoke out"),
     ],
 )
@@ -118,14 +117,14 @@ def test_folders_are_whole_and_never_empty(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path / "home"), "RESULTS_DIR": "~/r", "ARTIFACTS_DIR": "a b"})
     for given, meant in (("folder:~/my pics", "home/my pics"), ("folder:it's (1) & $x", "it's (1) & $x")):
-        runner._prepare_environment(given, jobs=1)
+        runner._prepare_environment(given)
         assert os.environ["DATASET"] == f"folder:{tmp_path / meant}"
     assert os.environ["RESULTS_DIR"] == str(tmp_path / "home/r")
     assert os.environ["ARTIFACTS_DIR"] == str(tmp_path / "a b")
     for empty in ("", "  "):
         os.environ["RESULTS_DIR"] = empty
         with pytest.raises(ValueError, match="RESULTS_DIR is empty: name a folder, or leave it unset"):
-            runner._prepare_environment("digits", jobs=1)
+            runner._prepare_environment("digits")
 
 
 AWKWARD = [
