@@ -1,16 +1,26 @@
 # make study                     every notebook on the embedded digits
 # make study DATASET=cifar10     the same on CIFAR-10, drawn from the committed records
-# make test | lint | format | lab | requirements           How long each takes is in the README, "Run it".
+# make test                      lint, types, fast tests, every notebook once in a small way
+# make test-slow | test-all      all the other tests | both | make test-fast: neither notebooks nor lint
+# make lint | format | lab | requirements           How long each takes is in the README, "Run it".
 DATASET ?= digits
-# Notebooks run in their folder: a relative path of images is taken from here.
-override DATASET := $(if $(filter folder:%,$(DATASET)),folder:$(abspath $(patsubst folder:%,%,$(DATASET))),$(DATASET))
 PYTHON  ?= python3
 # A second index for PyTorch. Its CPU builds make a much smaller .venv, untested:
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+WORKERS ?= 2
 BIN     := .venv/bin
 
-.PHONY: study test lint format lab setup requirements
+# Names of data sets and folders go to the notebooks as they are given: through the environment, so that neither make
+# nor a shell takes a blank, quote, $ or & in them for its own.
+define as-given
+ifneq ($(origin $(1)),undefined)
+override export $(1) := $$(value $(1))
+endif
+endef
+$(foreach name,DATASET RESULTS_DIR ARTIFACTS_DIR CIFAR10_ROOT,$(eval $(call as-given,$(name))))
+
+.PHONY: study test test-fast test-slow test-all lint format lab setup requirements
 setup: .venv/.ready
 
 .venv/.ready: requirements.lock pyproject.toml
@@ -21,10 +31,18 @@ setup: .venv/.ready
 	@touch $@
 
 study: setup
-	$(BIN)/python -m notebooks.run --dataset $(DATASET)
+	$(BIN)/python -m notebooks.run
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-fast: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not longest"
+
+test-slow: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+test-all: test test-slow
 
 lint: setup
 	$(BIN)/ruff check .
@@ -40,4 +58,4 @@ requirements: setup
 	$(BIN)/python .ci/requirements.py
 
 lab: setup
-	DATASET=$(DATASET) $(BIN)/jupyter lab notebooks
+	$(BIN)/python -m notebooks.run --lab

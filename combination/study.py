@@ -25,7 +25,8 @@ SPARSITY = 0.77  # the published study's
 DEPTHWISE_BITS = 4  # at least, in the headline models: few weights, and each filter has but nine
 # The headline models: what becomes small, a student of the base or the base itself; how much of it goes, at how many
 # bits, and the epochs of pruning and of rounding.
-HEADLINE: tuple[tuple[str, float, Bits, int, int], ...] = (
+Headline = tuple[str, float, Bits, int, int]
+HEADLINE: tuple[Headline, ...] = (
     ("student", 0.0, 4, 0, 4),
     ("base", 0.97, "ternary", 3, 4),
     ("base", 0.98, "ternary", 3, 4),
@@ -65,14 +66,15 @@ def chains(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY)
     return [({"methods": name}, recipe) for name, recipe in made.items()]
 
 
-def headline(base: Recipe, model: str) -> list[Case]:
-    """Patient students of the base, and what is made of them and of it, with the base as the teacher to the end."""
+def headline(base: Recipe, model: str, rows: Sequence[Headline] = HEADLINE) -> list[Case]:
+    """Patient students of the base, and what `rows` make of them and of it, with the base as the teacher to the end."""
     whole = {"student": patient(base, model), "tiny_mixer": patient(base, "tiny_mixer"), "base": base}
     cases: list[Case] = [
         ({"network": recipe.model, "sparsity": 0.0, "bits": 32}, recipe)
-        for recipe in (whole["student"], whole["tiny_mixer"])
+        for name, recipe in whole.items()
+        if name != "base" and name in {network for network, *_ in rows}
     ]
-    for network, sparsity, bits, pruning, rounding in HEADLINE:
+    for network, sparsity, bits, pruning, rounding in rows:
         small = whole[network]
         if sparsity:
             small = pruned(small, "lookahead", sparsity, teacher=base, epochs=pruning)
@@ -82,15 +84,15 @@ def headline(base: Recipe, model: str) -> list[Case]:
     return cases
 
 
-def long_trainings(base: Recipe, seeds: int = 2) -> list[Case]:
-    """tiny_mixer in three widths, trained long under the base, and what each becomes; so many seeds at most.
+def long_trainings(base: Recipe, seeds: int = 2, widths: Sequence[float] = (1.5, 1.0, 0.875)) -> list[Case]:
+    """tiny_mixer in those of the widths of `LONG`, trained long under the base, and what each becomes.
 
-    `epochs` are those of the last training: of the student's own, or of its rounding.
+    So many seeds at most. `epochs` are those of the last training: of the student's own, or of its rounding.
     """
     cases: list[Case] = []
     spared = depthwise("tiny_mixer")
     late = [name for name in second_half("tiny_mixer") if name not in dict(spared)]
-    for long in LONG:
+    for long in (long for long in LONG if long.width in widths):
         own = spared if long.bits == "ternary" else ()
         if long.late_bits != long.bits:
             own = tuple((name, long.late_bits) for name in late)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 
 import torch
 
@@ -16,8 +17,9 @@ def run_check() -> bool:
     reason = gpu.available()
     device = "cpu" if reason else "cuda"
     print(f"In the emulator: {reason}." if reason else f"On {torch.cuda.get_device_name()}.")
-    failed = 0
-    for case in check.all_cases(device):
+    failed, seed = 0, time.time_ns() % 10**9
+    print(f"Inputs are drawn from seed {seed}.")
+    for case in check.all_cases(device, seed):
         outcome = check.run_case(case, device)
         failed += not outcome.passed
         verdict = "ok" if outcome.passed else f"WRONG {outcome.remark}"

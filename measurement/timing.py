@@ -6,9 +6,9 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cpuinfo
 import numpy as np
@@ -22,10 +22,11 @@ from storage import open_onnx, run_onnx
 BATCHES = (1, 64)
 WARMUP_RUNS = 3
 RUNS = (7, 200)  # at least, at most
-SECONDS = 1.5  # at most for each batch size and thread count, between the least and the most runs
+SECONDS = 1.5  # at most for each batch size and thread count, between the least and the most runs; $MEASURE_SECONDS
 PRECISION = 0.01  # standard error of the ratio to the base at which timing may end sooner
 PAUSE = 0.01  # seconds for the threads of the one before to stop spinning: they would take this one's cores
 AWAKE = 0.01  # seconds of calls that fill the caches again and wake all threads: a single short call may wake but one
+LEAST_TURNS = 40  # pauses that fit into the budget: a smaller one has shorter pauses, and coarser times
 QUIET = 0.1  # share of the cores that other programs may use
 
 
@@ -34,22 +35,42 @@ def latency(file: Path, base_file: Path, base: nn.Module) -> dict:
 
     Returns, under `batch1`, `batch1_one_thread`, `batch64` and `batch64_one_thread`: `median` and `p95` in ms,
     `base_median` and `eager_median` in ms, and `speedup` and `speedup_over_eager`, which are medians of the ratios of
-    neighbouring runs. `contention` is the share of the cores that other programs took just before.
+    neighbouring runs. `contention` is the share of the cores that other programs took meanwhile.
+
+    Raises:
+        ValueError: $MEASURE_SECONDS, the seconds for each of the four, is no number of them.
     """
-    contention = _others_share()
-    if contention > QUIET:
-        warnings.warn(
-            f"other programs use {contention:.0%} of the cores: latencies of {file.name} are disturbed; "
-            "run again with remeasure=True when the machine is quiet",
-            stacklevel=2,
-        )
-    result: dict[str, Any] = {"contention": round(contention, 3)}
-    shape = spec_of(base)["shape"]
+    result: dict[str, Any] = {"contention": 0.0}  # first in the record
+    shape, before = spec_of(base)["shape"], _processor_seconds()
     for batch in BATCHES:
         images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
         for suffix, threads in (("", available_cores()), ("_one_thread", 1)):
             result[f"batch{batch}{suffix}"] = time_by_turns(file, base_file, base, images, threads)
+    result["contention"] = round(_others_share(before, _processor_seconds()), 3)
+    if result["contention"] > QUIET:
+        _warn_of_contention()
     return result
+
+
+@cache  # once, not for every record: each says how disturbed it is
+def _warn_of_contention() -> None:
+    warnings.warn(
+        f"other programs use more than {QUIET:.0%} of the cores: some latencies are disturbed (see "
+        "latency_ms.contention in the records); run with remeasure=True again when the machine is quiet",
+        stacklevel=3,
+    )
+
+
+def measuring_seconds() -> float:
+    """The budget of one timing: `SECONDS`, or $MEASURE_SECONDS where less or more is wanted."""
+    text = os.environ.get("MEASURE_SECONDS") or str(SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"MEASURE_SECONDS is the seconds that one timing may take, such as 0.5, not {text!r}")
+    return seconds
 
 
 def available_cores() -> int:
@@ -57,7 +78,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@lru_cache
+@cache
 def hardware() -> dict:
     """The processor by name, its cores, and the instructions that matter for INT8 and bfloat16."""
     info = cpuinfo.get_cpu_info()
@@ -89,7 +110,8 @@ def time_by_turns(file: Path, base_file: Path, base: nn.Module, images: np.ndarr
                 lambda: run_onnx(session, images),
                 lambda: run_onnx(base_session, images),
                 lambda: base(tensor),
-                pause=PAUSE if threads > 1 else 0.0,
+                seconds=measuring_seconds(),
+                pausing=threads > 1,
             )
     finally:
         torch.set_num_threads(before)
@@ -105,17 +127,21 @@ def time_by_turns(file: Path, base_file: Path, base: nn.Module, images: np.ndarr
     }
 
 
-def _alternate(*functions: Callable[[], object], pause: float = 0.0) -> np.ndarray:
-    """Milliseconds `[function, run]`, the functions called one after the other in every run, after a pause in s."""
+def _alternate(*functions: Callable[[], object], seconds: float, pausing: bool = False) -> np.ndarray:
+    """Milliseconds `[function, run]`: the functions are called by turns, after a pause if that is asked for.
+
+    So many `seconds` at most, but for the fewest runs of `RUNS`.
+    """
     for function in functions * WARMUP_RUNS:
         function()
+    pause, awake = (min(longest, seconds / LEAST_TURNS) for longest in (PAUSE if pausing else 0.0, AWAKE))
     rows: list[list[float]] = []
-    deadline = time.perf_counter() + SECONDS
+    deadline = time.perf_counter() + seconds
     while len(rows) < RUNS[0] or (len(rows) < RUNS[1] and time.perf_counter() < deadline and not _settled(rows)):
         row = []
         for function in functions:
             time.sleep(pause)
-            _warm(function)
+            _warm(function, awake)
             started = time.perf_counter()
             function()
             row.append(1000 * (time.perf_counter() - started))
@@ -123,8 +149,8 @@ def _alternate(*functions: Callable[[], object], pause: float = 0.0) -> np.ndarr
     return np.array(rows).T
 
 
-def _warm(function: Callable[[], object]) -> None:
-    until = time.perf_counter() + AWAKE
+def _warm(function: Callable[[], object], seconds: float) -> None:
+    until = time.perf_counter() + seconds
     function()
     while time.perf_counter() < until:
         function()
@@ -138,8 +164,21 @@ def _settled(rows: list[list[float]]) -> bool:
     return math.sqrt(math.pi / 2) * np.std(base - own) / math.sqrt(len(rows)) < PRECISION  # a median's standard error
 
 
-def _others_share(seconds: float = 0.5) -> float:
-    """Share of the cores' time that went to other programs while this one slept."""
-    psutil.cpu_percent()
-    time.sleep(seconds)
-    return psutil.cpu_percent() / 100
+class _ProcessorSeconds(NamedTuple):
+    """Seconds of all cores so far: in all, at work, and at work for this process."""
+
+    total: float
+    busy: float
+    own: float
+
+
+def _processor_seconds() -> _ProcessorSeconds:
+    times = psutil.cpu_times()._asdict()
+    total = sum(times.values()) - times.get("guest", 0) - times.get("guest_nice", 0)  # which user and nice hold too
+    return _ProcessorSeconds(total, total - times["idle"] - times.get("iowait", 0), time.process_time())
+
+
+def _others_share(before: _ProcessorSeconds, after: _ProcessorSeconds) -> float:
+    """The share of the cores' time between the two that other programs took."""
+    others = (after.busy - before.busy) - (after.own - before.own)
+    return max(0.0, others) / max(after.total - before.total, 1e-9)

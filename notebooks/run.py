@@ -1,56 +1,175 @@
-"""Run every notebook top to bottom: `python -m notebooks.run --dataset digits`."""
+"""Run every notebook top to bottom: `python -m notebooks.run --dataset digits`.
+
+Constants of a notebook's parameters cell can be given from here: `-p SEEDS "[0]" -p MODEL resnet8`, of those notebooks
+that have them. `--smoke` gives all of them few seeds, criteria and epochs: a test of the notebooks, not a study.
+
+Notebooks run one after the other, so that none disturbs what another one times. Where nothing has changed since all of
+them ran, there is nothing to time, and they run side by side.
+"""
 
 import argparse
+import ast
+import hashlib
+import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
 
-from storage import atomic_write
-
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
+PATHS = ("RESULTS_DIR", "ARTIFACTS_DIR", "CIFAR10_ROOT")
+SIDE_BY_SIDE = 4  # notebooks at most, each with torch in memory
+DIGITS_SECONDS = "0.2"  # of each latency timing on digits, whose networks take a tenth of a millisecond
 
 
 def main() -> int:
     """The command; 0 if every notebook ran to its end."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", default="digits", help="digits (default), cifar10 or folder:PATH")
-    parser.add_argument("--only", default="", help="run only notebooks whose name contains this")
-    parser.add_argument("--in-place", action="store_true", help="write the outputs back into notebooks/")
-    arguments = parser.parse_args()
+    arguments, parser = _arguments()
+    notebooks = [path for path in sorted(FOLDER.glob("[0-9]_*.ipynb")) if arguments.only in path.name]
+    if not notebooks:
+        names = ", ".join(path.stem for path in sorted(FOLDER.glob("[0-9]_*.ipynb")))
+        parser.error(f"no notebook's name contains {arguments.only!r}: choose from {names}")
+    try:
+        parameters = _parameters(notebooks, dict(arguments.p), arguments.smoke)
+        _prepare_environment(arguments.dataset)
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.lab:
+        jupyter = [sys.executable, "-m", "jupyter", "lab", str(FOLDER)]
+        os.execv(jupyter[0], jupyter)  # in place of this process
     output = Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")) / "notebooks"
     output.mkdir(parents=True, exist_ok=True)
-    os.environ["DATASET"] = _absolute(arguments.dataset)  # read by every notebook's parameters cell
-    for name in ("CIFAR10_ROOT", "RESULTS_DIR", "ARTIFACTS_DIR"):  # notebooks run in their own folder
-        if name in os.environ:
-            os.environ[name] = str(Path(os.environ[name]).resolve())
-    started = time.perf_counter()
-    for notebook in sorted(FOLDER.glob("[0-9]_*.ipynb")):
-        if arguments.only not in notebook.name:
-            continue
-        print(f"{notebook.name} on {arguments.dataset}", flush=True)
-        target = notebook if arguments.in_place else output / notebook.name
-        try:
-            papermill.execute_notebook(
-                str(notebook), str(target), cwd=str(FOLDER),
-                kernel_name="python3", progress_bar=True, stderr_file=sys.stderr,
-            )  # fmt: skip
-        except papermill.PapermillExecutionError as error:
-            print(f"{notebook.name} stopped: {error.ename}: {error.evalue}\nIts cells so far: {target}")
+    started, done = time.perf_counter(), output / "done.txt"  # what all of them ran on
+    drawn = done.exists() and done.read_text() == _state(parameters)
+    targets = [path if arguments.in_place else output / path.name for path in notebooks]
+    with ThreadPoolExecutor(min(SIDE_BY_SIDE, os.cpu_count() or 1)) as pool:
+        side_by_side_or_not = pool.map if drawn else map  # which stops at the first that fails
+        if not all(side_by_side_or_not(partial(_execute, bar=not drawn), notebooks, targets, parameters.values())):
             return 1
-        if arguments.in_place:
-            _tidy(notebook)
-    results = os.environ.get("RESULTS_DIR", ROOT / "results")
-    print(f"Done in {time.perf_counter() - started:.0f} s.\nRecords: {results}\nNotebooks with charts: {output}")
+    if not arguments.only:
+        done.write_text(_state(parameters))
+    print(f"Done in {time.perf_counter() - started:.0f} s.\nRecords: {_results()}\nNotebooks with charts: {output}")
     return 0
+
+
+def _arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    dataset = os.environ.get("DATASET", "digits")
+    parser.add_argument("--dataset", default=dataset, help="digits, cifar10 or folder:PATH (default: $DATASET)")
+    parser.add_argument("--only", default="", help="run only notebooks whose name contains this")
+    constant: dict[str, Any] = {"nargs": 2, "metavar": ("NAME", "VALUE"), "help": "a constant, its value as JSON or text"}
+    parser.add_argument("-p", action="append", default=[], **constant)
+    parser.add_argument("--smoke", action="store_true", help="the constants of notebooks/smoke.json")
+    parser.add_argument("--in-place", action="store_true", help="write the outputs back into notebooks/")
+    parser.add_argument("--lab", action="store_true", help="open JupyterLab instead")
+    arguments = parser.parse_args()
+    if arguments.in_place and (arguments.p or arguments.smoke):
+        parser.error("--in-place writes what the notebooks say themselves: leave -p and --smoke out")
+    return arguments, parser
+
+
+def _parameters(notebooks: list[Path], given: dict[str, str], smoke: bool) -> dict[str, dict]:
+    """By notebook: the constants of its parameters cell that are given, or those of the smoke profile.
+
+    Raises:
+        ValueError: no notebook has such a constant.
+    """
+    profile = json.loads((FOLDER / "smoke.json").read_text()) if smoke else {}
+    values = {name: _value(text) for name, text in given.items()}
+    constants = {path.stem: _constants(path) for path in notebooks}
+    if unknown := sorted(set(values).difference(*constants.values())):
+        known = ", ".join(sorted(set().union(*constants.values())))
+        raise ValueError(f"{unknown[0]} is no constant of these notebooks: choose from {known}")
+    return {
+        name: profile.get(name, {}) | {key: value for key, value in values.items() if key in own}
+        for name, own in constants.items()
+    }
+
+
+def _constants(path: Path) -> set[str]:
+    """The names that a notebook's parameters cell assigns. DATASET, which others follow from, is an argument here."""
+    cells = nbformat.read(path, as_version=4).cells
+    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    stores = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
+    return {node.id for node in stores if isinstance(node.ctx, ast.Store) and node.id.isupper()} - {"DATASET"}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _prepare_environment(dataset: str) -> None:
+    """What the kernels read: where the code is, the data set, and folders, whole, since they run in their own.
+
+    Raises:
+        ValueError: a folder that is set, and empty.
+    """
+    os.environ["DATASET"] = _absolute(dataset)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    for name in PATHS:
+        if name in os.environ:
+            if not os.environ[name].strip():
+                raise ValueError(f"{name} is empty: name a folder, or leave it unset")
+            os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
+    if dataset == "digits":
+        os.environ.setdefault("MEASURE_SECONDS", DIGITS_SECONDS)
+
+
+def _absolute(dataset: str) -> str:
+    kind, _, path = dataset.partition(":")
+    return f"{kind}:{os.path.abspath(os.path.expanduser(path))}" if path else dataset
+
+
+def _results() -> Path:
+    return Path(os.environ.get("RESULTS_DIR", ROOT / "results"))
+
+
+def _state(parameters: dict[str, dict]) -> str:
+    """A hash of what the notebooks' records follow from: code, constants and data set; and of which files there are.
+
+    The code is that of every room, and of the notebooks without their outputs.
+    """
+    state = hashlib.sha256(json.dumps([os.environ["DATASET"], str(_results()), parameters]).encode())
+    for path in sorted(ROOT.glob("*/*.py")):
+        state.update(path.read_bytes())
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        state.update("\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells).encode())
+    kept = (str(path) for path in _results().rglob("*.json"))
+    return state.hexdigest() + hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()
+
+
+def _execute(notebook: Path, target: Path, parameters: dict, *, bar: bool) -> bool:
+    """Run a notebook and say so; whether it ran to its end."""
+    started = time.perf_counter()
+    print(f"{notebook.name} on {os.environ['DATASET']}", flush=True)
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(target), parameters, cwd=str(FOLDER),
+            kernel_name="python3", progress_bar=bar, stderr_file=sys.stderr,
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        print(f"{notebook.name} stopped: {error.ename}: {error.evalue}\nIts cells so far: {target}")
+        return False
+    if target == notebook:
+        _tidy(notebook)
+    print(f"{notebook.name} took {time.perf_counter() - started:.0f} s", flush=True)
+    return True
 
 
 def _tidy(path: Path) -> None:
     """Leave in a notebook what its readers want: no times and paths of this run, no warnings, no progress bars."""
+    from storage import atomic_write  # with torch, whose import takes seconds that most runs do without
+
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
     for part in (notebook, *notebook.cells):
@@ -65,11 +184,6 @@ def _tidy(path: Path) -> None:
 
 def _is_bar(output: dict) -> bool:
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-
-
-def _absolute(dataset: str) -> str:
-    kind, _, path = dataset.partition(":")
-    return f"{kind}:{Path(path).resolve()}" if path else dataset
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from storage import Checkpoint
 from training import evaluate
 
 Case = tuple[dict, Recipe]
-EPOCHS = {"cifar10": 3, "digits": 4}  # of training with pruning: what a laptop bears
+EPOCHS = {"cifar10": 3, "digits": 3}  # of training with pruning: what a laptop bears
 EARLY = 0.1  # share of the base's training after which it is rewound to
 BRIEF, DENSE = {"cifar10": 1}, 0.9  # a large network loses little up to this sparsity, and its epoch takes minutes
 

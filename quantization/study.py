@@ -24,7 +24,7 @@ Case = tuple[dict, Recipe]
 EPOCHS: dict[str | tuple[str, str], dict[Bits, int]] = {
     ("cifar10", "resnet18"): {8: 1, 4: 1, 3: 1, 2: 2, "ternary": 2},  # five minutes each on two cores
     "cifar10": {8: 1, 4: 3, 3: 3, 2: 6, "ternary": 4},
-    "digits": {8: 2, 4: 3, 3: 4, 2: 6, "ternary": 6},
+    "digits": {8: 1, 4: 2, 3: 3, 2: 4, "ternary": 4},
 }
 # The fewer the bits, the further the weights have to go.
 RATES: dict[Bits, float] = {8: 0.002, 4: 0.01, 3: 0.01, 2: 0.02, "ternary": 0.02}  # widths between: as the next below

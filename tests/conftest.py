@@ -1,14 +1,43 @@
 """What the tests of the rooms share: folders of their own, a network small enough to train in a test, short timing."""
 
+import os
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from experiment import runner
 from measurement import timing
 from models import ARCHITECTURES, ResNet
 from training import loop
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: one each, and its subprocesses too
+        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
+@pytest.fixture
+def seed() -> int:
+    """The day's seed, or $TEST_SEED; pytest shows it where a test fails."""
+    seed = int(os.environ.get("TEST_SEED") or date.today().strftime("%Y%m%d"))
+    print(f"\nTEST_SEED={seed} draws the same again")
+    return seed
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    """Numbers that are others every day, drawn from `seed`."""
+    return np.random.default_rng(seed)
 
 
 @pytest.fixture
@@ -17,8 +46,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
     monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     monkeypatch.setitem(ARCHITECTURES, "tiny", lambda shape, classes, width: ResNet((8, 16), (1, 1), shape[0], classes))
-    monkeypatch.setattr(timing, "SECONDS", 0.02)
-    monkeypatch.setattr(timing, "_others_share", lambda: 0.0)
+    monkeypatch.setenv("MEASURE_SECONDS", "0.02")
     monkeypatch.setattr(runner, "hardware", lru_cache(timing.hardware))
     return tmp_path / "results" / "digits", tmp_path / "artifacts" / "digits"
 

@@ -769,6 +769,8 @@ def test_long_trainings_have_one_teacher_and_seeds_of_their_own():
     assert not any("around" in name for name in late)  # the depthwise ones keep 4
     assert set(ternary.values()) == {4} and len(ternary) == 7 and all("around" in name for name in ternary)
     assert len(study.long_trainings(base_recipe("digits", "resnet20"), 1)) == 6
+    narrow = study.long_trainings(base, 2, [0.875])
+    assert [recipe.id for _, recipe in narrow] == [recipe.id for _, recipe in cases[-2:]]
 
 
 def test_late_bits_are_those_of_the_second_half():

@@ -26,7 +26,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 
 @needs_compiler
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_every_kernel_through_the_emulator(reverse: bool) -> None:
+def test_every_kernel_through_the_emulator(reverse: bool, seed: int) -> None:
     """In both orders of the threads: a result that depends on the order is a missing barrier."""
     ran = set()
 
@@ -34,14 +34,14 @@ def test_every_kernel_through_the_emulator(reverse: bool) -> None:
         ran.add(work.kernel)
         emulator.launch(work, reverse)
 
-    outcomes = [check.run_case(case, "cpu", run) for case in check.all_cases("cpu")]
+    outcomes = [check.run_case(case, "cpu", run) for case in check.all_cases("cpu", seed)]
     assert [outcome for outcome in outcomes if not outcome.passed] == []
     assert ran == {name for source in sources() for name in kernel_names(source)}
 
 
 @pytest.mark.skipif(gpu.available() is not None, reason=f"{gpu.available()}")
-def test_every_kernel_on_the_gpu() -> None:
-    outcomes = [check.run_case(case, "cuda") for case in check.all_cases("cuda")]
+def test_every_kernel_on_the_gpu(seed: int) -> None:
+    outcomes = [check.run_case(case, "cuda") for case in check.all_cases("cuda", seed)]
     assert [outcome for outcome in outcomes if not outcome.passed] == []
     for k in (25088, 13000, 25088):  # one kernel asks for more shared memory, for less, and for more again
         matrix = CSR.from_dense(torch.eye(40, k, device="cuda") * 2)
@@ -51,8 +51,7 @@ def test_every_kernel_on_the_gpu() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("splits", [1, 2, 5])
-def test_split_k_in_any_number_of_parts(splits: int) -> None:
-    rng = np.random.default_rng()
+def test_split_k_in_any_number_of_parts(splits: int, rng: np.random.Generator) -> None:
     a, b = rng.standard_normal((65, 1300), dtype=np.float32), rng.standard_normal((18, 1300), dtype=np.float32)
     out = gemm_fp32(torch.from_numpy(a), torch.from_numpy(b).T, kernel="gemm_split_k", splits=splits)
     np.testing.assert_allclose(out.numpy(), a.astype(np.float64) @ b.T.astype(np.float64), atol=2e-4)
@@ -64,8 +63,7 @@ def test_split_k_in_any_number_of_parts(splits: int) -> None:
 @needs_compiler
 @pytest.mark.parametrize("kernel", ["gemm_tiled", "gemm_int8_tiled"])
 @pytest.mark.parametrize("tile", [8, 16, 32])
-def test_every_tile_size(kernel: str, tile: int) -> None:
-    rng = np.random.default_rng()
+def test_every_tile_size(kernel: str, tile: int, rng: np.random.Generator) -> None:
     a, b = (rng.integers(-9, 10, shape) for shape in ((33, 37), (37, 35)))
     left, right = (torch.from_numpy(v) for v in (a, b))
     if kernel == "gemm_tiled":
@@ -89,9 +87,8 @@ def test_extreme_bytes_are_exact_and_saturate() -> None:
 
 
 @needs_compiler
-def test_a_folded_layer_is_the_quantized_layer() -> None:
+def test_a_folded_layer_is_the_quantized_layer(rng: np.random.Generator) -> None:
     """The epilogue with a zero point, a bias and a scale a channel, against the layer written out in float64."""
-    rng = np.random.default_rng()
     x, w = rng.integers(-128, 128, (9, 50), dtype=np.int8), rng.integers(-127, 128, (12, 50), dtype=np.int8)
     scales, bias = rng.uniform(0.001, 0.01, 12).astype(np.float32), rng.standard_normal(12).astype(np.float32)
     weights = torch.from_numpy(w)
@@ -102,8 +99,7 @@ def test_a_folded_layer_is_the_quantized_layer() -> None:
 
 
 @needs_compiler
-def test_x_too_long_for_shared_memory() -> None:
-    rng = np.random.default_rng()
+def test_x_too_long_for_shared_memory(rng: np.random.Generator) -> None:
     a = np.zeros((5, 40_000), dtype=np.float32)
     a[np.array([0, 0, 2, 3, 3]), np.array([0, 39_999, 20_000, 255, 511])] = rng.standard_normal(5)
     x = rng.standard_normal(40_000, dtype=np.float32)
@@ -111,8 +107,7 @@ def test_x_too_long_for_shared_memory() -> None:
     np.testing.assert_allclose(out.numpy(), a.astype(np.float64) @ x, rtol=1e-6, atol=1e-6)
 
 
-def test_compact_format_keeps_the_matrix_in_fewer_bytes() -> None:
-    rng = np.random.default_rng()
+def test_compact_format_keeps_the_matrix_in_fewer_bytes(rng: np.random.Generator) -> None:
     a = np.where(rng.random((50, 3000)) < 0.1, rng.standard_normal((50, 3000)), 0).astype(np.float32)
     a[4] = 0
     matrix = CSR.from_dense(torch.from_numpy(a))

@@ -14,7 +14,10 @@ from cuda_kernels import check, emulator
 from cuda_kernels import launch as launching
 from cuda_kernels.launch import SOURCES, Launch, sources
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++, and there is none")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++, and there is none"),
+]
 
 WEAKER = {"__syncthreads": ("", "__syncwarp();"), "__syncwarp": ("",)}
 # A barrier that says that a buffer is free, and the lines after it that stage the next tile there.
@@ -47,9 +50,8 @@ def mutated(text: str) -> tuple[str, list[str]]:
     return 'extern "C" { int mutant = 0; }\n' + text, made
 
 
-def small_cases(source: str) -> Iterator[check.Case]:
+def small_cases(source: str, rng: np.random.Generator) -> Iterator[check.Case]:
     """Sizes at which a loop goes round often enough for a buffer to be used again."""
-    rng = np.random.default_rng()
     if source == "gemv_fp32":
         yield from check.gemv_cases(rng, "cpu", 5, 131)
     elif source == "gemm_fp32":
@@ -79,14 +81,14 @@ def right(case: check.Case, number: int, reverse: bool) -> bool:
 
 
 @pytest.mark.parametrize("source", sources())
-def test_no_barrier_can_be_left_out(source: str, tmp_path, monkeypatch) -> None:
+def test_no_barrier_can_be_left_out(source: str, rng, tmp_path, monkeypatch) -> None:
     folder = shutil.copytree(SOURCES, tmp_path / "kernels")
     text, made = mutated((folder / f"{source}.cu").read_text())
     (folder / f"{source}.cu").write_text(text)
     for module in (emulator, launching):
         monkeypatch.setattr(module, "SOURCES", folder)
     assert sum(what.startswith("staged") for what in made) == STAGED.get(source, 0)
-    cases = list(small_cases(source))
+    cases = list(small_cases(source, rng))
     wrong = {
         what: any(not right(case, number, reverse) for case in cases for reverse in (False, True))
         for number, what in enumerate(made)

@@ -346,7 +346,6 @@ def test_a_model_made_again_with_other_weights_touches_no_other_file(folders, tr
 SCRIPT = """
 import os, signal, sys
 from experiment import Recipe, run, runner
-from measurement import timing
 from models import ARCHITECTURES, ResNet
 from storage import Checkpoint
 from training import Train
@@ -356,7 +355,6 @@ def die(*_):
 
 moment, log = sys.argv[1:]
 ARCHITECTURES["tiny"] = lambda shape, classes, width: ResNet((8, 16), (1, 1), shape[0], classes)
-timing.SECONDS, timing._others_share = 0.02, lambda: 0.0
 apply, save, replace = Train.apply, Checkpoint.save, os.replace
 
 def logged(*given):

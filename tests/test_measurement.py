@@ -1,7 +1,7 @@
 """The one measurement, against formulas and counts by hand."""
 
+import itertools
 import math
-import time
 
 import numpy as np
 import onnx
@@ -77,36 +77,94 @@ def test_latency_of_a_file_against_itself(folders, tmp_path):
         times = result[setting]
         assert 0 < times["median"] <= times["p95"] and times["runs"] >= 7
         assert times["base_median"] > 0 and times["eager_median"] > 0
-    assert 0.3 < result["batch64_one_thread"]["speedup"] < 3  # about 1; the machine may be busy
+    assert 0 <= result["contention"] <= 1
 
 
-def test_runs_are_timed_by_turns(monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still but for what sleeps, so that times are those that a test says, on any machine."""
+
+    class Clock:
+        now = 0.0
+
+        def sleep(self, seconds):
+            self.now += seconds
+
+        def perf_counter(self):
+            self.now += 1e-6  # a tick, so that a loop until a deadline ends
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    return clock
+
+
+def test_runs_are_timed_by_turns(clock):
     calls = []
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
-    monkeypatch.setattr(timing, "AWAKE", 0.0)
-    slow = lambda: (calls.append("b"), time.sleep(0.004))  # noqa: E731
-    times = timing._alternate(lambda: calls.append("a"), slow, lambda: calls.append("c"))
+
+    def takes(name, seconds):
+        return lambda: (calls.append(name), clock.sleep(seconds))
+
+    times = timing._alternate(takes("a", 0.001), takes("b", 0.004), takes("c", 0.002), seconds=1e-9)
     # In its turn each is called twice: once to be back in the caches, once for the clock.
     assert calls == ["a", "b", "c"] * timing.WARMUP_RUNS + ["a", "a", "b", "b", "c", "c"] * timing.RUNS[0]
-    assert times.shape == (3, timing.RUNS[0])
-    assert (times[1] >= 4).all() and np.median(times[0]) < 1 and np.median(times[2]) < 1
+    assert times == pytest.approx(np.array([[1.0], [4.0], [2.0]]).repeat(timing.RUNS[0], axis=1), abs=0.01)
 
 
 @pytest.mark.parametrize(("awake", "milliseconds"), [(0.0, 2), (timing.AWAKE, 0)])
-def test_threads_that_wake_slowly_are_awake_before_the_clock_starts(monkeypatch, awake, milliseconds):
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
+def test_threads_that_wake_slowly_are_awake_before_the_clock_starts(clock, monkeypatch, awake, milliseconds):
     monkeypatch.setattr(timing, "AWAKE", awake)
     last = woken = 0.0
 
     def sleepy():  # takes 2 ms longer in the first 5 ms after it was left alone for 8 ms
         nonlocal last, woken
-        now = time.perf_counter()
-        woken = now if now - last > 0.008 else woken
-        time.sleep(0.002 if now - woken < 0.005 else 0)
-        last = time.perf_counter()
+        woken = clock.now if clock.now - last > 0.008 else woken
+        clock.sleep(0.002 if clock.now - woken < 0.005 else 1e-5)
+        last = clock.now
 
-    times = timing._alternate(sleepy, pause=0.01)
-    assert milliseconds <= np.median(times) < milliseconds + 1
+    times, _ = timing._alternate(sleepy, lambda: clock.sleep(1e-5), seconds=timing.SECONDS, pausing=True)
+    assert np.median(times) == pytest.approx(milliseconds, abs=0.1)
+
+
+def test_the_budget_bounds_the_runs_and_the_pauses(clock):
+    """A hundredth of a second a call: as many runs as the budget has, at least 7, and pauses within it."""
+    for seconds, least, most in ((1e-9, 7, 7), (1.0, 8, 50), (1000.0, 200, 200)):
+        noise = iter(np.random.default_rng(0).uniform(0.005, 0.015, 10**5))  # never settles before 200 runs
+        started = clock.now
+        times = timing._alternate(*[lambda: clock.sleep(next(noise))] * 2, seconds=seconds, pausing=True)  # noqa: B023
+        assert least <= times.shape[1] <= most
+        assert clock.now - started < max(seconds, 0.5) + 0.1
+
+
+def test_the_budget_comes_from_outside(monkeypatch):
+    monkeypatch.delenv("MEASURE_SECONDS", raising=False)
+    assert timing.measuring_seconds() == 1.5
+    for text, seconds in (("0.02", 0.02), ("3", 3.0), ("", 1.5)):
+        monkeypatch.setenv("MEASURE_SECONDS", text)
+        assert timing.measuring_seconds() == seconds
+    for text in ("fast", "0", "-1", "inf", "nan"):
+        monkeypatch.setenv("MEASURE_SECONDS", text)
+        with pytest.raises(ValueError, match=f"such as 0.5, not '{text}'"):
+            timing.measuring_seconds()
+
+
+def test_other_programs_are_what_this_one_did_not_take():
+    before = timing._ProcessorSeconds(total=100.0, busy=40.0, own=7.0)
+    assert timing._others_share(before, timing._ProcessorSeconds(110.0, 49.0, 11.0)) == pytest.approx(0.5)
+    assert timing._others_share(before, timing._ProcessorSeconds(110.0, 44.0, 11.1)) == 0  # clocks of two grains
+
+
+def test_contention_is_warned_of_once_and_stands_in_every_record(tmp_path, monkeypatch):
+    model = ResNet((4,), (1,), 1, 2).eval()
+    model.spec = {"architecture": "small", "shape": [1, 8, 8], "classes": 2}
+    monkeypatch.setattr(timing, "time_by_turns", lambda *given: {})
+    file = tmp_path / "small.onnx"
+    turns = itertools.cycle([timing._ProcessorSeconds(0.0, 0.0, 0.0), timing._ProcessorSeconds(10.0, 7.0, 5.0)])
+    monkeypatch.setattr(timing, "_processor_seconds", lambda: next(turns))
+    timing._warn_of_contention.cache_clear()
+    with pytest.warns(UserWarning, match="more than 10% of the cores") as warned:
+        assert [latency(file, file, model)["contention"] for _ in range(3)] == [0.2] * 3
+    assert len(warned) == 1
 
 
 def test_timing_ends_when_the_ratio_is_known():

@@ -1,39 +1,64 @@
 """Every notebook runs top to bottom on digits, into a temporary results folder; a second run only reads records."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from notebooks import run as runner
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]_*.ipynb"))
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("study")
-    return os.environ | {"RESULTS_DIR": str(root / "results"), "ARTIFACTS_DIR": str(root / "artifacts")}
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    """Folders of this test alone, but for the emulator's libraries, which take minutes to build."""
+    built = Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")).resolve() / "emulator"
+    built.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "emulator").symlink_to(built)
+    return os.environ | {"RESULTS_DIR": str(tmp_path / "results"), "ARTIFACTS_DIR": str(tmp_path / "artifacts")}
 
 
-def run(environment: dict) -> float:
-    started = time.perf_counter()
-    command = [sys.executable, "-m", "notebooks.run", "--dataset", "digits"]
+def study(environment: dict, *arguments: str) -> None:
+    command = [sys.executable, "-m", "notebooks.run", "--dataset", "digits", *arguments]
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr[-2000:]
-    return time.perf_counter() - started
 
 
-def test_all_notebooks_run_and_then_read_back(folders):
-    run(folders)
-    digits = Path(folders["RESULTS_DIR"]) / "digits"
-    before = {file: file.read_bytes() for file in digits.glob("*.json")}
-    assert before
-    assert run(folders) < 120
-    assert {file: file.read_bytes() for file in digits.glob("*.json")} == before
+def kept(environment: dict) -> dict[Path, tuple[int, int]]:
+    """Each record, table, weight file and log of a search, and when it was written: a training writes some of them."""
+    roots = (Path(environment[name]) / "digits" for name in ("RESULTS_DIR", "ARTIFACTS_DIR"))
+    files = [file for root in roots for file in root.rglob("*") if file.is_file() and file.suffix != ".lock"]
+    assert files
+    return {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
+
+
+@pytest.mark.longest
+def test_all_notebooks_run_in_a_small_way_and_two_read_back(environment):
+    """Notebook 3 and 7 read everything back: nothing is trained, measured or written again."""
+    small = environment | {"MEASURE_SECONDS": "0.02"}
+    study(small, "--smoke")
+    before = kept(small)
+    assert {file.suffix for file in before} >= {".json", ".safetensors", ".onnx", ".nna"}
+    for number in ("3_", "7_"):
+        study(small, "--smoke", "--only", number)
+    assert kept(small) == before
+
+
+@pytest.mark.slow
+@pytest.mark.longest
+def test_the_whole_study_runs_and_then_reads_back(environment):
+    study(environment)
+    before = kept(environment)
+    study(environment)
+    assert kept(environment) == before
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -44,3 +69,97 @@ def test_committed_notebook_is_thin_and_has_parameters(path):
         if cell.cell_type == "code":
             assert len(cell.source.splitlines()) <= 30
             assert not any(output.output_type == "error" for output in cell.outputs)
+
+
+# --- What the runner is told ------------------------------------------------------------------------------------------
+
+
+def test_the_smoke_profile_is_of_constants_that_there_are():
+    profile = json.loads((ROOT / "notebooks" / "smoke.json").read_text())
+    constants = {path.stem: runner._constants(path) for path in NOTEBOOKS}
+    assert all(given.keys() <= constants[name] for name, given in profile.items())
+
+
+def test_no_constant_follows_from_another_but_the_data_set(tmp_path):
+    """Else one that papermill sets would leave another as it was: each is what it is by itself."""
+    for path in NOTEBOOKS:
+        source = next(c.source for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata["tags"])
+        own = runner._constants(path) - {"WHOLE"}
+        for line in source.splitlines():
+            name, _, value = line.partition(" = ")
+            assert not any(other in value.split("#")[0].replace("[", " ").split() for other in own - {name}), line
+
+
+def test_parameters_go_to_the_notebooks_that_have_them():
+    given = runner._parameters(NOTEBOOKS, {"SEEDS": "[0]", "MODEL": "resnet8", "TRY": "true"}, smoke=False)
+    assert given["1_baseline"] == {"SEEDS": [0], "TRY": True}
+    assert given["3_pruning"] == {"SEEDS": [0], "MODEL": "resnet8"} and given["7_comparison"] == {}
+    with pytest.raises(ValueError, match="SEED_ is no constant of these notebooks: choose from .*, SEEDS, "):
+        runner._parameters(NOTEBOOKS, {"SEED_": "0"}, smoke=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "zzz"], "no notebook's name contains 'zzz': choose from 1_baseline, 2_quantization, 3_pruning"),
+        (["-p", "TEACHER_", "x"], "TEACHER_ is no constant"),
+        (["--in-place", "--smoke"], "leave -p and --smoke out"),
+    ],
+)
+def test_the_runner_refuses_in_a_sentence(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["notebooks.run", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        runner.main()
+    assert said in capsys.readouterr().err
+
+
+def test_folders_are_whole_and_never_empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path / "home"), "RESULTS_DIR": "~/r", "ARTIFACTS_DIR": "a b"})
+    for given, meant in (("folder:~/my pics", "home/my pics"), ("folder:it's (1) & $x", "it's (1) & $x")):
+        runner._prepare_environment(given)
+        assert os.environ["DATASET"] == f"folder:{tmp_path / meant}"
+    assert os.environ["RESULTS_DIR"] == str(tmp_path / "home/r")
+    assert os.environ["ARTIFACTS_DIR"] == str(tmp_path / "a b")
+    for empty in ("", "  "):
+        os.environ["RESULTS_DIR"] = empty
+        with pytest.raises(ValueError, match="RESULTS_DIR is empty: name a folder, or leave it unset"):
+            runner._prepare_environment("digits")
+
+
+AWKWARD = [
+    "with blanks",
+    "it's",
+    'a "quoted" one',
+    "(1) & touch stolen",
+    "$HOME $(shell touch stolen) `touch stolen`",
+    "a;b|c>d",
+    "#1",
+]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("target", ["study", "lab"])
+@pytest.mark.parametrize("name", AWKWARD)
+def test_make_hands_on_what_it_is_given(target, name, tmp_path):
+    """By a stub of Python that writes down its environment and arguments."""
+    stub = tmp_path / ".venv" / "bin" / "python"
+    stub.parent.mkdir(parents=True)
+    stub.write_text(
+        f'#!{sys.executable}\nimport json, os, sys\njson.dump([dict(os.environ), sys.argv], open("told", "w"))\n'
+    )
+    stub.chmod(0o755)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    ready = {"MAKEFLAGS": "", "PATH": os.environ["PATH"], "HOME": "/home/of-a-test"}
+    for how in ("argument", "environment"):
+        given = {"DATASET": f"folder:{name}", "RESULTS_DIR": name}
+        words = [f"{key}={value}" for key, value in given.items()] if how == "argument" else []
+        command = ["make", "--assume-old=.venv/.ready", "--silent", target, *words]
+        finished = subprocess.run(
+            command, cwd=tmp_path, env=ready | ({} if words else given), capture_output=True, text=True
+        )
+        assert finished.returncode == 0, finished.stderr
+        told, arguments = json.loads((tmp_path / "told").read_text())
+        assert {key: told[key] for key in given} == given and "ARTIFACTS_DIR" not in told
+        assert not any(name in argument for argument in arguments)
+    assert {path.name for path in tmp_path.iterdir()} == {".venv", "Makefile", "told"}

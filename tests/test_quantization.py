@@ -15,7 +15,7 @@ from torch import nn
 
 from data import Split, load, normalize
 from experiment import Recipe, run, runner
-from measurement import agreement, operator_counts, timing
+from measurement import agreement, operator_counts
 from models import ModelError, build
 from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, insert_quantizers, int8_rounding
 from plots.quantization import accuracy_by_bits
@@ -308,7 +308,7 @@ def test_identities_last():
 def test_every_path_to_int8_runs(context, monkeypatch):
     torch.manual_seed(0)
     model = build("resnet8", shape=(1, 8, 8), classes=10).eval()
-    monkeypatch.setattr(timing, "SECONDS", 0.02)
+    monkeypatch.setenv("MEASURE_SECONDS", "0.02")
     rows = {row["path"]: row for row in paths(model, context)}
     operators = {name: row["integer_operators"] for name, row in rows.items()}
     assert operators["FP32"] == operators["integer weights only"] == 0
