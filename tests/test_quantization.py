@@ -15,7 +15,7 @@ from torch import nn
 
 from data import Split, load, normalize
 from experiment import Recipe, run, runner
-from measurement import agreement, operator_counts, timing
+from measurement import agreement, operator_counts
 from models import ModelError, build
 from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, insert_quantizers, int8_rounding
 from plots.quantization import accuracy_by_bits
