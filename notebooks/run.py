@@ -64,7 +64,7 @@ def _arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     dataset = os.environ.get("DATASET", "digits")
     parser.add_argument("--dataset", default=dataset, help="digits, cifar10 or folder:PATH (default: $DATASET)")
     parser.add_argument("--only", default="", help="run only notebooks whose name contains this")
-    constant: dict[str, Any] = {"nargs": 2, "metavar": ("NAME", "VALUE"), "help": "a constant, its value as JSON or text"}
+    constant: dict[str, Any] = {"nargs": 2, "metavar": ("NAME", "VALUE"), "help": "a constant; JSON or text"}
     parser.add_argument("-p", action="append", default=[], **constant)
     parser.add_argument("--smoke", action="store_true", help="the constants of notebooks/smoke.json")
     parser.add_argument("--in-place", action="store_true", help="write the outputs back into notebooks/")
