@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 PATHS = ("RESULTS_DIR", "ARTIFACTS_DIR", "CIFAR10_ROOT")
 SIDE_BY_SIDE = 4  # notebooks at most, each with torch in memory
-DIGITS_SECONDS = "0.2"  # of each latency timing on digits, whose networks take a tenth of a millisecond
+DIGITS_SECONDS = "0.1"  # of each latency timing on digits, whose networks take a tenth of a millisecond
 
 
 def main() -> int:
