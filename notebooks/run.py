@@ -11,6 +11,7 @@ import argparse
 import ast
 import hashlib
 import json
+import logging
 import os
 import sys
 import time
@@ -45,6 +46,7 @@ def main() -> int:
         os.execv(jupyter[0], jupyter)  # in place of this process
     output = Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")) / "notebooks"
     output.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it knows fewer names of constants than `_constants`
     started, done = time.perf_counter(), output / "done.txt"  # what all of them ran on
     drawn = done.exists() and done.read_text() == _state(parameters)
     targets = [path if arguments.in_place else output / path.name for path in notebooks]

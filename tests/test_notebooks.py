@@ -33,9 +33,10 @@ def study(environment: dict, *arguments: str) -> None:
 
 
 def kept(environment: dict) -> dict[Path, tuple[int, int]]:
-    """Each record, table, weight file and log of a search, and when it was written: a training writes some of them."""
+    """Each file of what is made, and when it was written: a training, a measurement or a search writes some of them."""
+    made = {".json", ".safetensors", ".checkpoint", ".onnx", ".nna", ".journal"}
     roots = (Path(environment[name]) / "digits" for name in ("RESULTS_DIR", "ARTIFACTS_DIR"))
-    files = [file for root in roots for file in root.rglob("*") if file.is_file() and file.suffix != ".lock"]
+    files = [file for root in roots for file in root.rglob("*") if file.suffix in made]
     assert files
     return {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
 
