@@ -9,6 +9,7 @@ PYTHON  ?= python3
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 WORKERS ?= 2
+PARALLEL := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 BIN     := .venv/bin
 
 # Names of data sets and folders go to the notebooks as they are given: through the environment, so that neither make
@@ -34,13 +35,13 @@ study: setup
 	$(BIN)/python -m notebooks.run
 
 test: setup lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not longest"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not longest"
 
 test-slow: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 test-all: test test-slow
 

@@ -21,9 +21,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no worker is left with it at the end."""
+    """The longest first, so that no worker is left with one at the end; the tests of a file share a worker, and models.
+
+    But for the longest, which are begun by as many workers.
+    """
     items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+    for item in items:
+        longest = item.get_closest_marker("longest")
+        item.add_marker(pytest.mark.xdist_group(item.name if longest else item.path.stem))
 
 
 @pytest.fixture
