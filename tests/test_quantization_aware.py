@@ -1,5 +1,6 @@
 """Low bits and quantization-aware training: levels and gradients by hand, integers from training to the file."""
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -23,7 +24,7 @@ from quantization.static import least_error_range, scale_and_zero_point
 from quantization.weights import best_scale, bits_by_layer, levels, round_weight
 from recipe import Context, StepError
 from storage import Checkpoint, export_onnx
-from training import Train
+from training import Train, TrainingDiverged
 
 
 @pytest.fixture
@@ -31,6 +32,10 @@ def context(tmp_path) -> Context:
     digits = load("digits")
     digits = dataclasses.replace(digits, train=Split(digits.train.images[:256], digits.train.labels[:256]))
     return Context(digits, 0, torch.device("cpu"), Checkpoint(tmp_path / "checkpoint"), make=None, cache=tmp_path)
+
+
+# Enough to calibrate with.
+SMALL = Context(load("digits"), 0, torch.device("cpu"), Checkpoint(None), make=None, cache=None)
 
 
 def network(name: str = "resnet20") -> nn.Module:
@@ -182,6 +187,79 @@ def test_the_deployed_integers_are_those_of_the_training(folders, context, bits,
     counts = operator_counts(file)
     assert counts["integer_convolutions"] == counts["convolutions"] == 6
     assert counts["integer_additions"] == counts["additions"] == 2
+
+
+def test_a_step_that_an_update_takes_through_zero_goes_back_and_others_are_left_alone():
+    trained = qat.prepare(network(), bits_by_layer(network(), 4, 8))
+    qat.start(trained, Quantize(images=32).apply(network(), SMALL))
+    modules = {n: m for n, m in trained.named_modules() if isinstance(m, qat._FakeWeight | qat.FakeQuantizer)}
+    modules["conv"].weight_scale.data[2] = 1e-9  # a channel whose weights are all but zero starts there
+    qat.before_epoch(trained, 0.0)
+    before = {name: module.step.detach().clone() for name, module in modules.items()}
+    weights, activation = modules["conv"].weight_scale.data, modules["quantizer_relu"].scale.data
+    weights[:4] = torch.tensor([-3.0, 1e-7, -1.0, 2e-6])
+    activation.fill_(-0.5)
+    qat.after_step(trained, 0.1)
+    expected = {name: step.clone() for name, step in before.items()}
+    expected["conv"][2:4] = torch.tensor([qat.SMALLEST_STEP, 2e-6])
+    assert all(torch.equal(module.step, expected[name]) for name, module in modules.items())
+    assert before["conv"][0] > 1e-3 and before["quantizer_relu"] > 1e-3
+
+
+def test_training_on_the_brink_of_divergence_ends_in_a_file_that_computes_the_same(context, tmp_path):
+    """A student of three updates, on 43 images of two classes: gradients are so large that steps were lost."""
+    two = of_two_classes(48)
+    context = dataclasses.replace(context, dataset=two)
+    model = Train("tiny_mixer", epochs=3, batch_size=32).apply(None, context)
+    context.checkpoint.clear()
+    smallest = []
+    with pytest.MonkeyPatch.context() as patch:
+        finish = qat.finish
+        patch.setattr(
+            qat, "finish", lambda trained, float_model: smallest.append(least(trained)) or finish(trained, float_model)
+        )
+        integer = Quantize("qat", "ternary", epochs=8, learning_rate=0.05, batch_size=32).apply(model, context)
+    assert smallest[0] > 10 * qat.SMALLEST_STEP
+    export_onnx(integer, tmp_path / "model.onnx", images=normalize(two.test.images, two))  # refuses other logits
+
+
+def least(trained):
+    steps = [m.step.detach() for m in trained.modules() if isinstance(m, qat._FakeWeight | qat.FakeQuantizer)]
+    return min(float(step.min()) for step in steps)
+
+
+def of_two_classes(images):
+    digits = load("digits")
+
+    def part(split, start, end):
+        chosen = (split.labels < 2).nonzero().flatten()[start:end]
+        return Split(split.images[chosen], split.labels[chosen])
+
+    held_out = images // 10
+    return dataclasses.replace(
+        digits,
+        train=part(digits.train, held_out, images),
+        validation=part(digits.train, 0, held_out),
+        test=part(digits.test, 0, None),
+        classes=("0", "1"),
+    )
+
+
+@pytest.mark.parametrize("lost", ["scale of an activation", "scale of a weight", "bias"])
+def test_biases_beyond_32_bits_are_a_training_that_diverged(lost):
+    model = network("tiny_mixer")
+    trained = qat.prepare(model, bits_by_layer(model, 4, 8)).eval()
+    qat.start(trained, Quantize(images=32).apply(network("tiny_mixer"), SMALL))
+    copied = copy.deepcopy(trained)
+    qat.finish(copied, copy.deepcopy(model))
+    if lost == "scale of an activation":
+        trained.get_submodule("quantizer_input_1").scale.data.fill_(1e-12)
+    elif lost == "scale of a weight":
+        trained.get_submodule("0").weight_scale.data.fill_(1e-12)
+    else:
+        trained.get_submodule("1").bias.data.fill_(math.nan)
+    with pytest.raises(TrainingDiverged, match="0.bias is .* lower learning_rate"):
+        qat.finish(trained, model)
 
 
 def test_an_untrained_form_rounds_as_the_integer_model_does(context):

@@ -15,7 +15,7 @@ from torch import nn
 
 from data import Batch, Split, load
 from experiment import Recipe
-from models import ModelError
+from models import ModelError, build
 from quantization import Quantize
 from recipe import Context, StepError
 from storage import Checkpoint
@@ -149,6 +149,57 @@ def test_a_loss_that_is_no_number(digits, tmp_path, number):
     with pytest.raises(TrainingDiverged, match=r"the loss became (nan|inf) in epoch 1: lower learning_rate"):
         trained(digits, tmp_path / "state", loss=lambda logits, batch: logits.sum() * 0 + number)
     assert not (tmp_path / "state").exists()  # else the next try would go on from weights that are lost
+
+
+def hidden(spatial):
+    """Batch norm behind a linear layer, which sees as many values of a channel as there are images; or on the map."""
+    first = [nn.Conv2d(1, 8, 3 if spatial else 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*first, nn.Linear(8 * 36 if spatial else 8, 6), nn.BatchNorm1d(6), nn.Linear(6, 10))
+
+
+SINGLE = {
+    "linear layer": (lambda: hidden(True), "(5)"),
+    "map of a pixel": (lambda: hidden(False), "(1)"),
+    "the published study's student": (lambda: build("student_3conv", shape=(1, 8, 8), classes=10), "(layers.14)"),
+}
+
+
+@pytest.mark.parametrize("network", SINGLE)
+def test_batch_norm_over_a_single_value_is_refused_before_the_training(digits, tmp_path, network):
+    make, name = SINGLE[network]
+    model = make()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(StepError, match="batch_size=1 leaves .* set batch_size to at least 2") as caught:
+        trained(digits, tmp_path / "state", model, batch_size=1)
+    assert name in str(caught.value)
+    one = dataclasses.replace(digits, train=Split(digits.train.images[:1], digits.train.labels[:1]))
+    with pytest.raises(StepError, match="a single training image leaves .* add training images"):
+        trained(one, tmp_path / "state", model, batch_size=32)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    trained(digits, tmp_path / "state", model, batch_size=80, epochs=1)
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_networks_without_such_a_batch_norm_train_on_single_images(digits, tmp_path, images):
+    few = dataclasses.replace(digits, train=Split(digits.train.images[:images], digits.train.labels[:images]))
+    for index, model in enumerate((small(), build("resnet8", shape=(1, 8, 8), classes=10))):
+        start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        trained(few, tmp_path / f"state{index}", model, batch_size=1, epochs=1)
+        assert any(not torch.equal(tensor, start[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_last_update_that_spoils_the_weights_is_noticed(digits, tmp_path, number):
+    """It shows in no loss, since none is computed after it."""
+    model = small()
+
+    def spoil(done):
+        if done == 1:
+            model[0].weight.data[0, 0, 0, 0] = number
+
+    with pytest.raises(TrainingDiverged, match="epoch 4: lower learning_rate"):
+        trained(digits, tmp_path / "state", model, after_step=spoil)
+    assert len(Checkpoint(tmp_path / "state").load()[1]["curves"]) == 3  # those weights are not kept
 
 
 def test_a_learning_rate_far_too_high(digits, tmp_path):
