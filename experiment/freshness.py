@@ -14,8 +14,9 @@ from recipe import Recipe
 from storage import StorageError, sha256
 
 MAKING = ("train", "validation")  # the images that a model may be made from; the others are those that it is tested on
+A_WHILE = 0.1  # seconds
 _loaded: dict[str, tuple[str | None, Dataset]] = {}
-_seen: dict[str, tuple[str | None, float, float]] = {}
+_seen: dict[str, tuple[str | None, float]] = {}
 _fingerprints: dict[str, tuple[str, dict]] = {}
 
 
@@ -60,13 +61,13 @@ def _read_fingerprint(path: Path, files: str) -> dict | None:
 
 
 def _signature(name: str) -> str | None:
-    """`data.signature`, looked up again only after twenty times as long as that takes: it walks through a folder."""
-    value, until, _ = _seen.get(name, (None, 0.0, 0.0))
-    started = time.monotonic()
-    if started > until:
+    """`data.signature`; of a folder so large that it takes a while, looked up again only after twenty times as long."""
+    value, until = _seen.get(name, (None, 0.0))
+    if time.monotonic() > until:
+        started = time.process_time()
         value = signature(name)
-        ended = time.monotonic()
-        _seen[name] = value, ended + 20 * (ended - started), started
+        seconds = time.process_time() - started
+        _seen[name] = value, time.monotonic() + 20 * seconds if seconds > A_WHILE else 0.0
     return value
 
 
