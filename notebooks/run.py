@@ -15,8 +15,9 @@ import logging
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def main() -> int:
     started, done = time.perf_counter(), output / "done.txt"  # what all of them ran on
     drawn = done.exists() and done.read_text() == _state(parameters)
     targets = [path if arguments.in_place else output / path.name for path in notebooks]
-    with ThreadPoolExecutor(min(SIDE_BY_SIDE, os.cpu_count() or 1)) as pool:
+    # Processes, fresh ones: two of Jupyter's clients in the threads of one have waited for each other for ever.
+    with ProcessPoolExecutor(min(SIDE_BY_SIDE, os.cpu_count() or 1), get_context("spawn")) as pool:
         side_by_side_or_not = pool.map if drawn else map  # which stops at the first that fails
         if not all(side_by_side_or_not(partial(_execute, bar=not drawn), notebooks, targets, parameters.values())):
             return 1
