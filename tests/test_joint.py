@@ -157,7 +157,7 @@ def test_a_boolean_is_no_number(make):
     ],
 )  # fmt: skip
 def test_names_are_text(step, name):
-    with pytest.raises((StepError, ModelError), match=rf"unknown .*{name} \['a'\]"):
+    with pytest.raises((StepError, ModelError), match=rf"unknown .*{name} \('a',\)"):
         step(**{name: ["a"]})
 
 
