@@ -11,7 +11,6 @@ from torch import nn
 
 from combination.joint import Joint
 from combination.model_search import FIELDS, SearchError, check_space, search
-from distillation import Distill
 from distillation.study import long_student, patient, student, student_training
 from experiment import interval, kept_table
 from models import build
@@ -79,7 +78,7 @@ def headline(base: Recipe, model: str, rows: Sequence[Headline] = HEADLINE) -> l
         if sparsity:
             small = pruned(small, "lookahead", sparsity, teacher=base, epochs=pruning)
         words = {"network": small.model, "sparsity": sparsity, "bits": bits}
-        own = depthwise(whole[network].last(Distill).model) if bits == "ternary" or bits < DEPTHWISE_BITS else ()
+        own = depthwise(str(small.model)) if bits == "ternary" or bits < DEPTHWISE_BITS else ()
         cases.append((words, trained(small, bits, teacher=base, epochs=rounding, layer_bits=own)))
     return cases
 
