@@ -1,5 +1,6 @@
 """Records never pass for those of other data, code or settings: each way in which they could, as it was tried."""
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -493,6 +494,9 @@ def test_a_record_that_was_changed_is_noticed(folders):
     for _ in range(200):
         place = int(draws.integers(len(whole)))
         text = whole[:place] + chr(ord(whole[place]) ^ 1) + whole[place + 1 :]
+        with contextlib.suppress(ValueError):
+            if json.loads(text) == record:  # the seventeenth digit of a number may change nothing
+                continue
         path.write_text(text)
         with pytest.warns(UserWarning, match="no readable record"):
             assert records_module.read_record(path) is None
