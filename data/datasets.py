@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from data.sources import DataError as DataError
-from data.sources import ImageArrays, cifar10_files, read_cifar10, read_digits, read_folder
+from data.sources import ImageArrays, cifar10_files, read_cifar10, read_digits, read_folder, readable
 
 # The validation images are chosen by this seed alone, never by a recipe's, so that no recipe trains on an image
 # that another one is chosen by.
@@ -128,7 +128,7 @@ def folder_of(name: str) -> Path:
 
 def identity(name: str) -> str:
     """The name under which records know a data set: of a folder its last part, the same wherever it lies."""
-    return f"folder:{unicodedata.normalize('NFC', folder_of(name).name)}" if name.startswith("folder:") else name
+    return f"folder:{unicodedata.normalize('NFC', readable(folder_of(name).name))}" if name.startswith("folder:") else name
 
 
 def signature(name: str) -> str | None:
