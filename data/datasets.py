@@ -128,7 +128,9 @@ def folder_of(name: str) -> Path:
 
 def identity(name: str) -> str:
     """The name under which records know a data set: of a folder its last part, the same wherever it lies."""
-    return f"folder:{unicodedata.normalize('NFC', readable(folder_of(name).name))}" if name.startswith("folder:") else name
+    return (
+        f"folder:{unicodedata.normalize('NFC', readable(folder_of(name).name))}" if name.startswith("folder:") else name
+    )
 
 
 def signature(name: str) -> str | None:
