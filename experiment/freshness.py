@@ -80,7 +80,7 @@ def made_of(recipe: Recipe, dataset: Dataset, models: dict[str, str]) -> dict:
     """
     networks = [
         [name, width, structure(name, shape=dataset.shape, classes=len(dataset.classes), width=width)]
-        for name, width in recipe.networks().values()
+        for name, width in recipe.networks()
     ]
     data = {key: value for key, value in dataset.fingerprint.items() if key != "test"}
     files = {name: sha256(path) for name, path in recipe.files().items()}

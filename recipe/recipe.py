@@ -135,16 +135,15 @@ class Recipe:
         """
         return identity_of(self.describe())
 
-    def networks(self) -> dict[str, tuple[str, float]]:
-        """Name and width of each network that is built for this recipe, its teachers and members, by a label."""
-        found: dict[str, tuple[str, float]] = {}
+    def networks(self) -> list[tuple[str, float]]:
+        """Name and width of each network that is built for this recipe, its teachers and members, each once."""
+        found: list[tuple[str, float]] = []
         for step in self.steps:
             if hasattr(step, "model"):
-                width = float(getattr(step, "width", 1.0))
-                found[step.model if width == 1 else f"{step.model} of width {width:g}"] = (step.model, width)
+                found.append((step.model, float(getattr(step, "width", 1.0))))
             for _, recipe in _nested(step):
-                found |= recipe.networks()
-        return found
+                found += recipe.networks()
+        return list(dict.fromkeys(found))
 
     def files(self) -> dict[str, Path]:
         """The files that fields of the steps name, by what is written there: what they hold is part of the recipe."""
