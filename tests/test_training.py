@@ -272,7 +272,8 @@ def test_train_goes_on_after_kill_9_and_ends_in_bfloat16(digits, tmp_path):
     assert len(state["curves"]) == 1
     resumed = step.apply(None, context)
     assert same_weights(whole, resumed) and len(context.log["curves"]) == 2
-    assert resumed.spec == {"architecture": "resnet20", "shape": [1, 8, 8], "classes": 10}
+    scale = {"mean": list(digits.mean), "std": list(digits.std)}
+    assert resumed.spec == {"architecture": "resnet20", "shape": [1, 8, 8], "classes": 10, "pixels": scale}
     matrices = [p for p in resumed.parameters() if p.ndim > 1]
     assert len(matrices) == 22
     for weight in matrices:  # bfloat16 is float32 without its lower 16 bits
@@ -300,7 +301,7 @@ def test_a_damaged_checkpoint_starts_over_with_a_warning(digits, tmp_path, damag
         {"epochs": 0}, {"epochs": -1}, {"batch_size": 0}, {"learning_rate": 0}, {"learning_rate": -0.1},
         {"learning_rate": math.nan}, {"weight_decay": -1e-9}, {"weight_decay": math.nan}, {"label_smoothing": -0.1},
         {"label_smoothing": 1}, {"label_smoothing": math.nan}, {"label_smoothing": "0.1"}, {"epochs": 1.5},
-        {"epochs": "3"}, {"batch_size": 64.0}, {"learning_rate": math.inf}, {"learning_rate": "0.1"},
+        {"epochs": "3"}, {"batch_size": 64.5}, {"learning_rate": math.inf}, {"learning_rate": "0.1"},
         {"weight_decay": math.inf}, {"weight_decay": None},
     ],
 )  # fmt: skip
