@@ -21,7 +21,8 @@ from recipe import Context, Recipe, Step, training_fields
 from storage import Checkpoint
 
 IN_A_ROW, AT_ONCE = "one after the other", "one training"
-BATCHES, ROUNDS = 20, 3  # of an epoch that is timed
+BATCHES = 20  # of an epoch that is timed
+ROUNDS, FEW_ROUNDS = 3, {"digits": 1}  # of such epochs; few where all that is learnt is how it is done
 
 
 def in_a_row(base: Recipe, model: str, sparsity: float, bits: Bits, seed: int | None = None) -> Recipe:
@@ -81,10 +82,12 @@ def at_once_or_in_a_row(
     labels = {recipe.id: label for (_, recipe), label in zip(cases, firsts, strict=True)}
     epoch = epoch_seconds(base, model, sparsity, bits)
     seconds = {recipe.id: training_seconds(_after(base, recipe), epoch) for _, recipe in cases}
-    return run_table(cases).assign(label=lambda t: t["id"].map(labels), seconds=lambda t: t["id"].map(seconds))
+    found = run_table(cases).assign(label=lambda t: t["id"].map(labels), seconds=lambda t: t["id"].map(seconds))
+    found.attrs |= epoch.attrs
+    return found
 
 
-def training_seconds(steps: Iterable[Step], epoch: Mapping[str, float]) -> float:
+def training_seconds(steps: Iterable[Step], epoch: Mapping[str, float] | pd.Series) -> float:
     """Seconds that trainings take whose epochs take so many, by the names of `epoch_seconds`."""
     seconds = 0.0
     for step in steps:
@@ -95,13 +98,14 @@ def training_seconds(steps: Iterable[Step], epoch: Mapping[str, float]) -> float
     return seconds
 
 
-def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> dict[str, float]:
+def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> pd.Series:
     """Seconds of an epoch of each kind: Distill, Prune, Quantize, Joint, and Joint while it rounds.
 
     Timed by turns, since a machine is not always equally fast, on the first `BATCHES` batches, with the teacher's
     logits at hand; medians over rounds, for all training images. Kept as a table of this machine's times.
     """
     chain, together = in_a_row(base, model, sparsity, bits), joint(base, model, sparsity, bits)
+    count = FEW_ROUNDS.get(base.dataset, ROUNDS)
 
     def rows() -> list[dict]:
         whole, teacher, once = load(base.dataset), make(base), together.last(Joint)
@@ -109,15 +113,15 @@ def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> dict
         with tempfile.TemporaryDirectory() as folder:
             rounds = [
                 _timed_round(teacher, _after(base, chain), once, cut, base.seed, Path(folder), turn)
-                for turn in range(1 + ROUNDS)
+                for turn in range(1 + count)
             ]
         medians = pd.DataFrame(rounds[1:]).median()  # the first one warms up, and keeps the logits
         scale = len(whole.train) / len(cut.train)
         return [{"epoch": kind, "seconds": scale * seconds} for kind, seconds in medians.items()]
 
-    arguments = {"chain": chain.id, "together": together.id, "rounds": ROUNDS, "batches": BATCHES}
+    arguments = {"chain": chain.id, "together": together.id, "rounds": count, "batches": BATCHES}
     table = kept_table("joint-seconds", base.dataset, rows, arguments, timed=True)
-    return dict(zip(table["epoch"], table["seconds"], strict=True))
+    return table.set_index("epoch")["seconds"]
 
 
 def _timed_round(

@@ -21,7 +21,7 @@ T = TypeVar("T")
 TRAINING: dict[str | tuple[str, str], dict[str, Any]] = {
     ("cifar10", "resnet18"): {"epochs": 15, "learning_rate": 0.1, "start": {"epochs": 15}},  # an hour each on two cores
     "cifar10": {"epochs": 40, "learning_rate": 0.1, "label_smoothing": 0.0},  # networks too small to overfit
-    "digits": {"epochs": 10, "batch_size": 32},
+    "digits": {"epochs": 10, "batch_size": 64},
     "folder": {"epochs": 20, "batch_size": 32},
 }
 

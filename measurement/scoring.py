@@ -3,7 +3,6 @@
 import numpy as np
 import onnxruntime
 import torch
-from scipy.stats import binomtest
 from torch import nn
 
 from data import Dataset, Split, normalize
@@ -31,5 +30,7 @@ def agreement(model: nn.Module, answered: np.ndarray, dataset: Dataset, split: S
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share measured on `count` images (Wilson 1927)."""
+    from scipy.stats import binomtest  # half a second of import, which reading records back does without
+
     interval = binomtest(round(share * count), count).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)

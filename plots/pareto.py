@@ -8,7 +8,7 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import Markdown, clear_output, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -97,8 +97,26 @@ def show_recommendation(records: pd.DataFrame, **budget: float) -> None:
     display(Markdown(choice.reason), choice.table())
 
 
+def explore_budgets(records: pd.DataFrame) -> ipywidgets.VBox:
+    """Sliders with what is recommended for them below, once one has been moved: `show_recommendation`, drawn anew.
+
+    Nothing is drawn before that: a notebook that is run without a reader would only wait for it. `interact` would draw
+    at once, into an output whose messages can make such a run miss the end of its cell, and wait for ever.
+    """
+    sliders, drawing = budget_sliders(records), ipywidgets.Output()
+
+    def redraw(change: object) -> None:
+        with drawing:
+            clear_output(wait=True)
+            show_recommendation(records, **{name: slider.value for name, slider in sliders.items()})
+
+    for slider in sliders.values():
+        slider.observe(redraw, "value")
+    return ipywidgets.VBox([*sliders.values(), drawing])
+
+
 def budget_sliders(records: pd.DataFrame) -> dict[str, ipywidgets.FloatSlider | ipywidgets.FloatLogSlider]:
-    """A slider a budget over what the records have, each at its loosest: `interact(..., **budget_sliders(records))`.
+    """A slider a budget over what the records have, each at its loosest.
 
     Those of costs are logarithmic: most models are small, and would share the first steps of a linear one.
     """

@@ -444,7 +444,10 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("kind", MIXED)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("floats first", "many quantizers"))) for kind in MIXED],
+)
 def test_an_ensemble_of_integer_networks_computes_what_its_members_files_do(digits, tmp_path, kind):
     members = MIXED[kind]()
     images = normalize(digits.test.images[:50], digits)

@@ -34,7 +34,10 @@ def context(tmp_path_factory) -> Context:
     return Context(load("digits"), 0, torch.device("cpu"), Checkpoint(folder / "checkpoint"), make=None, cache=folder)
 
 
-@pytest.fixture(scope="module", params=[("resnet18", 1, 20, 8), ("resnet20", 4, 21, 9)], ids=lambda case: case[0])
+RESNET18 = pytest.param(("resnet18", 1, 20, 8), marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[RESNET18, ("resnet20", 4, 21, 9)], ids=lambda case: case[0])
 def trained(request, context, tmp_path_factory):
     """A float network, its integer form, the expected numbers of convolutions and additions, and a folder."""
     name, epochs, convolutions, additions = request.param
@@ -305,6 +308,7 @@ def test_identities_last():
         assert base.then(step).id == hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+@pytest.mark.slow  # notebook 2 takes them too, in its small run
 def test_every_path_to_int8_runs(context, monkeypatch):
     torch.manual_seed(0)
     model = build("resnet8", shape=(1, 8, 8), classes=10).eval()
