@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from data import Dataset
 from experiment.freshness import RecordError, dataset_at_hand, made_of, outdated, outdated_record, refusal
 from experiment.records import current_commit, read_record, write_record
-from experiment.store import Store
+from experiment.store import Store, graphs_folder
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
 from measurement.timing import hardware
 from models import spec_of
@@ -314,7 +314,7 @@ def _onnx(recipe: Recipe, model: nn.Module, dataset: Dataset) -> Path:
     store, weights = Store.of(recipe), weights_checksum(model)
     with store.locked():
         draft = store.onnx(weights, "draft")
-        export_with_scale(model, draft, dataset)
+        export_with_scale(model, draft, dataset, graphs=graphs_folder())
         path = store.onnx(weights, sha256(draft))
         draft.replace(path)
         for other in store.artifacts.glob(store.onnx(weights, "*").name):

@@ -42,6 +42,11 @@ def artifacts_folder(dataset: str) -> Path:
     return artifacts_root() / folder_name(dataset)
 
 
+def graphs_folder() -> Path:
+    """Where the ONNX graphs of networks are kept, without weights."""
+    return artifacts_root() / "graphs"
+
+
 def figures_folder() -> Path:
     """Where charts and exported tables go."""
     return results_root() / "figures"

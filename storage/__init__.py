@@ -4,12 +4,12 @@ back and checked."""
 import data.telemetry  # noqa: F401 (before ONNX Runtime is imported)
 from storage.archive import ArchiveError, archive_table, load_archive, save_archive
 from storage.files import StorageError, atomic_write, sha256
+from storage.onnx_export import quiet_exporter
 from storage.onnx_file import (
     export_onnx,
     export_with_scale,
     open_onnx,
     pixel_scale,
-    quiet_exporter,
     run_onnx,
     runtime_options,
 )

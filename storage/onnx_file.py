@@ -1,13 +1,7 @@
 """The deployed model: one ONNX file, from which accuracy, size and latency are all taken."""
 
-import contextlib
-import copy
-import io
-import itertools
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,15 +13,14 @@ from torch import nn
 
 from data import Dataset
 from models import spec_of
-from models.quantized import OPSET, folded, holds_integers
+from models.quantized import folded, holds_integers
 from storage.files import StorageError, atomic_write
-from storage.onnx_graph import normalize_inside, settle_zero_points, shorten_names, strip
+from storage.onnx_export import graph_without_weights
+from storage.onnx_graph import normalize_inside, settle_zero_points, shorten_names
 
 # Of the norm of all logits, between PyTorch and ONNX Runtime. Integer kernels may round a value that lies half-way the
 # other way, and a deep network carries such a step on, so that quantized files are held to less.
 FLOAT_TOLERANCE, QUANTIZED_TOLERANCE = 1e-3, 0.1
-GRAPHS_KEPT = 8
-_graphs: dict[tuple, bytes] = {}  # serialized, so that nobody can change them; see `_filled`
 
 
 def export_onnx(
@@ -36,12 +29,14 @@ def export_onnx(
     metadata: dict | None = None,
     images: torch.Tensor | None = None,
     raw_scale: dict | None = None,
+    graphs: Path | None = None,
 ) -> None:
     """Write `model` as ONNX with a free batch size, then run the file and compare its logits with the model's.
 
     The file maps `images` `[batch, C, H, W]` (float32, normalized) to `logits` `[batch, classes]`, and carries
     `metadata` (anything that JSON can say) in its properties. With `raw_scale`, as `pixel_scale` gives it, the file
-    takes uint8 images instead and normalizes them itself.
+    takes uint8 images instead and normalizes them itself. `graphs` is a folder where the exporter's graphs are kept,
+    without weights, which saves seconds where a network of this form was exported before.
 
     The logits are compared on `images`, in the form that the file takes. They should be real ones for an integer
     model: on noise, far outside its ranges, one rounding more or less carries far.
@@ -50,7 +45,7 @@ def export_onnx(
         StorageError: the file cannot be written, or computes something else than the model.
     """
     model = model.eval().cpu().to(memory_format=torch.contiguous_format)
-    file = _filled(model, raw_scale)
+    file = _filled(model, raw_scale, graphs)
     form = "float32, (pixel / 255 - mean) / std" if raw_scale is None else "uint8, 0 to 255"
     properties = {"spec": spec_of(model), "images": form} | (raw_scale or {}) | (metadata or {})
     onnx.helper.set_model_props(file, {key: json.dumps(value) for key, value in properties.items()})
@@ -60,7 +55,9 @@ def export_onnx(
         _check(model, temporary, path, images, raw_scale)
 
 
-def export_with_scale(model: nn.Module, path: Path, dataset: Dataset, raw_images: bool = False) -> None:
+def export_with_scale(
+    model: nn.Module, path: Path, dataset: Dataset, raw_images: bool = False, graphs: Path | None = None
+) -> None:
     """`export_onnx` for a data set: its classes and the scale of pixels go into the file, its images check it.
 
     Raises:
@@ -76,9 +73,9 @@ def export_with_scale(model: nn.Module, path: Path, dataset: Dataset, raw_images
     scale, images = pixel_scale(spec_of(model), dataset), dataset.validation.images[:64]
     metadata = {"classes": dataset.classes} | scale
     if raw_images:
-        export_onnx(model, path, metadata, images, raw_scale=scale)
+        export_onnx(model, path, metadata, images, scale, graphs)
     else:
-        export_onnx(model, path, metadata, _normalized(images, scale))
+        export_onnx(model, path, metadata, _normalized(images, scale), graphs=graphs)
 
 
 def pixel_scale(spec: dict, dataset: Dataset | None = None) -> dict[str, list[float]]:
@@ -106,55 +103,17 @@ def pixel_scale(spec: dict, dataset: Dataset | None = None) -> dict[str, list[fl
     return {"mean": list(own["mean"]), "std": list(own["std"])}
 
 
-def _filled(model: nn.Module, raw_scale: dict | None) -> onnx.ModelProto:
-    """The model as ONNX, batch norm folded, to change at will.
-
-    The exporter takes seconds, and its graph depends on the code of the network alone: it is kept, without weights.
-    """
+def _filled(model: nn.Module, raw_scale: dict | None, graphs: Path | None) -> onnx.ModelProto:
+    """The model as ONNX, batch norm folded, to change at will."""
     graph_module = folded(model)
     tensors = graph_module.state_dict()
-    key = (str(graph_module), *spec_of(model)["shape"], *((name, tensor.shape) for name, tensor in tensors.items()))
-    if key not in _graphs:
-        if len(_graphs) == GRAPHS_KEPT:
-            del _graphs[next(iter(_graphs))]
-        _graphs[key] = _exported(graph_module, spec_of(model)["shape"])
-    file = onnx.ModelProto.FromString(_graphs[key])
+    file = onnx.ModelProto.FromString(graph_without_weights(graph_module, spec_of(model)["shape"], graphs))
     file.graph.initializer.extend(onnx.numpy_helper.from_array(t.numpy(), name) for name, t in tensors.items())
     settle_zero_points(file.graph)
     if raw_scale is not None:
         normalize_inside(file.graph, *(_by_channel(raw_scale[name]).numpy() for name in ("mean", "std")))
     shorten_names(file.graph, {name for name, _ in graph_module.named_parameters()})
     return file
-
-
-def _exported(model: nn.Module, shape: list[int]) -> bytes:
-    """The graph of a network, without its tensors, which it names as its state dict does.
-
-    The exporter merges tensors of equal values, which those of another model need not be: so all are made different.
-    """
-    model = copy.deepcopy(model)
-    tensors = model.state_dict()
-    generator = torch.Generator().manual_seed(0)
-    zero_points = itertools.count()  # one byte each: 256 that differ
-    for tensor in tensors.values():
-        if tensor.numel() == 1 and not tensor.is_floating_point():
-            tensor.fill_(next(zero_points))
-        else:
-            tensor.copy_(50 * torch.rand(tensor.shape, generator=generator) + 1)
-    example = torch.randn(2, *shape, generator=generator)
-    with quiet_exporter():
-        program = torch.onnx.export(
-            model, (example,), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=["images"], output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        )  # fmt: skip
-    assert program is not None  # with dynamo=True
-    file = program.model_proto
-    lost = tensors.keys() - {initializer.name for initializer in file.graph.initializer}
-    if lost:
-        raise StorageError(f"the ONNX exporter merged or left out {min(lost)}: this is a fault to report")
-    strip(file.graph, tensors.keys())
-    return file.SerializeToString()
 
 
 def _by_channel(values: Sequence[float]) -> torch.Tensor:
@@ -238,17 +197,3 @@ def _saturates() -> bool:
 def run_onnx(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
     """Logits `[B, classes]` of normalized images `[B, C, H, W]`, float32."""
     return session.run(["logits"], {"images": images})[0]
-
-
-@contextlib.contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Around the exporter: it reports its progress on the screen, and warns of what does not concern the file."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiment import runner
+from experiment import runner, store
 from measurement import timing
 from models import ARCHITECTURES, ResNet
 from training import loop
@@ -48,14 +48,26 @@ def rng(seed: int) -> np.random.Generator:
 
 
 @pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def artifacts(tmp_path: Path) -> Path:
+    """A folder of this test alone, but for what takes long and follows from code alone: ONNX graphs, the emulator."""
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    for name in ("graphs", "emulator"):
+        built = (store.artifacts_root() / name).resolve()
+        built.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(built)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Results and artifacts of the digits in folders of this test alone, and the network `tiny` to train."""
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
-    monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("ARTIFACTS_DIR", str(artifacts))
     monkeypatch.setitem(ARCHITECTURES, "tiny", lambda shape, classes, width: ResNet((8, 16), (1, 1), shape[0], classes))
     monkeypatch.setenv("MEASURE_SECONDS", "0.02")
     monkeypatch.setattr(runner, "hardware", lru_cache(timing.hardware))
-    return tmp_path / "results" / "digits", tmp_path / "artifacts" / "digits"
+    return tmp_path / "results" / "digits", artifacts / "digits"
 
 
 @pytest.fixture

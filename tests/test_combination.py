@@ -928,7 +928,7 @@ def test_a_kept_search_is_of_its_settings(monkeypatch, tmp_path):
 
     asked(), asked(), asked(bits=[4])
     assert len(begun) == 2  # the second of three was read back
-    monkeypatch.setattr(study, "student_training", lambda base, model: {"batch_size": 64})
+    monkeypatch.setattr(study, "student_training", lambda base, model: {"batch_size": 16})
     asked()
     assert len(begun) == 3
     asked(model=["resnet8", "ds_cnn"])

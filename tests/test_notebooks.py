@@ -17,13 +17,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]_*.ipynb"))
 
 
 @pytest.fixture
-def environment(tmp_path) -> dict[str, str]:
-    """Folders of this test alone, but for the emulator's libraries, which take minutes to build."""
-    built = Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")).resolve() / "emulator"
-    built.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "artifacts").mkdir()
-    (tmp_path / "artifacts" / "emulator").symlink_to(built)
-    return os.environ | {"RESULTS_DIR": str(tmp_path / "results"), "ARTIFACTS_DIR": str(tmp_path / "artifacts")}
+def environment(tmp_path, artifacts) -> dict[str, str]:
+    return os.environ | {"RESULTS_DIR": str(tmp_path / "results"), "ARTIFACTS_DIR": str(artifacts)}
 
 
 def study(environment: dict, *arguments: str) -> None:

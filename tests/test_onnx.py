@@ -26,6 +26,7 @@ from storage import (
     export_onnx,
     export_with_scale,
     load_archive,
+    onnx_export,
     open_onnx,
     pixel_scale,
     run_onnx,
@@ -205,15 +206,43 @@ def test_two_models_in_turn_have_nothing_of_each_other(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "c").read_bytes()
 
 
+def line(side: int, activation: nn.Module) -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(side * side, 1000), activation)
+    model.spec = {"architecture": "line", "shape": [1, side, side], "classes": 1000}
+    return model
+
+
 def test_few_graphs_are_kept_and_none_with_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage.onnx_file, "_graphs", {})
-    monkeypatch.setattr(storage.onnx_file, "GRAPHS_KEPT", 2)
+    monkeypatch.setattr(onnx_export, "_graphs", {})
+    monkeypatch.setattr(onnx_export, "IN_MEMORY", 2)
     for side in (8, 6, 4, 6):
-        model = nn.Sequential(nn.Flatten(), nn.Linear(side * side, 1000))
-        model.spec = {"architecture": "line", "shape": [1, side, side], "classes": 1000}
-        export_onnx(model, tmp_path / "model.onnx")
-        assert len(storage.onnx_file._graphs) <= 2
-    assert all(isinstance(graph, bytes) and len(graph) < 5000 for graph in storage.onnx_file._graphs.values())
+        export_onnx(line(side, nn.ReLU()), tmp_path / "model.onnx", graphs=tmp_path)
+        assert len(onnx_export._graphs) <= 2
+    kept = [path.read_bytes() for path in tmp_path.glob("*.graph")]
+    assert len(kept) == 3 and all(len(graph) < 5000 for graph in (*kept, *onnx_export._graphs.values()))
+
+
+def test_another_process_reads_a_graph_back_where_it_is_the_same_and_whole(tmp_path, monkeypatch):
+    exported = []
+    export = onnx_export._exported
+    monkeypatch.setattr(onnx_export, "_exported", lambda *given: exported.append(given) or export(*given))
+
+    def write(model, name):
+        monkeypatch.setattr(onnx_export, "_graphs", {})  # as another process begins
+        export_onnx(model, tmp_path / name, graphs=tmp_path)
+
+    write(line(8, nn.ReLU()), "one.onnx")
+    (graph,) = tmp_path.glob("*.graph")
+    write(line(8, nn.ReLU()), "two.onnx")  # with weights of its own, which `export_onnx` checks by its logits
+    assert len(exported) == 1 and (tmp_path / "one.onnx").read_bytes() != (tmp_path / "two.onnx").read_bytes()
+    write(line(8, nn.Tanh()), "other.onnx")  # the same tensors
+    assert len(exported) == 2
+    content = bytearray(graph.read_bytes())
+    content[-1] ^= 1
+    for damaged in (bytes(content), content[:40], b""):
+        graph.write_bytes(damaged)
+        write(line(8, nn.ReLU()), "three.onnx")
+    assert len(exported) == 5
 
 
 def test_a_network_of_the_same_name_and_tensors_with_other_code(tmp_path):

@@ -1,0 +1,105 @@
+"""The exporter's graph of a network, without its weights: it takes seconds, so that each is made once and kept."""
+
+import contextlib
+import copy
+import hashlib
+import io
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import fx
+
+import models.quantized
+import storage.onnx_graph
+from models.quantized import OPSET
+from storage.files import StorageError, atomic_write
+from storage.onnx_graph import strip
+
+IN_MEMORY = 8  # graphs
+_graphs: dict[str, bytes] = {}  # serialized, so that nobody can change them
+
+
+def graph_without_weights(model: fx.GraphModule, shape: Sequence[int], folder: Path | None) -> bytes:
+    """The ONNX graph of a network for images of `shape` `[C, H, W]`, whose tensors are named as in its state dict.
+
+    Kept in memory, and in `folder` for other processes, if one is given: under a name that says all that it follows
+    from, behind its checksum. Nothing of the weights is in it.
+
+    Raises:
+        StorageError: the exporter left out a tensor.
+    """
+    tensors = [(name, tuple(t.shape), t.dtype) for name, t in model.state_dict().items()]
+    parts = (str(model), tuple(shape), tensors, _exporter())  # as text, a network traced shows its code
+    name = hashlib.sha256(repr(parts).encode()).hexdigest()
+    if name not in _graphs:
+        if len(_graphs) == IN_MEMORY:
+            del _graphs[next(iter(_graphs))]
+        _graphs[name] = _kept(model, shape, folder / f"{name[:32]}.graph") if folder else _exported(model, shape)
+    return _graphs[name]
+
+
+@lru_cache
+def _exporter() -> str:
+    """What exports: versions, and the code of this room and of the layers whose insides a traced network hides."""
+    versions = [version(name) for name in ("torch", "onnx", "onnxscript")]
+    files = [Path(str(module.__file__)) for module in (models.quantized, storage.onnx_graph)] + [Path(__file__)]
+    return " ".join([*versions, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)])
+
+
+def _kept(model: fx.GraphModule, shape: Sequence[int], path: Path) -> bytes:
+    """The graph in this file; exported, and kept there, if it is not there or damaged."""
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
+        if hashlib.sha256(content[32:]).digest() == content[:32]:
+            return content[32:]
+    graph = _exported(model, shape)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(hashlib.sha256(graph).digest() + graph)
+    return graph
+
+
+def _exported(model: fx.GraphModule, shape: Sequence[int]) -> bytes:
+    """The exporter merges tensors of equal values, which those of another model need not be: all are made different."""
+    model = copy.deepcopy(model)
+    tensors = model.state_dict()
+    generator = torch.Generator().manual_seed(0)
+    zero_points = itertools.count()  # one byte each: 256 that differ
+    for tensor in tensors.values():
+        if tensor.numel() == 1 and not tensor.is_floating_point():
+            tensor.fill_(next(zero_points))
+        else:
+            tensor.copy_(50 * torch.rand(tensor.shape, generator=generator) + 1)
+    example = torch.randn(2, *shape, generator=generator)
+    with quiet_exporter():
+        program = torch.onnx.export(
+            model, (example,), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=["images"], output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )  # fmt: skip
+    assert program is not None  # with dynamo=True
+    file = program.model_proto
+    lost = tensors.keys() - {initializer.name for initializer in file.graph.initializer}
+    if lost:
+        raise StorageError(f"the ONNX exporter merged or left out {min(lost)}: this is a fault to report")
+    strip(file.graph, tensors.keys())
+    return file.SerializeToString()
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Around the exporter: it reports its progress on the screen, and warns of what does not concern the file."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
