@@ -201,7 +201,9 @@ def test_emulator_shows_broken_kernels(kernel: str, complaint: str | None, tmp_p
 
 
 @needs_nvcc
-@pytest.mark.parametrize("source", sources())
+@pytest.mark.parametrize(
+    "source", [pytest.param(name, marks=[pytest.mark.slow] if name == "gemm_int8" else []) for name in sources()]
+)
 def test_nvcc_compiles_for_three_generations(source: str, tmp_path) -> None:
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (75, 80, 90)]
     command = [

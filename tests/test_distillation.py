@@ -442,11 +442,12 @@ MIXED = {
     "many quantizers": lambda: [integer_network(seed, "resnet20") for seed in range(4)],
     "an ensemble in an ensemble": lambda: [combine([integer_network(0), network(1)]), integer_network(2)],
 }
+BRIEF = ("two integer networks of one kind", "integers and floats")
 
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("floats first", "many quantizers"))) for kind in MIXED],
+    [pytest.param(kind, marks=[] if kind in BRIEF else [pytest.mark.slow]) for kind in MIXED],
 )
 def test_an_ensemble_of_integer_networks_computes_what_its_members_files_do(digits, tmp_path, kind):
     members = MIXED[kind]()

@@ -24,7 +24,8 @@ from recipe import Context, StepError
 from storage import Checkpoint
 from training import Train, fresh
 
-TORCHVISION = ("torchvision.resnet18", "torchvision.vgg11_bn", "torchvision.mobilenet_v2")
+VGG = pytest.param("torchvision.vgg11_bn", marks=pytest.mark.slow)  # 130 million weights
+TORCHVISION = ("torchvision.resnet18", VGG, "torchvision.mobilenet_v2")
 
 
 @pytest.fixture
@@ -319,7 +320,7 @@ def test_each_layer_has_its_own_batch_norm():
 
 @pytest.mark.parametrize("name", [*sorted(ARCHITECTURES), *TORCHVISION])
 def test_every_network_has_a_graph(name, context):
-    if name in TORCHVISION:
+    if name.startswith("torchvision."):
         model = getattr(torchvision.models, name.removeprefix("torchvision."))(num_classes=10)
     else:
         model = build(name, shape=(3, 32, 32), classes=10)
