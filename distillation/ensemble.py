@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import nn
 
 from data import Dataset, normalize
@@ -88,6 +87,8 @@ def best_weights(ensemble: nn.Module, dataset: Dataset) -> np.ndarray:
         return -float(np.log(weights @ right + 1e-12).mean())
 
     even = np.full(len(right), 1 / len(right))
+    from scipy.optimize import minimize  # half a second of import, for those who optimize
+
     found = minimize(
         loss,
         even,

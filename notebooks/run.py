@@ -52,10 +52,15 @@ def main() -> int:
     started, done = time.perf_counter(), output / "done.txt"  # what all of them ran on
     drawn = done.exists() and done.read_text() == _state(parameters)
     targets = [path if arguments.in_place else output / path.name for path in notebooks]
-    # Processes, fresh ones: two of Jupyter's clients in the threads of one have waited for each other for ever.
-    with ProcessPoolExecutor(min(SIDE_BY_SIDE, os.cpu_count() or 1), get_context("spawn")) as pool:
-        side_by_side_or_not = pool.map if drawn else map  # which stops at the first that fails
-        if not all(side_by_side_or_not(partial(_execute, bar=not drawn), notebooks, targets, parameters.values())):
+    # Processes: two of Jupyter's clients in the threads of one have waited for each other for ever. Forked ones import
+    # nothing again, where that is safe.
+    processes = get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(min(SIDE_BY_SIDE, os.cpu_count() or 1), processes) as pool:
+        jobs = list(zip(notebooks, targets, parameters.values(), strict=True))
+        if drawn:
+            jobs.reverse()  # the last takes the longest to draw
+        each, run = zip(*jobs, strict=True), partial(_execute, bar=not drawn)
+        if not all(pool.map(run, *each) if drawn else map(run, *each)):  # up to the first that fails
             return 1
     if not arguments.only:
         done.write_text(_state(parameters))
@@ -158,8 +163,8 @@ def _execute(notebook: Path, target: Path, parameters: dict, *, bar: bool) -> bo
     print(f"{notebook.name} on {os.environ['DATASET']}", flush=True)
     try:
         papermill.execute_notebook(
-            str(notebook), str(target), parameters, cwd=str(FOLDER),
-            kernel_name="python3", progress_bar=bar, stderr_file=sys.stderr,
+            str(notebook), str(target), parameters, cwd=str(FOLDER), kernel_name="python3", progress_bar=bar,
+            stderr_file=sys.stderr, request_save_on_cell_execute=bar,  # what takes seconds is written once
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         print(f"{notebook.name} stopped: {error.ename}: {error.evalue}\nIts cells so far: {target}")

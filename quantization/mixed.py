@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
@@ -63,6 +62,8 @@ def allocate(weights: Mapping[str, int], harm: Mapping[tuple[str, int], float], 
     if budget_bytes < smallest:
         raise StepError(f"no assignment of bits fits {budget_bytes:.0f} bytes: the smallest takes {smallest:.0f}")
     one_each = np.array([[float(name == pair[0]) for pair in pairs] for name in weights])
+    from scipy.optimize import Bounds, LinearConstraint, milp  # half a second of import, for those who optimize
+
     solved = milp(
         np.array([harm[pair] for pair in pairs]),
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(size[None], -np.inf, budget_bytes)],

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import cpuinfo
 import numpy as np
 import onnx
 import pytest
@@ -174,3 +175,11 @@ def test_timing_ends_when_the_ratio_is_known():
     assert np.std(np.median(np.log(noise), axis=1)) == pytest.approx(np.sqrt(np.pi / 2) * 0.05 / np.sqrt(60), rel=0.1)
     rows = [[1.0, value, 1.0] for value in noise[0]]
     assert timing._settled(rows) and not timing._settled(rows[:25]) and not timing._settled(rows[:19] * 1)
+
+
+def test_the_processor_is_the_one_that_py_cpuinfo_finds(monkeypatch):
+    name, flags = timing._processor()
+    info = cpuinfo.get_cpu_info()
+    assert name == info["brand_raw"] and {"avx2", "sse4_2"} & flags == {"avx2", "sse4_2"} & set(info["flags"])
+    monkeypatch.setattr(timing.Path, "read_text", lambda path: "no such lines")  # as on other systems
+    assert timing._processor() == (name, set(info["flags"]))
