@@ -23,7 +23,6 @@ from distillation import (
     Teacher,
     attention_loss,
     distillation_loss,
-    ensemble,
     errors,
     hint_loss,
     study,
@@ -521,8 +520,7 @@ def test_weights_of_an_ensemble_against_a_grid(digits):
 
 def test_weights_that_are_not_found_are_even_with_a_warning(digits, monkeypatch):
     monkeypatch.setattr(
-        ensemble,
-        "minimize",
+        "scipy.optimize.minimize",
         lambda *_, **__: SimpleNamespace(success=False, message="no step", x=np.array([1.0, 0.0]), fun=0.0),
     )
     with pytest.warns(UserWarning, match="no step"):
