@@ -28,7 +28,7 @@ def main() -> int:
             print(f"{key}: {why}")
         if arguments.command == "set-aside":
             gone = set_ids_aside(arguments.dataset, arguments.ids or list(stale))
-            print(f"{len(gone)} recipes put away in set_aside, beside {results_folder(arguments.dataset)}")
+            print(f"Put away in set_aside, beside {results_folder(arguments.dataset)}: {', '.join(gone) or 'nothing'}")
         elif not stale:
             print("Every record is of what is at hand.")
     except (StorageError, DataError) as error:

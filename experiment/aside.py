@@ -1,5 +1,6 @@
 """Putting files away: the one place where those of a recipe are moved, and only when it is asked for."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ def set_aside(recipe: Recipe) -> list[str]:
 
 
 def set_ids_aside(dataset: str, ids: list[str]) -> list[str]:
-    """As `set_aside`, of several recipes by their ids."""
+    """As `set_aside`, of several recipes by their ids.
+
+    Raises:
+        StorageError: one of them is no id: nothing is moved.
+    """
+    ids = list(dict.fromkeys(ids))
+    if wrong := [key for key in ids if not re.fullmatch("[0-9a-f]{12}", key)]:
+        raise StorageError(f"{wrong[0]!r} is no id of a record: give its twelve hexadecimal digits")
     known = _recipes(dataset)
     others = {key: own for key, own in known.items() if key not in ids}
     heirs = [key for key, own in others.items() if any(_holds(own, known.get(wanted)) for wanted in ids)]

@@ -128,7 +128,7 @@ def refusal(what: str, why: str) -> RecordError:
     """The error that says why something kept is not used, and what to do."""
     return RecordError(
         f"{what} is not of what is at hand ({why}): restore that, or put it away with experiment.set_aside(recipe) or "
-        "`python -m experiment set-aside DATASET` and run again"
+        "`python -m experiment set-aside DATASET ID` and run again"
     )
 
 

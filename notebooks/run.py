@@ -69,7 +69,9 @@ def main() -> int:
 
 
 def _arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m notebooks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     dataset = os.environ.get("DATASET", "digits")
     parser.add_argument("--dataset", default=dataset, help="digits, cifar10 or folder:PATH (default: $DATASET)")
     parser.add_argument("--only", default="", help="run only notebooks whose name contains this")

@@ -142,7 +142,7 @@ def test_stale_records_are_listed_and_put_away(folders, pictures, monkeypatch, c
     monkeypatch.setattr("sys.argv", ["experiment", "stale", recipe.dataset])
     assert command.main() == 0 and "72 training images now, 54 then" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["experiment", "set-aside", recipe.dataset])
-    assert command.main() == 0 and "2 recipes put away" in capsys.readouterr().out
+    assert command.main() == 0 and old["id"] in capsys.readouterr().out.splitlines()[-1]
     new = run(recipe)
     assert new["data"]["train"]["count"] == 72 and new["weights_sha256"] != old["weights_sha256"]
     assert json.loads((folders[0].parent / "folder-colours/set_aside" / f"{old['id']}.json").read_text()) == old
@@ -539,3 +539,10 @@ def test_set_aside_takes_the_tables_along(folders):
     kept_table("of none", "digits", lambda: [{"value": 1}])
     assert set_aside(base) == [base.id]
     assert [path.name.rpartition("-")[0] for path in (folders[0] / "tables").glob("*.json")] == ["of-none"]
+
+
+@pytest.mark.parametrize("wrong", ["zzzz", "*", "../kernels/amd-epyc", "", "05E3C9F7A8C8"])
+def test_what_is_no_id_moves_nothing(folders, monkeypatch, capsys, wrong):
+    monkeypatch.setattr("sys.argv", ["experiment", "set-aside", "digits", "000000000000", wrong])
+    assert command.main() == 1 and capsys.readouterr().err.startswith(f"{wrong!r} is no id of a record")
+    assert not any(folders[0].parent.rglob("*")) and not folders[1].exists()
