@@ -16,7 +16,7 @@ import scipy.sparse
 from onnx import TensorProto, helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
-from measurement import available_cores
+from measurement import available_cores, hardware
 from storage import runtime_options
 
 from . import records
@@ -90,16 +90,9 @@ def time_alternately(runs: Sequence[Callable[[], object]], seconds: float) -> li
     return samples
 
 
-def cpu_name() -> str:
-    """The CPU's model name, as the system gives it."""
-    import cpuinfo  # takes a second, so only when a record is made
-
-    return cpuinfo.get_cpu_info().get("brand_raw", "unknown CPU")
-
-
 def _key(kernel: str, case: str, m: int, n: int, k: int, density: float = 1.0, threads: int = 1) -> dict:
     return {
-        "device": _device(),
+        "device": hardware()["cpu"],
         "kind": "cpu",
         "family": "cpu",
         "maker": kernel.split("_")[0],
@@ -111,15 +104,6 @@ def _key(kernel: str, case: str, m: int, n: int, k: int, density: float = 1.0, t
         "density": density,
         "threads": threads,
     }
-
-
-_name: list[str] = []
-
-
-def _device() -> str:
-    if not _name:
-        _name.append(cpu_name())
-    return _name[0]
 
 
 def _measured(
