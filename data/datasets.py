@@ -117,7 +117,7 @@ def check_dataset(name: str) -> None:
         return
     if not isinstance(name, str) or not name.startswith("folder:"):
         raise DataError(f"unknown data set {name!r}: use 'digits', 'cifar10' or 'folder:PATH'")
-    if not folder_of(name).name:
+    if not name.removeprefix("folder:").strip() or not folder_of(name).name:
         raise DataError(f"{name!r} names no folder: write 'folder:PATH' with the folder of the images")
 
 

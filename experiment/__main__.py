@@ -8,6 +8,7 @@ import sys
 
 from data import DataError, check_dataset
 from experiment.aside import outdated_ids, set_ids_aside
+from experiment.freshness import fingerprint
 from experiment.store import results_folder
 from storage import StorageError
 
@@ -23,6 +24,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         check_dataset(arguments.dataset)
+        if fingerprint(arguments.dataset) is None:
+            print(f"The images of {arguments.dataset} are not at hand: only networks and files are compared.")
         stale = outdated_ids(arguments.dataset)
         for key, why in stale.items():
             print(f"{key}: {why}")
@@ -30,7 +33,7 @@ def main() -> int:
             gone = set_ids_aside(arguments.dataset, arguments.ids or list(stale))
             print(f"Put away in set_aside, beside {results_folder(arguments.dataset)}: {', '.join(gone) or 'nothing'}")
         elif not stale:
-            print("Every record is of what is at hand.")
+            print(f"No record in {results_folder(arguments.dataset)} is of anything else than what is at hand.")
     except (StorageError, DataError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -24,22 +24,26 @@ def set_ids_aside(dataset: str, ids: list[str]) -> list[str]:
     """As `set_aside`, of several recipes by their ids.
 
     Raises:
-        StorageError: one of them is no id: nothing is moved.
+        StorageError: one of them is no id, or nothing is kept of it: nothing is moved.
     """
     ids = list(dict.fromkeys(ids))
     if wrong := [key for key in ids if not re.fullmatch("[0-9a-f]{12}", key)]:
         raise StorageError(f"{wrong[0]!r} is no id of a record: give its twelve hexadecimal digits")
+    if absent := [key for key in ids if not Store(dataset, key).files()]:
+        raise StorageError(
+            f"nothing is kept of {absent[0]} under {dataset}: its records lie in {results_folder(dataset)}"
+        )
     known = _recipes(dataset)
     others = {key: own for key, own in known.items() if key not in ids}
     heirs = [key for key, own in others.items() if any(_holds(own, known.get(wanted)) for wanted in ids)]
+    for path in sorted((results_folder(dataset) / "tables").glob("*.json")):
+        if any(key in path.read_text() for key in (*heirs, *ids)):
+            _move(path, results_folder(dataset))
     for key in (*heirs, *ids):  # heirs first: if this is killed, what they were made from is still there to name them
         store = Store(dataset, key)
         with store.locked():
             for path in store.files():
                 _move(path, results_folder(dataset) if store.results in path.parents else artifacts_folder(dataset))
-    for path in sorted((results_folder(dataset) / "tables").glob("*.json")):
-        if any(key in path.read_text() for key in (*heirs, *ids)):
-            _move(path, results_folder(dataset))
     return [*heirs, *ids]
 
 

@@ -1,6 +1,7 @@
 """What is at hand, images and code, and whether a record, weights or a table are still of it."""
 
 import json
+import shlex
 import time
 import warnings
 from collections.abc import Mapping
@@ -124,11 +125,12 @@ def outdated_record(record: Mapping, dataset: str, recipe: Recipe | None = None,
     return outdated(record.get("made_of", {}), dataset, recipe, images=images)
 
 
-def refusal(what: str, why: str) -> RecordError:
-    """The error that says why something kept is not used, and what to do."""
+def refusal(recipe: Recipe, why: str) -> RecordError:
+    """The error that says why a recipe's record is not used, and what to do."""
     return RecordError(
-        f"{what} is not of what is at hand ({why}): restore that, or put it away with experiment.set_aside(recipe) or "
-        "`python -m experiment set-aside DATASET ID` and run again"
+        f"the record of {recipe.label} ({recipe.id}) is not of what is at hand ({why}): restore that, or put it away "
+        "with experiment.set_aside(recipe) or "
+        f"`python -m experiment set-aside {shlex.quote(recipe.dataset)} {recipe.id}` and run again"
     )
 
 

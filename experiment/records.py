@@ -17,7 +17,18 @@ from experiment.store import ROOT, Store, results_folder, slug, write_json
 from measurement import machine
 from recipe import identity_of
 
-NEEDED = {"label", "model", "dataset", "seed", "recipe", "accuracy", "archive_bytes", "onnx_bytes", "weights_sha256"}
+NEEDED = {
+    "label",
+    "model",
+    "dataset",
+    "seed",
+    "recipe",
+    "accuracy",
+    "archive_bytes",
+    "onnx_bytes",
+    "weights_sha256",
+    "made_of",
+}
 
 
 def archive_path(record: Mapping, dataset: str | None = None) -> Path:
@@ -34,7 +45,7 @@ def read_record(path: Path) -> dict | None:
             raise ValueError("not a whole record of that name")
         if identity_of(record["recipe"]) != path.stem:
             raise ValueError("its recipe is another than its name says")
-        if record.keys() & {"seal", "made_of"} and record.get("seal") != _seal(record):  # older ones have neither
+        if record.get("seal") != _seal(record):
             raise ValueError("it was changed since it was written")
         return record
     except FileNotFoundError:

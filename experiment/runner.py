@@ -16,10 +16,10 @@ from experiment.freshness import RecordError, dataset_at_hand, made_of, outdated
 from experiment.records import current_commit, read_record, write_record
 from experiment.store import Store, graphs_folder
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
-from measurement.timing import hardware
+from measurement.timing import hardware, measuring_seconds
 from models import spec_of
 from models.quantized import holds_integers
-from recipe import Context, Recipe
+from recipe import Context, Recipe, StepError
 from storage import (
     Checkpoint,
     StorageError,
@@ -62,6 +62,8 @@ def run(recipe: Recipe, *, remeasure: bool = False) -> dict:
         RecordError: the record is not of the images, the code or the settings at hand.
         DataError, ModelError, StepError, StorageError, TrainingDiverged: with what to do about it.
     """
+    if not isinstance(recipe, Recipe):
+        raise StepError(f"run takes a recipe, such as Recipe('digits', (Train('resnet20'),)), not {recipe!r}")
     store = Store.of(recipe)
     if not remeasure and (record := _current(recipe)) is not None:
         return record
@@ -93,7 +95,7 @@ def _current(recipe: Recipe, *, images: bool = True) -> dict | None:
     """The recipe's record, or None where there is none; RecordError if it is not of what is at hand."""
     record = read_record(Store.of(recipe).record)
     if record is not None and (why := outdated_record(record, recipe.dataset, recipe, images=images)):
-        raise refusal(f"the record of {recipe.label} ({recipe.id})", why)
+        raise refusal(recipe, why)
     return record
 
 
@@ -253,6 +255,7 @@ def _archive(recipe: Recipe, model: nn.Module) -> dict:
 def _measure(recipe: Recipe, earlier: dict | None) -> dict:
     """The record of a recipe. `earlier` is the one that it takes the place of, of the same weights."""
     base_recipe, images = recipe.base, earlier is None
+    measuring_seconds()  # refused before anything is trained, if it is none
     base, log = _make(base_recipe, images=images)
     model, log = (base, log) if recipe == base_recipe else _make(recipe, images=images)
     weights = weights_checksum(model)

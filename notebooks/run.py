@@ -14,12 +14,13 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import nbformat
 import papermill
@@ -46,8 +47,7 @@ def main() -> int:
     if arguments.lab:
         jupyter = [sys.executable, "-m", "jupyter", "lab", str(FOLDER)]
         os.execv(jupyter[0], jupyter)  # in place of this process
-    output = Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts")) / "notebooks"
-    output.mkdir(parents=True, exist_ok=True)
+    output = _artifacts() / "notebooks"
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it knows fewer names of constants than `_constants`
     started, done = time.perf_counter(), output / "done.txt"  # what all of them ran on
     drawn = done.exists() and done.read_text() == _state(parameters)
@@ -90,7 +90,7 @@ def _parameters(notebooks: list[Path], given: dict[str, str], smoke: bool) -> di
     """By notebook: the constants of its parameters cell that are given, or those of the smoke profile.
 
     Raises:
-        ValueError: no notebook has such a constant.
+        ValueError: no notebook has such a constant, or it is of another kind there.
     """
     profile = json.loads((FOLDER / "smoke.json").read_text()) if smoke else {}
     values = {name: _value(text) for name, text in given.items()}
@@ -98,18 +98,42 @@ def _parameters(notebooks: list[Path], given: dict[str, str], smoke: bool) -> di
     if unknown := sorted(set(values).difference(*constants.values())):
         known = ", ".join(sorted(set().union(*constants.values())))
         raise ValueError(f"{unknown[0]} is no constant of these notebooks: choose from {known}")
+    for own in constants.values():
+        for name in values.keys() & own.keys():
+            if own[name] != _shape(values[name]):
+                raise ValueError(f"{name} is {own[name]} in the notebook, not {json.dumps(values[name])}")
     return {
         name: profile.get(name, {}) | {key: value for key, value in values.items() if key in own}
         for name, own in constants.items()
     }
 
 
-def _constants(path: Path) -> set[str]:
-    """The names that a notebook's parameters cell assigns. DATASET, which others follow from, is an argument here."""
+def _constants(path: Path) -> dict[str, str]:
+    """The names that a notebook's parameters cell assigns, and the `_shape` of their values.
+
+    DATASET, which others follow from, is an argument here.
+    """
     cells = nbformat.read(path, as_version=4).cells
     source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    stores = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
-    return {node.id for node in stores if isinstance(node.ctx, ast.Store) and node.id.isupper()} - {"DATASET"}
+    # `A = 1`, and `A, B = 1, 2` of single values.
+    assigned = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign)]
+    names = [(name.id, node.value) for node in assigned for name in ast.walk(node.targets[0]) if _is_constant(name)]
+    return {name: _shape(value) for name, value in names if name != "DATASET"}
+
+
+def _is_constant(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id.isupper()
+
+
+def _shape(value: Any) -> str:
+    """What a value is besides its size, or the expression that gives one."""
+    while isinstance(value, ast.IfExp):
+        value = value.body
+    if isinstance(value, dict | ast.Dict):
+        return 'a mapping, such as {"epochs": 1},'
+    if isinstance(value, list | ast.List | ast.Attribute):  # study.HEADLINE: of another module
+        return "a list, such as [0, 1],"
+    return "a single value"
 
 
 def _value(text: str) -> Any:
@@ -123,7 +147,7 @@ def _prepare_environment(dataset: str) -> None:
     """What the kernels read: where the code is, the data set, and folders, whole, since they run in their own.
 
     Raises:
-        ValueError: a folder that is set, and empty.
+        ValueError: a folder that is set and empty, or cannot be written to.
     """
     os.environ["DATASET"] = _absolute(dataset)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -132,6 +156,12 @@ def _prepare_environment(dataset: str) -> None:
             if not os.environ[name].strip():
                 raise ValueError(f"{name} is empty: name a folder, or leave it unset")
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
+    for name, folder in (("RESULTS_DIR", _results()), ("ARTIFACTS_DIR", _artifacts() / "notebooks")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ValueError(f"cannot write to {folder} ({error.strerror}): set {name} to a folder of yours") from None
     if dataset == "digits":
         os.environ.setdefault("MEASURE_SECONDS", DIGITS_SECONDS)
 
@@ -143,6 +173,10 @@ def _absolute(dataset: str) -> str:
 
 def _results() -> Path:
     return Path(os.environ.get("RESULTS_DIR", ROOT / "results"))
+
+
+def _artifacts() -> Path:
+    return Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts"))
 
 
 def _state(parameters: dict[str, dict]) -> str:

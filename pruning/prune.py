@@ -74,8 +74,8 @@ class Prune:
                 raise StepError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
         if not (is_number(self.sparsity) and 0 <= self.sparsity < 1):
             raise StepError(f"sparsity is a share from 0 to below 1, not {self.sparsity!r}: write 0.9 for 90 %")
-        if isinstance(self.skip, str):
-            raise StepError(f"skip is a tuple of layers' names: write skip=({self.skip!r},)")
+        if not isinstance(self.skip, tuple) or not all(isinstance(name, str) for name in self.skip):
+            raise StepError(f"skip is a tuple of layers' names, such as skip=('conv',), not {self.skip!r}")
         if self.order != "together" and self.criterion in BY_ITSELF:
             raise StepError(f"{self.criterion} scores a layer by itself: an order changes nothing, leave it out")
         if self.schedule != "rewind":

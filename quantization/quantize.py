@@ -33,7 +33,8 @@ class Quantize:
     """Integer weights and activations: `base.then(Quantize())`, `base.then(Quantize(mode="qat", bits=4))`.
 
     Weights get one symmetric scale per output channel, activations 8 bits with one scale per tensor, found on
-    `images` training images. Batch norm is folded into the convolutions (Jacob et al., CVPR 2018).
+    `images` training images, or on all where there are fewer. Batch norm is folded into the convolutions (Jacob et
+    al., CVPR 2018).
 
     mode: "static" rounds the trained weights; "qat" trains on with everything rounded (learned step sizes, Esser et
         al., ICLR 2020), for `epochs`. Weights that are zero, as pruning leaves them, stay zero.

@@ -116,7 +116,9 @@ class Recipe:
         return step
 
     def prefix(self, length: int) -> "Recipe":
-        """The recipe of the first `length` steps alone."""
+        """The recipe of the first `length` steps alone. Raises StepError where the chain has not so many."""
+        if not 1 <= length <= len(self.steps):
+            raise StepError(f"{self.label} has {len(self.steps)} step(s): a prefix of {length} is none")
         return dataclasses.replace(self, steps=self.steps[:length])
 
     def describe(self) -> dict:

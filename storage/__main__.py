@@ -32,6 +32,12 @@ def unpack(path: Path, limit: int | None, output: Path, name: str | None, raw_im
     print(f"{output}: {output.stat().st_size:,} bytes")
 
 
+def _bytes(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes: give a whole one above 0")
+    return int(text)
+
+
 def main() -> int:
     """The command; 0 if the file could be read."""
     parser = argparse.ArgumentParser(prog="python -m storage", description=__doc__)
@@ -39,7 +45,7 @@ def main() -> int:
     for name, run in (("info", info), ("unpack", unpack)):
         command = commands.add_parser(name, help=run.__doc__)
         command.add_argument("file", type=Path)
-        command.add_argument("--limit", type=int, help="bytes of memory that its tensors may take")
+        command.add_argument("--limit", type=_bytes, help="bytes of memory that its tensors may take")
     commands.choices["unpack"].add_argument("-o", "--output", type=Path, required=True)
     commands.choices["unpack"].add_argument("--dataset", help="digits, cifar10 or folder:PATH")
     commands.choices["unpack"].add_argument(

@@ -182,6 +182,9 @@ def test_no_recipe_that_was_run_is_refused_since_or_has_another_identity():
         (lambda: Recipe("digitz", BASE.steps), DataError, "unknown data set 'digitz': use 'digits', 'cifar10' or"),
         (lambda: base_recipe("mnist", "resnet20"), DataError, "unknown data set 'mnist'"),
         (lambda: load_records("CIFAR10"), DataError, "unknown data set 'CIFAR10'"),
+        (lambda: load_records("folder:"), DataError, "names no folder"),
+        (lambda: BASE.prefix(9), StepError, "has 1 step\\(s\\): a prefix of 9 is none"),
+        (lambda: run("resnet20"), StepError, "run takes a recipe, such as"),
     ],
 )
 def test_wrong_recipes_are_refused_when_written_down(wrong, error, names):
@@ -321,7 +324,7 @@ def test_a_model_made_again_with_other_weights_touches_no_other_file(folders, tr
     for recipe in (base, *heirs, *strangers):
         own = {"id": recipe.id, "label": recipe.label, "model": "tiny", "dataset": "digits", "seed": recipe.seed}
         own |= {"recipe": recipe.describe(), "accuracy": 0.5, "onnx_bytes": 1, "archive_bytes": 1}
-        write_record(results / f"{recipe.id}.json", own | {"weights_sha256": "0" * 64})
+        write_record(results / f"{recipe.id}.json", own | {"weights_sha256": "0" * 64, "made_of": {}})
     before = {path: path.read_bytes() for path in results.glob("*.json")}
     with pytest.warns(UserWarning, match=rf"has weights [0-9a-f]{{12}} here, and 0{{12}} in its record {base.id}"):
         made = weights_checksum(make(base))

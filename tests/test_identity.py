@@ -138,6 +138,8 @@ def test_stale_records_are_listed_and_put_away(folders, pictures, monkeypatch, c
     recipe = of(pictures)
     old = run(recipe)
     run(recipe.then(Quantize(images=9)))
+    monkeypatch.setattr("sys.argv", ["experiment", "stale", f"folder:{pictures}-gone/colours"])
+    assert command.main() == 0 and "are not at hand: only networks and files are compared" in capsys.readouterr().out
     draw(pictures, "train", "red", 40, COLOURS["red"])
     monkeypatch.setattr("sys.argv", ["experiment", "stale", recipe.dataset])
     assert command.main() == 0 and "72 training images now, 54 then" in capsys.readouterr().out
@@ -482,6 +484,7 @@ def test_a_record_that_was_changed_is_noticed(folders):
         whole.replace(f'"accuracy": {record["accuracy"]}', '"accuracy": 0.999'),
         whole.replace('"epochs": 1', '"epochs": 2'),
         whole.replace('"seal"', '"sael"'),
+        json.dumps({key: value for key, value in record.items() if key not in ("seal", "made_of")}),
         whole.replace('"made_on"', '"nade_on"'),
         "null", "[]", "3", "[" * 100_000, "{" * 1000,
     ]  # fmt: skip
@@ -545,4 +548,6 @@ def test_set_aside_takes_the_tables_along(folders):
 def test_what_is_no_id_moves_nothing(folders, monkeypatch, capsys, wrong):
     monkeypatch.setattr("sys.argv", ["experiment", "set-aside", "digits", "000000000000", wrong])
     assert command.main() == 1 and capsys.readouterr().err.startswith(f"{wrong!r} is no id of a record")
-    assert not any(folders[0].parent.rglob("*")) and not folders[1].exists()
+    monkeypatch.setattr("sys.argv", ["experiment", "set-aside", "digits", "000000000000"])
+    assert command.main() == 1 and capsys.readouterr().err.startswith("nothing is kept of 000000000000 under digits")
+    assert not list(folders[0].parent.rglob("*.json"))

@@ -77,14 +77,14 @@ def test_committed_notebook_is_thin_and_has_parameters(path):
 def test_the_smoke_profile_is_of_constants_that_there_are():
     profile = json.loads((ROOT / "notebooks" / "smoke.json").read_text())
     constants = {path.stem: runner._constants(path) for path in NOTEBOOKS}
-    assert all(given.keys() <= constants[name] for name, given in profile.items())
+    assert all(given.keys() <= constants[name].keys() for name, given in profile.items())
 
 
 def test_no_constant_follows_from_another_but_the_data_set(tmp_path):
     """Else one that papermill sets would leave another as it was: each is what it is by itself."""
     for path in NOTEBOOKS:
         source = next(c.source for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata["tags"])
-        own = runner._constants(path) - {"WHOLE"}
+        own = runner._constants(path).keys() - {"WHOLE"}
         for line in source.splitlines():
             name, _, value = line.partition(" = ")
             assert not any(other in value.split("#")[0].replace("[", " ").split() for other in own - {name}), line
@@ -103,6 +103,10 @@ def test_parameters_go_to_the_notebooks_that_have_them():
     [
         (["--only", "zzz"], "no notebook's name contains 'zzz': choose from 1_baseline, 2_quantization, 3_pruning"),
         (["-p", "TEACHER_", "x"], "TEACHER_ is no constant"),
+        (["-p", "SEEDS", "5"], "SEEDS is a list, such as [0, 1], in the notebook, not 5"),
+        (["-p", "HEADLINE", "x"], 'HEADLINE is a list, such as [0, 1], in the notebook, not "x"'),
+        (["-p", "FIELDS", "[1]"], 'FIELDS is a mapping, such as {"epochs": 1}, in the notebook, not [1]'),
+        (["-p", "MODEL", '["resnet8"]'], 'MODEL is a single value in the notebook, not ["resnet8"]'),
         (["--in-place", "--smoke"], "leave -p and --smoke out"),
     ],
 )
@@ -121,6 +125,12 @@ def test_folders_are_whole_and_never_empty(tmp_path, monkeypatch):
         assert os.environ["DATASET"] == f"folder:{tmp_path / meant}"
     assert os.environ["RESULTS_DIR"] == str(tmp_path / "home/r")
     assert os.environ["ARTIFACTS_DIR"] == str(tmp_path / "a b")
+    for name in ("RESULTS_DIR", "ARTIFACTS_DIR"):  # a file lies where the folder would be
+        (tmp_path / name).touch()
+        with monkeypatch.context() as patch:
+            patch.setitem(os.environ, name, str(tmp_path / name / "below"))
+            with pytest.raises(ValueError, match=rf"cannot write to .*below.*: set {name} to a folder of yours"):
+                runner._prepare_environment("digits")
     for empty in ("", "  "):
         os.environ["RESULTS_DIR"] = empty
         with pytest.raises(ValueError, match="RESULTS_DIR is empty: name a folder, or leave it unset"):

@@ -46,7 +46,7 @@ class Train:
             return
         first = self.start.steps[-1] if isinstance(self.start, Recipe) else None
         if not isinstance(first, Train):
-            raise StepError(f"start is a recipe that Train made, not {getattr(self.start, 'label', self.start)}")
+            raise StepError(f"start is a recipe that ends in Train, not {getattr(self.start, 'label', self.start)!r}")
         if (self.model, self.width) != (first.model, first.width):
             raise StepError(f"{self.model} cannot start from {self.start.label}, which is another network")
 
