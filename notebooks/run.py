@@ -201,6 +201,7 @@ def _execute(notebook: Path, target: Path, parameters: dict, *, bar: bool) -> bo
         papermill.execute_notebook(
             str(notebook), str(target), parameters, cwd=str(FOLDER), kernel_name="python3", progress_bar=bar,
             stderr_file=sys.stderr, request_save_on_cell_execute=bar,  # what takes seconds is written once
+            extra_arguments=["--IPKernelApp.log_level=40"],  # of a kernel of one's own: it warns that it is no other's
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         print(f"{notebook.name} stopped: {error.ename}: {error.evalue}\nIts cells so far: {target}")

@@ -33,7 +33,8 @@ def paths(model: nn.Module, context: Context) -> list[dict]:
         whole = operator_counts(base)
         for name, make in PATHS.items():
             file = Path(folder) / "path.onnx"
-            make(model, base, file, context)
+            with quiet_exporter():
+                make(model, base, file, context)
             counts, times = operator_counts(file), time_by_turns(file, base, model, example, available_cores())
             rows.append(
                 {
@@ -87,28 +88,27 @@ def _runtimes_own(activations: QuantType, weights: QuantType, form: QuantFormat)
 @torch.no_grad()
 def _pt2e(model: nn.Module, base: Path, file: Path, context: Context) -> None:
     """PyTorch's own: torch.export, torchao's quantizer for x86 processors, and its integer graph as ONNX."""
-    with quiet_exporter():  # the import warns too, and takes a second
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-        example = (normalize(context.dataset.train.images[:2], context.dataset),)
-        free = ({0: torch.export.Dim("batch", min=1)},)
-        quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-        traced = torch.export.export(model.eval(), example, dynamic_shapes=free).module(check_guards=False)
-        prepared = prepare_pt2e(traced, quantizer)
-        for images in _Images(context.dataset).batches:
-            prepared(images)
-        program = torch.export.export(convert_pt2e(prepared), example, dynamic_shapes=free)
-        torch.onnx.export(
-            program,
-            example,
-            file,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamo=True,
-            opset_version=OPSET,
-            external_data=False,
-        )
+    example = (normalize(context.dataset.train.images[:2], context.dataset),)
+    free = ({0: torch.export.Dim("batch", min=1)},)
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    traced = torch.export.export(model.eval(), example, dynamic_shapes=free).module(check_guards=False)
+    prepared = prepare_pt2e(traced, quantizer)
+    for images in _Images(context.dataset).batches:
+        prepared(images)
+    program = torch.export.export(convert_pt2e(prepared), example, dynamic_shapes=free)
+    torch.onnx.export(
+        program,
+        example,
+        file,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=True,
+        opset_version=OPSET,
+        external_data=False,
+    )
 
 
 class _Images(CalibrationDataReader):

@@ -93,13 +93,12 @@ def _exported(model: fx.GraphModule, shape: Sequence[int]) -> bytes:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Around the exporter: it reports its progress on the screen, and warns of what does not concern the file."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Around exporters, ours and others: they report their progress, and warn of what does not concern the file."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
