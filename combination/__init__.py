@@ -6,7 +6,6 @@ from combination.joint import Joint
 from combination.model_search import SearchError, search
 from combination.recommendation import BudgetError, Recommendation, pareto_front, recommend
 from combination.reported import beside_reported
-from combination.words import plain
 
 __all__ = [
     "BudgetError",
@@ -17,7 +16,6 @@ __all__ = [
     "compared",
     "front_in_words",
     "pareto_front",
-    "plain",
     "points",
     "recommend",
     "search",

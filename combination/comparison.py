@@ -5,10 +5,9 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from combination.recommendation import candidates, pareto_front
-from combination.words import plain
 from experiment import percent, seeds_in_words
+from recipe import steps_of
 
-LETTERS = {"Quantize": "Q", "Prune": "P", "Distill": "D", "Ensemble": "E", "Joint": "J"}
 UNITS = {
     "archive_bytes": (1e3, "KB"),
     "latency_ms.batch1_one_thread.median": (1.0, "ms at batch 1 on one thread"),
@@ -23,9 +22,8 @@ def compared(records: pd.DataFrame) -> pd.DataFrame:
     `smaller`: the base's FP32 file over the archive; `macs_left`: the share of the base's multiply-accumulates;
     `training`: what its last training computed, in epochs of the base (its epochs times its own multiply-accumulates
     over the base's; 0 without training); `of_largest`: whether the base is the largest FP32 network there is;
-    `lost_to_largest` (on the images that choose) and `smaller_than_largest`: against that one; `kinds`: letters of the
-    methods in order of use (D distil, P prune, Q quantize, E ensemble, J joint; empty for the base itself); `density`:
-    share of the weights that are not zero.
+    `lost_to_largest` (on the images that choose) and `smaller_than_largest`: against that one; `steps` of the recipe;
+    `density`: share of the weights that are not zero.
     """
     table = records.copy()
     bases = table.set_index("id").reindex(table["base"]).set_axis(table.index)
@@ -44,15 +42,9 @@ def compared(records: pd.DataFrame) -> pd.DataFrame:
         table["of_largest"] = table["base"].isin(largest["id"])
         table["lost_to_largest"] = 100 * (largest["validation_accuracy"].mean() - table["validation_accuracy"])
         table["smaller_than_largest"] = largest["onnx_bytes"].mean() / table["archive_bytes"]
-    table["kinds"] = [_letters(method) for method in table["method"]]
+    table["steps"] = [steps_of(record) for record in table.to_dict("records")]
     table["density"] = table["nonzero_parameters"] / table["parameters"]
     return table
-
-
-def _letters(method: str) -> str:
-    return "".join(
-        letter for step in method.split(" > ") for prefix, letter in LETTERS.items() if step.startswith(prefix)
-    )
 
 
 def points(lost: float) -> str:
@@ -78,7 +70,7 @@ def smallest_within(records: pd.DataFrame, base: Mapping, limits: Iterable[float
         seeds = records.loc[records["label"] == best["label"], "seed"].nunique()
         lines.append(
             f"{start} **{base['onnx_bytes'] / best['archive_bytes']:,.0f}x smaller**, "
-            f"{best['archive_bytes'] / 1e3:.1f} KB ({plain(best['recipe.steps'])}), "
+            f"{best['archive_bytes'] / 1e3:.1f} KB ({best['words']}), "
             f"{points(100 * (base['accuracy'] - best['accuracy']))} on the test images, {seeds_in_words(seeds)}"
         )
     return f"The fewest bytes, by points of accuracy below the FP32 {base['model']}:\n\n" + "\n".join(lines)
@@ -89,7 +81,7 @@ def front_in_words(records: pd.DataFrame, column: str) -> str:
     unit, name = UNITS[column]
     front = records[pareto_front(records, (column,))].sort_values(column)
     cheapest, best = (
-        f"**{plain(row['recipe.steps'])}**, {row[column] / unit:,.2f} {name} and {percent(row)}"
+        f"**{row['words']}**, {row[column] / unit:,.2f} {name} and {percent(row)}"
         for _, row in front.iloc[[0, -1]].iterrows()
     )
     if len(front) == 1:

@@ -12,11 +12,12 @@ import pandas as pd
 from combination.comparison import compared, points
 from combination.recommendation import candidates
 from combination.reported import as_the_study
-from combination.words import bits_in_words, plain
 from experiment import percent, published_study
 from experiment.chance import overlap
-from pruning import Prune
+from pruning import Prune, PruneChannels
 from quantization import Quantize
+from quantization.weights import bits_in_words
+from recipe import CompressionError, Step
 
 FLAT, NEAR, KEPT = 1.0, 2.0, 6.0  # points: what "flat", "at equal accuracy" and "most of the accuracy" mean here
 LIKE = 1.25  # figures within this factor of each other agree
@@ -29,7 +30,7 @@ SHARES_OF_TIME = {"quantization": 0.6, "pruning": 0.21, "distillation": 0.2}
 Answer = tuple[str, str | None]
 
 
-class NotMeasured(Exception):
+class NotMeasured(CompressionError):
     """The records that an answer needs are not there yet."""
 
 
@@ -68,9 +69,9 @@ class Measured:
         """
         what = f"{self.name} with weights pruned (notebook 3)"
         rows = self.of("P", what)
-        last = rows["recipe.steps"].map(lambda steps: steps[-1])
-        rows = rows.assign(sparsity=last.map(lambda step: step.get("sparsity", Prune.sparsity)))
-        rows = _some(rows[last.map(lambda step: step["step"] == "Prune")], what)
+        last = [steps[-1] for steps in rows["steps"]]
+        rows = rows.assign(sparsity=[step.sparsity if isinstance(step, Prune) else None for step in last])
+        rows = _some(rows.dropna(subset="sparsity"), what)
         return rows.sort_values("validation_accuracy").drop_duplicates("sparsity", keep="last").sort_values("sparsity")
 
 
@@ -127,8 +128,8 @@ def _unlike(ours: float, theirs: float) -> bool:
 def design(measured: Measured) -> Answer:
     """Whether each change to the baseline student costs no more accuracy than published."""
     rows = measured.models[measured.models["kinds"] == "D"]
-    rows = rows[rows["recipe.steps"].map(as_the_study).astype(bool)]
-    epochs = rows["recipe.steps"].map(lambda steps: steps[-1].get("epochs"))
+    rows = rows[rows["steps"].map(as_the_study).astype(bool)]
+    epochs = rows["steps"].map(lambda steps: steps[-1].epochs)
     rows = rows[epochs.isin(epochs[rows["model"] == "student_baseline"])]  # some were trained longer
     students = rows.sort_values("validation_accuracy", ascending=False).drop_duplicates("model").set_index("model")
     changes = {
@@ -217,7 +218,7 @@ def latencies(measured: Measured) -> Answer:
         if row is not None and _unlike(row["share"], SHARES_OF_TIME[name])
     ]
     fails += [f"{name} keeps no model within {KEPT:g} points" for name, row in found.items() if row is None]
-    shares = _each(found, lambda row: f"{row['share']:.2f} ({plain(row['recipe.steps'])})")
+    shares = _each(found, lambda row: f"{row['share']:.2f} ({row['words']})")
     text = (
         f"The fastest of each within {KEPT:g} validation points, as a share of {measured.name}'s time at batch 1 on "
         f"one thread of the same runtime: {shares}."
@@ -229,7 +230,7 @@ def steps_of_size(measured: Measured) -> Answer:
     """How many sizes each method gives to choose from."""
     methods, parts = measured.methods(), []
     settings = {
-        name: rows["recipe.steps"].map(lambda steps: _setting(steps[-1])).drop_duplicates().sort_values()
+        name: rows["steps"].map(lambda steps: _setting(steps[-1])).drop_duplicates().sort_values()
         for name, rows in methods.items()
     }
     for name, rows in methods.items():
@@ -240,13 +241,11 @@ def steps_of_size(measured: Measured) -> Answer:
     return f"Steps tried with {measured.name}: {'; '.join(parts)}.", why
 
 
-def _setting(step: Mapping) -> str:
+def _setting(step: Step) -> str:
     """What sets the size in a method's step, in words."""
-    if step["step"] == "Quantize":
-        return bits_in_words(step, Quantize)
-    if step["step"] == "Distill":
-        return f"{step['model']} {step.get('width', 1)}"
-    return f"{step['step']} {step.get('sparsity', '')} {step.get('macs', '')}"
+    if isinstance(step, Quantize):
+        return bits_in_words(step.bits, step.layer_bits)
+    return f"{step.network} {', '.join(step.words())}"
 
 
 def effort(measured: Measured) -> Answer:
@@ -267,7 +266,7 @@ def int8_hardware(measured: Measured) -> Answer:
     """What INT8 gains in time: in the whole network, and in our kernel."""
     what = f"{measured.name} in 8 bits (notebook 2)"
     rows = measured.of("Q", what)
-    row = _best(_some(rows[rows["recipe.steps"].map(lambda steps: _setting(steps[-1]) == "8 bits")], what))
+    row = _best(_some(rows[rows["steps"].map(lambda steps: _setting(steps[-1]) == "8 bits")], what))
     network = row["latency_ms.batch1_one_thread.speedup"]
     integer = f"{row['operators.integer_convolutions']:.0f} of {row['operators.convolutions']:.0f} convolutions"
     many = row["latency_ms.batch64_one_thread.speedup"]
@@ -286,7 +285,8 @@ def sparse_hardware(measured: Measured) -> Answer:
     sparsest = measured.with_zeros().iloc[-1]
     network = sparsest["latency_ms.batch1_one_thread.speedup"]
     text = f"{100 * sparsest['sparsity']:g} % of {measured.name}'s weights at zero: {network:.2f}x in the dense runtime"
-    narrow = measured.models[measured.models["of_largest"] & measured.models["method"].str.endswith("PruneChannels")]
+    narrowed = measured.models["steps"].map(lambda steps: isinstance(steps[-1], PruneChannels))
+    narrow = measured.models[measured.models["of_largest"] & narrowed]
     if not narrow.empty:
         text += f"; whole channels removed: up to {narrow['latency_ms.batch1_one_thread.speedup'].max():.2f}x"
     kernel = _kernel_gain(measured.kernels, "square 25088", "gemv_fp32", "spmv_csr", 0.1)
@@ -333,12 +333,12 @@ def ensembles(measured: Measured) -> Answer:
     models = measured.models
     best = _best(_some(models[models["kinds"] == "E"], "an ensemble (notebook 4)"))
     near = models["parameters"].between(best["parameters"] / 1.05, 1.05 * best["parameters"])
-    members = {member["steps"][-1].get("model") for member in best["recipe.steps"][0]["members"]}
+    members = {member.model for member in best["steps"][0].members}
     singles = models[models["kinds"].isin(["", "D"]) & near & models["model"].isin(members)]
     single = _best(_some(singles, "a member widened to the ensemble's size (notebook 4)"))
     text = (
         f"{percent(best)} with {best['parameters'] / 1e3:,.0f} K parameters; a member widened to "
-        f"{single['parameters'] / 1e3:,.0f} K ({plain(single['recipe.steps'])}) has {percent(single)}, at "
+        f"{single['parameters'] / 1e3:,.0f} K ({single['words']}) has {percent(single)}, at "
         f"{single['macs'] / best['macs']:.2f} of its multiply-accumulates."
     )
     more = 100 * (single["accuracy"] - best["accuracy"])
@@ -356,7 +356,7 @@ def combinations(measured: Measured) -> Answer:
         row = _least(rows, "archive_bytes", within)
         if row is not None and row["id"] != before:
             factor = f"{row['smaller_than_largest']:,.0f}x within {within} point{'s' * (within > 1)}"
-            parts.append(f"{factor} ({plain(row['recipe.steps'])}, {percent(row)})")
+            parts.append(f"{factor} ({row['words']}, {percent(row)})")
             before = row["id"]
     text = f"Against {name} in FP32, by validation: {'; '.join(parts) or 'no combination stays within 4 points'}."
     study = published_study().set_index("label")

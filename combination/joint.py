@@ -15,12 +15,12 @@ from models.quantized import insert_quantizers
 from pruning import Prune, Pruner
 from quantization import Quantize, calibrate, qat
 from quantization.weights import Bits, bits_by_layer
-from recipe import Context, Recipe, Step, StepError, check_training, is_number, plain_fields, training_fields
-from training import fit, fresh
+from recipe import Recipe, Step, StepError, check_training, is_number, training_fields
+from training import Context, fit, fresh
 
 
 @dataclass(frozen=True)
-class Joint:
+class Joint(Step):
     """A fresh student, small in every way, from one training: `base.then(Joint("resnet20", sparsity=0.5, bits=4))`.
 
     It learns from the model that the chain has made so far, or from the recipes in `teachers` as Distill does, is
@@ -30,6 +30,10 @@ class Joint:
     phases. `bits`, `first_last_bits`, `layer_bits`, `images` and `percentile` are those of Quantize, `criterion` and
     `sparsity` those of Prune, the others those of Distill.
     """
+
+    letter: ClassVar[str] = "J"
+    kind: ClassVar[str] = "joint training"
+    gives: ClassVar[frozenset[str]] = frozenset({"integers", "zeros"})
 
     model: str
     sparsity: float = 0.5
@@ -51,17 +55,12 @@ class Joint:
     layer_bits: tuple[tuple[str, Bits], ...] = ()
     teachers: tuple[Recipe, ...] = ()
 
-    makes_integers: ClassVar[bool] = True
-
-    def __post_init__(self):
-        plain_fields(self)
+    def check(self) -> None:
         check_model(self.model, self.width)
         check_recipes("teachers", self.teachers)
         check_teaching(self.temperature, self.alpha, self.views)
         check_training(**training_fields(self))
-        self._pruning()
-        first_last, own = self.first_last_bits, self.layer_bits
-        Quantize("qat", self.bits, self.images, self.percentile, first_last_bits=first_last, layer_bits=own)
+        self._pruning(), self._rounding()  # which check their own fields
         for what, left_for in (("prune_from", "prune and recover in"), ("quantize_from", "train with rounding")):
             share = getattr(self, what)
             if not (is_number(share) and 0 <= share < 1):
@@ -81,8 +80,24 @@ class Joint:
     def _pruning(self) -> Prune:
         return Prune(self.criterion, self.sparsity, epochs=self.epochs)
 
-    def follows(self, previous: Step | None) -> None:
-        check_taught(self, previous)
+    def _rounding(self) -> Quantize:
+        first_last, own = self.first_last_bits, self.layer_bits
+        return Quantize("qat", self.bits, self.images, self.percentile, first_last_bits=first_last, layer_bits=own)
+
+    @property
+    def network(self) -> tuple[str, float]:
+        return self.model, self.width
+
+    @property
+    def base(self) -> Recipe | None:
+        return self.teachers[0] if self.teachers else None
+
+    def words(self) -> list[str]:
+        once = f"in one training of {self.epochs} epochs"
+        return ["distilled", *self._pruning().words(), *self._rounding().words(), once]
+
+    def check_after(self, before: tuple[Step, ...]) -> None:
+        check_taught(self, before)
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         teacher = teacher_of(self, model, context)

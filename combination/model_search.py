@@ -24,7 +24,7 @@ from combination.recommendation import pareto_front
 from data import load
 from experiment import make
 from experiment.store import artifacts_folder
-from recipe import Recipe
+from recipe import CompressionError, Recipe
 from storage import save_archive
 from training import TrainingDiverged, evaluate
 
@@ -38,7 +38,7 @@ Tried = dict[tuple, tuple[float, int] | None]  # by choices: accuracy and bytes,
 DIVERGED = "diverged"
 
 
-class SearchError(Exception):
+class SearchError(CompressionError):
     """A search that cannot start or go on."""
 
 

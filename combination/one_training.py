@@ -17,8 +17,9 @@ from experiment.chance import overlap
 from pruning.study import pruned
 from quantization.study import trained
 from quantization.weights import Bits
-from recipe import Context, Recipe, Step, training_fields
+from recipe import Recipe, Step, training_fields
 from storage import Checkpoint
+from training import Context
 
 IN_A_ROW, AT_ONCE = "one after the other", "one training"
 BATCHES = 20  # of an epoch that is timed

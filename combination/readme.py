@@ -4,7 +4,6 @@ import re
 
 from combination.comparison import smallest_within
 from combination.recommendation import candidates, pareto_front
-from combination.words import plain
 from experiment import interval, load_records, published_study
 from experiment.store import ROOT
 
@@ -36,7 +35,7 @@ def results() -> str:
     for row in rows[shown].sort_values("archive_bytes").to_dict("records"):
         kilobytes = row["archive_bytes"] / 1e3
         lines.append(
-            f"| [{plain(row['recipe.steps'])}](results/{DATASET}/{row['id']}.json) "
+            f"| [{row['words']}](results/{DATASET}/{row['id']}.json) "
             f"| {100 * row['accuracy']:.2f} ({interval(row)}) | {100 * (row['accuracy'] - base['accuracy']):+.2f} "
             f"| {row['seeds']} | {kilobytes:.1f} "
             f"| {whole / kilobytes:.0f} | {row['latency_ms.batch1_one_thread.median']:.2f} |"

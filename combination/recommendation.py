@@ -11,9 +11,9 @@ from numbers import Real
 import numpy as np
 import pandas as pd
 
-from combination.words import plain
 from experiment.records import archive_path
 from experiment.store import ROOT
+from recipe import CompressionError
 
 # What a budget may bound, and the record's column and unit. Validation accuracy chooses: the test set only reports.
 BUDGETS = {
@@ -32,7 +32,7 @@ BEST = {
 }
 
 
-class BudgetError(Exception):
+class BudgetError(CompressionError):
     """A budget that cannot be asked for, or no records to choose from."""
 
 
@@ -61,7 +61,7 @@ class Recommendation:
         return pd.DataFrame(
             {
                 "": list(rows),
-                "model": [plain(row["recipe.steps"]) for row in rows.values()],
+                "model": [row["words"] for row in rows.values()],
                 "validation %": [round(100 * row["validation_accuracy"], 2) for row in rows.values()],
                 "accuracy %": [round(100 * row["accuracy"], 2) for row in rows.values()],
                 "archive KB": [round(row["archive_bytes"] / 1e3, 1) for row in rows.values()],
@@ -187,7 +187,7 @@ def _next_better(table: pd.DataFrame, chosen: pd.Series, bounded: Sequence[str])
 
 def _file(row: pd.Series) -> str:
     """Where the model's archive is, from the repository on; a large one is not beside its record."""
-    if "dataset" not in row:
+    if "weights_sha256" not in row:
         return ""
     path = archive_path(row)
     return os.path.relpath(path, ROOT) if path.exists() else "not here: run its recipe"
@@ -224,7 +224,7 @@ def _price(chosen: pd.Series, better: pd.Series | None) -> str:
     points = 100 * (better["validation_accuracy"] - chosen["validation_accuracy"])
     size, time = (better[column] / chosen[column] for column in (COLUMNS["size_kb"], COLUMNS["latency_ms"]))
     return (
-        f" Next better: {plain(better['recipe.steps'])}, +{points:.2f} validation points for {size:.2f}x the bytes and "
+        f" Next better: {better['words']}, +{points:.2f} validation points for {size:.2f}x the bytes and "
         f"{time:.2f}x the time."
     )
 

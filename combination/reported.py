@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from combination.comparison import compared
+from distillation import Ensemble
 from distillation.study import STUDENTS
 from experiment import published_study
 from pruning import Prune
+from quantization import Quantize
+from recipe import Step
 
 CHAINS = {
     "DP": "distilled and pruned 77 %",
@@ -32,36 +35,38 @@ def beside_reported(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
 
 def reported_label(record: Mapping) -> str | None:
     """The published study's row for a record (with the columns of `compared`), None where it has none."""
-    kinds, model, steps = record["kinds"], record["model"], record["recipe.steps"]
-    if kinds == "E":
-        members = [member["steps"] for member in steps[0]["members"]]
-        plain = steps[0].keys() == {"step", "members"} and all(map(as_the_study, members))
-        names = [member[-1]["model"] for member in members]
-        return "ensemble of 4 5 6" if plain and names == ["student_4", "student_5", "student_6"] else None
-    if steps[0].get("model") != "resnet18" or not as_the_study(steps):
+    kinds, model, steps = record["kinds"], record["model"], record["steps"]
+    if isinstance(steps[0], Ensemble):
+        members = steps[0].members
+        alike = kinds == "E" and not steps[0].optimize_weights and all(as_the_study(own.steps) for own in members)
+        names = [own.model for own in members]
+        return "ensemble of 4 5 6" if alike and names == ["student_4", "student_5", "student_6"] else None
+    if steps[0].network != ("resnet18", 1) or not as_the_study(steps):
         return None
-    sparsity = next((step.get("sparsity", Prune.sparsity) for step in steps if step["step"] == "Prune"), None)
+    sparsity = next((step.sparsity for step in steps if isinstance(step, Prune)), None)
+    last = steps[-1]
+    eight_bits = isinstance(last, Quantize) and last.bits == 8
     if kinds == "D" and model in STUDENTS:
         return STUDENTS[model][0]
     if kinds in CHAINS and model == ("resnet18" if kinds == "PQ" else "student_3conv"):
-        return CHAINS[kinds] if ("P" not in kinds or sparsity == 0.77) and steps[-1].get("bits", 8) == 8 else None
+        return CHAINS[kinds] if ("P" not in kinds or sparsity == 0.77) and (eight_bits or kinds == "DP") else None
     if model != "resnet18":
         return None
     if kinds == "P":
         return f"pruned {100 * sparsity:.0f} %" if sparsity is not None else None
-    if kinds == "Q" and steps[-1].get("bits", 8) == 8:
-        return "QAT INT8" if steps[-1].get("mode") == "qat" else "static INT8"
+    if kinds == "Q" and eight_bits:
+        return "QAT INT8" if last.mode == "qat" else "static INT8"
     return "ResNet-18 teacher" if kinds == "" else None
 
 
-def as_the_study(steps: Sequence[Mapping]) -> bool:
-    """Whether a chain's networks, loss and criteria are the published ones, as far as a recipe's JSON says it.
+def as_the_study(steps: Sequence[Step]) -> bool:
+    """Whether a chain's networks, loss and criteria are the published ones, as far as a recipe says it.
 
     No network is narrowed or widened, students learn from the answers of one teacher under the usual share of its
     loss, and weights go by magnitude or lookahead.
     """
     return not any(
-        step.keys() & {"width", "features", "alpha", "teachers"}
-        or (step["step"] == "Prune" and step.get("criterion", Prune.criterion) not in ("magnitude", "lookahead"))
+        step.changed & {"width", "features", "alpha", "teachers"}
+        or (isinstance(step, Prune) and step.criterion not in ("magnitude", "lookahead"))
         for step in steps
     )

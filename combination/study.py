@@ -17,7 +17,7 @@ from models import build
 from pruning.study import pruned, under_itself
 from quantization.study import trained
 from quantization.weights import Bits, bits_by_layer
-from recipe import Recipe, check_whole, training_fields
+from recipe import Recipe, check_whole, steps_of, training_fields
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
@@ -137,7 +137,8 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
     those after the base (or `seconds`, where the table has them), in seconds where all are short.
     """
     base = pd.json_normalize(list(bases)).set_index("id").loc[table["base"]].set_axis(table.index)
-    after = table["method"].str.startswith("Train")  # else the base is a teacher, whose training is not counted
+    # Where it is a teacher, its training is not counted.
+    after = pd.Series([steps_of(record)[0].base is None for record in table.to_dict("records")], table.index)
     seconds = table.get("seconds", table["train_seconds"] - base["train_seconds"].where(after, 0))
     unit, name = (60, "min") if seconds.max() >= 600 else (1, "s")
     figures = pd.DataFrame(

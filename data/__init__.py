@@ -4,13 +4,9 @@ import data.telemetry  # noqa: F401 (before huggingface_hub is imported)
 from data.batching import Batch, batches, epoch_seed, normalize
 from data.datasets import (
     PIXELS,
-    DataError,
     Dataset,
     Split,
     changes,
-    check_dataset,
-    folder_of,
-    identity,
     load,
     signature,
 )
@@ -18,15 +14,11 @@ from data.datasets import (
 __all__ = [
     "PIXELS",
     "Batch",
-    "DataError",
     "Dataset",
     "Split",
     "batches",
     "changes",
-    "check_dataset",
     "epoch_seed",
-    "folder_of",
-    "identity",
     "load",
     "normalize",
     "signature",

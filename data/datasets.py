@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import os
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from data.sources import DataError as DataError
-from data.sources import ImageArrays, cifar10_files, read_cifar10, read_digits, read_folder, readable
+from data.sources import ImageArrays, cifar10_files, read_cifar10, read_digits, read_folder
+from recipe import check_dataset, folder_of
 
 # The validation images are chosen by this seed alone, never by a recipe's, so that no recipe trains on an image
 # that another one is chosen by.
@@ -109,28 +108,6 @@ def load(name: str) -> Dataset:
     if name == "cifar10":
         return _split(name, read_cifar10(_cifar10_root()), validation_share=0.1, flip=True)
     return _split(name, read_folder(folder_of(name)), validation_share=0.1, flip=True)
-
-
-def check_dataset(name: str) -> None:
-    """Raise DataError where no data set has that name, before anything is looked for or trained under it."""
-    if name in ("digits", "cifar10"):
-        return
-    if not isinstance(name, str) or not name.startswith("folder:"):
-        raise DataError(f"unknown data set {name!r}: use 'digits', 'cifar10' or 'folder:PATH'")
-    if not name.removeprefix("folder:").strip() or not folder_of(name).name:
-        raise DataError(f"{name!r} names no folder: write 'folder:PATH' with the folder of the images")
-
-
-def folder_of(name: str) -> Path:
-    """The absolute path of a `folder:PATH`; `~` is the home folder. Links stay: their names count."""
-    return Path(os.path.abspath(os.path.expanduser(name.removeprefix("folder:"))))
-
-
-def identity(name: str) -> str:
-    """The name under which records know a data set: of a folder its last part, the same wherever it lies."""
-    return (
-        f"folder:{unicodedata.normalize('NFC', readable(folder_of(name).name))}" if name.startswith("folder:") else name
-    )
 
 
 def signature(name: str) -> str | None:

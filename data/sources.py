@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import unicodedata
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,8 @@ import pyarrow.parquet
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from recipe import DataError, readable
+
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_HUB = "uoft-cs/cifar10"
 CIFAR10_IMAGES = {"train": 50_000, "test": 10_000}
@@ -26,10 +27,6 @@ NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
 NAMED = 5  # files that cannot be read, by name in one message; the others are counted
 # What Pillow raises on files that are damaged, or that would unpack into an unreasonable picture.
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-class DataError(Exception):
-    """A data set that cannot be read; the message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +171,6 @@ def read_folder(root: Path) -> ImageArrays:
     _warn_of_others(root, {file for files in train_files + test_files for file in files})
     train_images, train_labels, test_images, test_labels = _read_pictures(train_files, test_files)
     return ImageArrays(train_images, train_labels, test_images, test_labels, classes)
-
-
-def readable(name: str | Path) -> str:
-    """A file's name as text that can be printed and stored: bytes that are no UTF-8 stand as `\\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @cache

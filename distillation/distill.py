@@ -1,20 +1,20 @@
 """`Distill`: a large model in, a small one out that learned from it."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import nn
 
-from distillation.ensemble import Ensemble, check_recipes
+from distillation.ensemble import check_recipes
 from distillation.features import KINDS, Guided
 from distillation.teacher import Teacher, taught
 from models import check_model
-from recipe import Context, Recipe, Step, StepError, check_training, is_number, plain_fields, training_fields
-from training import fit, fresh, round_weights
+from recipe import Recipe, Step, StepError, check_training, is_number, training_fields, traits
+from training import Context, fit, fresh, round_weights
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(Step):
     """Train a fresh student under a teacher: `base.then(Distill("resnet20", epochs=60))`.
 
     The teacher is the model that the chain has made so far, or the recipes in `teachers`, whose probabilities are
@@ -26,6 +26,9 @@ class Distill:
     `views` is how many epochs differ in their batches (None: all do): after so many they come again, so that the
     teacher, whose forward pass may cost more than the student's training, need not look at more.
     """
+
+    letter: ClassVar[str] = "D"
+    kind: ClassVar[str] = "distilled"
 
     model: str
     epochs: int = 30
@@ -40,8 +43,7 @@ class Distill:
     features_weight: float = 1.0
     views: int | None = None
 
-    def __post_init__(self):
-        plain_fields(self)
+    def check(self) -> None:
         check_model(self.model, self.width)
         check_recipes("teachers", self.teachers)
         check_training(**training_fields(self))
@@ -54,10 +56,18 @@ class Distill:
                 "features_weight must be above 0 and finite, and means nothing without features: set both or none"
             )
 
-    def follows(self, previous: Step | None) -> None:
-        check_taught(self, previous)
-        taught_by: list[Step | None] = [recipe.steps[-1] for recipe in self.teachers] or [previous]
-        if self.features and (len(taught_by) > 1 or isinstance(taught_by[0], Ensemble)):
+    @property
+    def network(self) -> tuple[str, float]:
+        return self.model, self.width
+
+    @property
+    def base(self) -> Recipe | None:
+        return self.teachers[0] if self.teachers else None
+
+    def check_after(self, before: tuple[Step, ...]) -> None:
+        check_taught(self, before)
+        taught_by = [recipe.steps for recipe in self.teachers] or [before]
+        if self.features and (len(taught_by) > 1 or "members" in traits(taught_by[0])):
             raise StepError("feature maps are those of one network: with features, give one teacher, no ensemble")
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
@@ -83,13 +93,14 @@ class HasTeachers(Protocol):
 
     @property
     def teachers(self) -> tuple[Recipe, ...]: ...
+    @property
+    def name(self) -> str: ...
 
 
-def check_taught(step: HasTeachers, previous: Step | None) -> None:
+def check_taught(step: HasTeachers, before: tuple[Step, ...]) -> None:
     """Raise StepError where a step that needs a teacher neither follows a model nor names one in its `teachers`."""
-    if previous is None and not step.teachers:
-        name = type(step).__name__
-        raise StepError(f"{name} needs a teacher: start the recipe with Train or Ensemble, or give it teachers")
+    if not before and not step.teachers:
+        raise StepError(f"{step.name} needs a teacher: start the recipe with Train or Ensemble, or give it teachers")
 
 
 def teacher_of(step: HasTeachers, model: nn.Module | None, context: Context) -> Teacher:

@@ -3,7 +3,7 @@
 import reprlib
 import warnings
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -11,27 +11,39 @@ from torch import nn
 
 from data import Dataset, normalize
 from models import combine
-from recipe import Context, Recipe, Step, StepError, plain_fields, refuse_unused
+from recipe import Recipe, Step, StepError, refuse_unused
+from training import Context
 
 
 @dataclass(frozen=True)
-class Ensemble:
+class Ensemble(Step):
     """The mean of the members' probabilities, deployed as one file: `Recipe("cifar10", (Ensemble((a, b, c)),))`.
 
     With `optimize_weights` the mean is weighted so that the cross-entropy on the validation images is least.
     """
 
+    letter: ClassVar[str] = "E"
+    kind: ClassVar[str] = "ensemble"
+    gives: ClassVar[frozenset[str]] = frozenset({"members"})
+    begins: ClassVar[bool] = True
+
     members: tuple[Recipe, ...]
     optimize_weights: bool = False
 
-    def __post_init__(self):
-        plain_fields(self)
+    def check(self) -> None:
         check_recipes("members", self.members)
         if not self.members:
             raise StepError("an ensemble needs members: give it recipes")
 
-    def follows(self, previous: Step | None) -> None:
-        if previous is not None:
+    @property
+    def base(self) -> Recipe:
+        return self.members[0]
+
+    def words(self) -> list[str]:
+        return ["ensemble of " + " and ".join(member.words for member in self.members)]
+
+    def check_after(self, before: tuple[Step, ...]) -> None:
+        if before:
             raise StepError("Ensemble starts a recipe: what its members are made of stands in their own recipes")
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:

@@ -16,9 +16,9 @@ from experiment import batch_size, beside_published, kept_table, make, percent, 
 from experiment.chance import overlap
 from measurement import cost
 from models import build
-from recipe import Context, Recipe, training_fields
+from recipe import Recipe, training_fields
 from storage import Checkpoint
-from training import Train, fit, fresh, smoothed_cross_entropy
+from training import Context, Train, fit, fresh, smoothed_cross_entropy
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 20, "digits": 3}  # of a student's training, as long as the published study's

@@ -11,9 +11,9 @@ from distillation.ensemble import HasTeacher
 from distillation.loss import distillation_loss
 from models import spec_of
 from models.ensemble import mean_logits
-from recipe import Context, StepError
+from recipe import StepError
 from storage import Checkpoint, weights_checksum
-from training import Loss, autocast, smoothed_cross_entropy
+from training import Context, Loss, autocast, smoothed_cross_entropy
 
 
 class Teacher:

@@ -6,10 +6,10 @@ Without ids those that are not of the images or networks at hand, which `stale` 
 import argparse
 import sys
 
-from data import DataError, check_dataset
 from experiment.aside import outdated_ids, set_ids_aside
 from experiment.freshness import fingerprint
 from experiment.store import results_folder
+from recipe import DataError, check_dataset
 from storage import StorageError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from data import Dataset, changes, load, signature
 from experiment.store import artifacts_folder, write_json
 from models import ARCHITECTURES, ModelError, structure
-from recipe import Recipe
+from recipe import Recipe, recipe_of
 from storage import StorageError, sha256
 
 MAKING = ("train", "validation")  # the images that a model may be made from; the others are those that it is tested on
@@ -122,7 +122,7 @@ def outdated_record(record: Mapping, dataset: str, recipe: Recipe | None = None,
     now = fingerprint(dataset) if images else None
     if "data" in record and now and (why := changes(record["data"], now)):
         return why
-    return outdated(record.get("made_of", {}), dataset, recipe, images=images)
+    return outdated(record.get("made_of", {}), dataset, recipe or recipe_of(record, dataset), images=images)
 
 
 def refusal(recipe: Recipe, why: str) -> RecordError:

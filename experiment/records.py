@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from data import changes, check_dataset, identity
+from data import changes
 from experiment.freshness import fingerprint, outdated_record
 from experiment.store import ROOT, Store, results_folder, slug, write_json
 from measurement import machine
-from recipe import identity_of
+from recipe import check_dataset, identity, identity_of, letters_of, words_of
 
 NEEDED = {
     "label",
@@ -97,8 +97,13 @@ def load_records(dataset: str) -> pd.DataFrame:
 
 
 def told_apart(records: Sequence[Mapping]) -> pd.DataFrame:
-    """A row a record; where other recipes than seeds of one share a label, a piece of a hash is added to it."""
+    """A row a record; where other recipes than seeds of one share a label, a piece of a hash is added to it.
+
+    Two columns come from the recipes: `kinds`, a letter for each method in order of use, and `words` for readers.
+    """
     frame = pd.json_normalize(list(records), max_level=None)
+    frame["kinds"] = [letters_of(record) for record in records]
+    frame["words"] = [words_of(record) for record in records]
     variant = pd.Series([_digest(_seedless(record["recipe"])) for record in records])
     ambiguous = variant.groupby(frame["label"]).transform("nunique") > 1
     frame.loc[ambiguous, "label"] += " #" + variant[ambiguous].str[:4]

@@ -19,7 +19,7 @@ from measurement import accuracy, agreement, answers, cost, latency, operator_co
 from measurement.timing import hardware, measuring_seconds
 from models import spec_of
 from models.quantized import holds_integers
-from recipe import Context, Recipe, StepError
+from recipe import Recipe, StepError
 from storage import (
     Checkpoint,
     StorageError,
@@ -34,6 +34,7 @@ from storage import (
     weights_checksum,
     weights_of,
 )
+from training import Context
 
 PACKAGES = ("torch", "onnxruntime", "numpy")
 # Bytes of an archive that is kept beside its record, at most; a base's too, since everything else is made from it.
@@ -137,8 +138,8 @@ def _made(recipe: Recipe, record: dict | None) -> tuple[nn.Module, dict]:
     context = Context(scaled, recipe.seed, training_device(), checkpoint, make=other, cache=store.artifacts / "cache")
     started = time.perf_counter()
     model = step.apply(model, context).cpu().eval()
-    if (start := getattr(step, "start", None)) is not None:
-        _, earlier = _make(start)
+    if step.continued is not None:
+        _, earlier = _make(step.continued)
     log = {"train_seconds": time.perf_counter() - started, "made_on": _device_name()}
     log |= {"threads": torch.get_num_threads()} | context.log
     log["train_seconds"] += earlier.get("train_seconds", 0)  # of the whole chain, not of teachers and members
@@ -284,7 +285,7 @@ def _measure(recipe: Recipe, earlier: dict | None) -> dict:
         "id": recipe.id,
         "label": recipe.label,
         "model": spec_of(model)["architecture"],
-        "method": " > ".join(type(step).__name__ for step in recipe.steps),
+        "method": " > ".join(step.name for step in recipe.steps),
         "dataset": recipe.describe()["dataset"],
         "seed": recipe.seed,
         "recipe": recipe.describe(),

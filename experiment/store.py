@@ -14,8 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data import identity
-from recipe import Recipe
+from recipe import Recipe, identity
 from storage import StorageError, atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import pandas as pd
 from tqdm.auto import tqdm
 
-from data import check_dataset, load
+from data import load
 from experiment.records import kept_table, told_apart
 from experiment.runner import make, run
 from experiment.store import ROOT, figures_folder, slug
-from recipe import Recipe
+from recipe import Recipe, check_dataset
 from storage import atomic_write
 from training import Train, TrainingDiverged, evaluate
 

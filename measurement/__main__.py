@@ -5,9 +5,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from data import DataError, load
+from data import load
 from measurement import accuracy, wilson_interval
 from models import ModelError, spec_of
+from recipe import DataError
 from storage import StorageError, export_with_scale, load_archive, open_onnx
 
 

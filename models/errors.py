@@ -1,5 +1,7 @@
 """What the networks refuse."""
 
+from recipe import CompressionError
 
-class ModelError(Exception):
+
+class ModelError(CompressionError):
     """A network that does not exist, or that cannot be made as asked."""

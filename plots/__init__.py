@@ -1,7 +1,7 @@
 """Charts, one function each: DataFrame of records in, matplotlib Axes out."""
 
 from plots.comparison import accuracy_against_size, latency_bars
-from plots.style import METHOD_COLORS, save_figure, use_style
+from plots.style import save_figure, use_style
 from plots.training import training_curves
 
-__all__ = ["METHOD_COLORS", "accuracy_against_size", "latency_bars", "save_figure", "training_curves", "use_style"]
+__all__ = ["accuracy_against_size", "latency_bars", "save_figure", "training_curves", "use_style"]

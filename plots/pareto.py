@@ -15,22 +15,13 @@ from matplotlib.figure import Figure
 from combination import Recommendation, compared, pareto_front, recommend
 from combination.recommendation import BUDGETS
 from plots.names import write_names
-from plots.style import FAILED, PALETTE, REPORTED, Style, figure_of, log_scale
+from plots.style import FAILED, PALETTE, REPORTED, Style, figure_of, log_scale, method_names, method_style
 
 AXES = {
     "archive_bytes": ("archive (KB, log scale)", 1e3),
     "latency_ms.batch1_one_thread.median": ("latency at batch 1 on one thread (ms, log scale)", 1.0),
     "macs": ("multiply-accumulates an image (millions, log scale)", 1e6),
 }
-GROUPS = {
-    "": ("FP32", PALETTE[6], "o"),
-    "Q": ("quantized", PALETTE[1], "s"),
-    "P": ("pruned", PALETTE[2], "^"),
-    "D": ("distilled", PALETTE[0], "D"),
-    "E": ("ensemble", PALETTE[4], "P"),
-    "J": ("joint training", PALETTE[5], "v"),
-}
-CHAIN = ("chain of methods", PALETTE[3], "X")
 BELOW: Style = {"marker": "v", "linestyle": "none", "markerfacecolor": "none", "markersize": 6}
 MIXED = "0.35"  # of what stands for triangles of several methods
 APART = 7  # points from triangle to triangle, with their outlines: from there on both are seen whole
@@ -48,7 +39,7 @@ def pareto_chart(
     """Test accuracy (%) with its 95 % interval against `column`, a mark a record, coloured by method.
 
     Args:
-        records: with the column `kinds` (letters of the methods, from `combination.compared`).
+        records: with the column `kinds` (letters of the methods).
         column: one of `AXES`.
         reported: hollow marks for figures of others: columns `accuracy` (%) and `x` (in the unit of the axis).
         budget: bounds as `recommend` takes them; drawn in are that of `column`, and that of validation accuracy at as
@@ -172,7 +163,7 @@ def _draw(
 
 def _marks(records: pd.DataFrame, column: str, unit: float, ax: Axes) -> None:
     for kinds, group in records.groupby("kinds", sort=False):
-        name, color, marker = GROUPS.get(kinds, CHAIN)
+        name, color, marker = method_style(str(kinds))
         y = 100 * group["accuracy"]
         bars = [y - 100 * group["accuracy_low"], 100 * group["accuracy_high"] - y]
         style: Style = {"fmt": marker, "color": color, "markersize": 6, "capsize": 2, "elinewidth": 0.8, "label": name}
@@ -187,7 +178,7 @@ def _triangles(records: pd.DataFrame, column: str, unit: float, floor: float, ax
     if len(records):
         ax.plot([], [], **BELOW, color=MIXED, label="off the chart (accuracy as written)")
     for kinds, x in zip(records["kinds"], records[column] / unit, strict=True):
-        ax.plot(x, floor, **BELOW, color=GROUPS.get(kinds, CHAIN)[1], clip_on=False)
+        ax.plot(x, floor, **BELOW, color=method_style(kinds)[1], clip_on=False)
 
 
 def _bounds(budget: Mapping[str, float], column: str, unit: float, ax: Axes) -> None:
@@ -219,7 +210,7 @@ def _legend_of(axes: Sequence[Axes]) -> tuple[list, list[str]]:
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
-    declared = [name for name, *_ in (*GROUPS.values(), CHAIN)]
+    declared = method_names()
     order = sorted(named, key=lambda label: declared.index(label) if label in declared else len(declared))
     return [named[label] for label in order], order
 
@@ -238,7 +229,7 @@ def _write_accuracies(records: pd.DataFrame, column: str, ax: Axes) -> None:
     named = []
     for _, group in below.groupby((steps > APART).cumsum()):
         percents = sorted({round(100 * accuracy) for accuracy in group["accuracy"]})
-        colors = {GROUPS.get(kinds, CHAIN)[1] for kinds in group["kinds"]}
+        colors = {method_style(kinds)[1] for kinds in group["kinds"]}
         middle = math.sqrt(group[column].iloc[0] * group[column].iloc[-1]) / unit  # of a logarithmic axis
         color = colors.pop() if len(colors) == 1 else MIXED
         named.append((f"{', '.join(map(str, percents))} %", middle, floor, color))

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from experiment.store import figures_folder, slug
+from experiment.store import ROOT, figures_folder, slug
+from recipe import STEPS
 from storage import atomic_write
 
 Style = dict[str, Any]  # what matplotlib takes as keywords
@@ -26,16 +27,33 @@ REPORTED: Style = {  # hollow marks of others' figures
 }
 
 
-class _Cycle(dict):
-    """A colour and a marker for each method, the same wherever it is drawn, in the order of first use."""
-
-    def __missing__(self, method: str) -> tuple[str, str]:
-        index = len(self)
-        self[method] = (PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)])
-        return self[method]
+METHOD_MARKERS = ("D", "P", "v", "^", "s", "<", ">", "p", "h", "*")
+ALONE, CHAIN = ("FP32", PALETTE[6], "o"), ("chain of methods", PALETTE[5], "X")
 
 
-METHOD_COLORS = _Cycle({"Train": (PALETTE[0], MARKERS[0]), "Train > Quantize": (PALETTE[1], MARKERS[1])})
+def method_style(kinds: str) -> tuple[str, str, str]:
+    """Name, colour and marker of what was made by methods of these letters, the same in every chart."""
+    letters = _letters()
+    if len(kinds) != 1 or kinds not in letters:
+        return CHAIN if kinds else ALONE
+    place = list(letters).index(kinds)
+    return letters[kinds], PALETTE[place % 5], METHOD_MARKERS[place % len(METHOD_MARKERS)]
+
+
+def method_names() -> list[str]:
+    """The names of `method_style` in the order of a legend."""
+    return [ALONE[0], *_letters().values(), CHAIN[0]]
+
+
+def _letters() -> dict[str, str]:
+    """The methods that there are, as their steps say it: this project's first, by letter, then those of others."""
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    foreign = {step: step.__module__.partition(".")[0] not in rooms for step in STEPS.values() if step.letter}
+    ordered = sorted(foreign, key=lambda step: (foreign[step], "" if foreign[step] else step.letter))
+    found: dict[str, str] = {}
+    for step in ordered:
+        found.setdefault(step.letter, step.kind)
+    return found
 
 
 def line_style(index: int) -> Style:

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch_pruning
@@ -15,18 +16,8 @@ from measurement import cost
 from models import channel_table, set_spec, spec_of
 from pruning.criteria import lookahead
 from pruning.graph import layer_graph
-from recipe import (
-    Context,
-    Recipe,
-    Step,
-    StepError,
-    check_training,
-    check_whole,
-    is_number,
-    plain_fields,
-    training_fields,
-)
-from training import fit, round_weights
+from recipe import Recipe, Step, StepError, check_training, check_whole, is_number, training_fields
+from training import Context, fit, round_weights
 
 Importance = dict[str, torch.Tensor]
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -39,7 +30,7 @@ LEFT = 0.1  # of the channels that go together, at least
 
 
 @dataclass(frozen=True)
-class PruneChannels:
+class PruneChannels(Step):
     """Take out whole channels, the least important first, then train on: `base.then(PruneChannels(macs=0.5))`.
 
     Channels that a residual addition ties together go together; the library torch-pruning finds those groups (Fang et
@@ -53,6 +44,14 @@ class PruneChannels:
         others they fall back on slower products, and a network of half the work can take twice the time.
     """
 
+    letter: ClassVar[str] = "P"
+    kind: ClassVar[str] = "pruned"
+    forbids: ClassVar[dict[str, str]] = {
+        "integers": "its weights are integers; prune first",
+        "members": "narrow its members, and make an ensemble of those",
+        "zeros": "it would not keep the zeros; narrow first",
+    }
+
     macs: float = 0.5
     criterion: str = "lookahead"
     multiple: int = 8
@@ -64,8 +63,7 @@ class PruneChannels:
     temperature: float = 4.0
     alpha: float = 0.9
 
-    def __post_init__(self):
-        plain_fields(self)
+    def check(self) -> None:
         if not (is_number(self.macs) and 0 < self.macs < 1):
             raise StepError(f"macs is the share to keep, above 0 and below 1, not {self.macs!r}: write 0.5 for half")
         if self.criterion not in CHANNEL_CRITERIA:
@@ -75,19 +73,11 @@ class PruneChannels:
         check_teaching(self.temperature, self.alpha)
         check_teacher(self)
 
-    def follows(self, previous: Step | None) -> None:
-        if previous is None:
-            raise StepError("PruneChannels needs a model to prune: start the recipe with Train")
-        kind = type(previous).__name__
-        if getattr(previous, "makes_integers", False):
-            raise StepError(f"PruneChannels cannot follow {kind}, whose weights are integers")
-        if hasattr(previous, "members"):
-            raise StepError("PruneChannels cannot follow Ensemble: narrow its members, and make an ensemble of those")
-        if hasattr(previous, "sparsity"):
-            raise StepError(f"PruneChannels cannot follow {kind}, whose zeros it would not keep: narrow first")
+    def words(self) -> list[str]:
+        return [f"channels pruned to {100 * self.macs:g} % of the MACs"]
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        assert model is not None  # `follows` saw to it
+        assert model is not None  # `check_after` saw to it
         model = model.cpu().eval()
         model = narrow(model, CHANNEL_CRITERIA[self.criterion](model, context), self.macs, self.multiple)
         set_spec(model, spec_of(model) | {"channels": channel_table(model)})

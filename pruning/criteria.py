@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from data import batches
 from pruning.graph import Layer, active_shares, by_weight, fit_channels, made, read
-from recipe import Context, StepError
+from recipe import StepError
+from training import Context
 
 Scores = dict[str, torch.Tensor]
 Graph = dict[str, Layer]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -14,22 +15,20 @@ from pruning.graph import layer_graph
 from pruning.masks import largest, layer_shares, select
 from pruning.schedules import SCHEDULES
 from recipe import (
-    Context,
     Recipe,
     Step,
     StepError,
     check_training,
     check_whole,
     is_number,
-    plain_fields,
     refuse_unused,
     training_fields,
 )
-from training import fit, fresh, round_weights
+from training import Context, fit, fresh, round_weights
 
 
 @dataclass(frozen=True)
-class Prune:
+class Prune(Step):
     """Set the weights that matter least to zero: `base.then(Prune("lookahead", sparsity=0.9))`.
 
     criterion: one of `pruning.criteria.CRITERIA`; scope: "global" or "layer" (see `pruning.masks.select`).
@@ -44,6 +43,14 @@ class Prune:
     skip: names of layers to leave alone; the others make up for them. may_empty: whether a layer may lose all weights.
     epochs: of training; 0 only prunes (one_shot). `teacher` (a recipe) guides it by its logits.
     """
+
+    letter: ClassVar[str] = "P"
+    kind: ClassVar[str] = "pruned"
+    gives: ClassVar[frozenset[str]] = frozenset({"zeros"})
+    forbids: ClassVar[dict[str, str]] = {
+        "integers": "its weights are integers; prune first",
+        "members": "prune its members, and make an ensemble of those",
+    }
 
     criterion: str = "lookahead"
     sparsity: float = 0.9
@@ -62,8 +69,7 @@ class Prune:
     may_empty: bool = False
     rewind_to: Recipe | None = None
 
-    def __post_init__(self):
-        plain_fields(self)
+    def check(self) -> None:
         for what, name, known in (
             ("criterion", self.criterion, CRITERIA),
             ("scope", self.scope, ("global", "layer")),
@@ -96,16 +102,12 @@ class Prune:
         check_teaching(self.temperature, self.alpha)
         check_teacher(self)
 
-    def follows(self, previous: Step | None) -> None:
-        if previous is None:
-            raise StepError("Prune needs a model to prune: start the recipe with Train")
-        if hasattr(previous, "members"):
-            raise StepError("Prune cannot follow Ensemble: prune its members, and make an ensemble of those")
-        if getattr(previous, "makes_integers", False):
-            raise StepError(f"Prune cannot follow {type(previous).__name__}, whose weights are integers: prune first")
+    def words(self) -> list[str]:
+        by = "" if self.criterion == Prune.criterion else f" by {self.criterion}"
+        return [f"pruned {100 * self.sparsity:g} %{by}"]
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        assert model is not None  # `follows` saw to it
+        assert model is not None  # `check_after` saw to it
         model.to(context.device)
         if self.schedule == "rewind" and self.rewind_to is None and "channels" in spec_of(model):
             raise StepError("a network without some of its channels has no fresh weights: name a recipe in rewind_to")

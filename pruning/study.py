@@ -21,9 +21,9 @@ from pruning.graph import layer_graph
 from pruning.masks import select
 from pruning.prune import Prune
 from pruning.sparse_products import median_seconds
-from recipe import Context, Recipe, training_fields
+from recipe import Recipe, training_fields
 from storage import Checkpoint
-from training import evaluate
+from training import Context, evaluate
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 3, "digits": 3}  # of training with pruning: what a laptop bears

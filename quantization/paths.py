@@ -14,8 +14,8 @@ from measurement import accuracy, available_cores, operator_counts, time_by_turn
 from models import set_spec, spec_of
 from models.quantized import OPSET, Quantizer
 from quantization.quantize import Quantize
-from recipe import Context
 from storage import export_onnx, open_onnx, quiet_exporter
+from training import Context
 
 Way = Callable[[nn.Module, Path, Path, Context], None]
 

@@ -12,24 +12,22 @@ from distillation.ensemble import check_teacher
 from models.quantized import insert_quantizers
 from quantization import qat
 from quantization.static import METHODS, calibrate
-from quantization.weights import Bits, best_scale, bits_by_layer, check_layer_bits, round_weight
+from quantization.weights import Bits, best_scale, bits_by_layer, bits_in_words, check_layer_bits, round_weight
 from recipe import (
-    Context,
     Recipe,
     Step,
     StepError,
     check_training,
     check_whole,
     is_number,
-    plain_fields,
     refuse_unused,
     training_fields,
 )
-from training import fit
+from training import Context, fit
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(Step):
     """Integer weights and activations: `base.then(Quantize())`, `base.then(Quantize(mode="qat", bits=4))`.
 
     Weights get one symmetric scale per output channel, activations 8 bits with one scale per tensor, found on
@@ -44,6 +42,14 @@ class Quantize:
     calibration: "percentile" (the range holds `percentile` % of the values seen), "minmax", or "mse" (the range with
         the least mean squared error).
     """
+
+    letter: ClassVar[str] = "Q"
+    kind: ClassVar[str] = "quantized"
+    gives: ClassVar[frozenset[str]] = frozenset({"integers"})
+    forbids: ClassVar[dict[str, str]] = {
+        "integers": "the model is made of integers already",
+        "members": "an ensemble has no integer form; quantize its members, and make an ensemble of those",
+    }
 
     mode: str = "static"
     bits: Bits = 8
@@ -61,10 +67,7 @@ class Quantize:
     temperature: float = 4.0
     alpha: float = 0.9
 
-    makes_integers: ClassVar[bool] = True  # so no step that changes weights can follow
-
-    def __post_init__(self):
-        plain_fields(self)
+    def check(self) -> None:
         if self.mode not in ("static", "qat"):
             raise StepError(f"unknown quantization mode {self.mode!r}: use 'static' or 'qat'")
         check_layer_bits(self.layer_bits)
@@ -88,17 +91,12 @@ class Quantize:
             refuse_unused(self, training, "static quantization does not train; use mode='qat'")
         check_teacher(self)
 
-    def follows(self, previous: Step | None) -> None:
-        if previous is None:
-            raise StepError("Quantize needs a model to quantize: start the recipe with Train")
-        if hasattr(previous, "members"):
-            raise StepError("an ensemble has no integer form: quantize its members, and make an ensemble of those")
-        if getattr(previous, "makes_integers", False):
-            name = type(previous).__name__
-            raise StepError(f"Quantize cannot follow {name}: the model is made of integers already")
+    def words(self) -> list[str]:
+        bits = bits_in_words(self.bits, self.layer_bits)
+        return [bits if self.mode == "qat" else f"{bits} without training"]
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        assert model is not None  # `follows` saw to it
+        assert model is not None  # `check_after` saw to it
         bits = bits_by_layer(model, self.bits, self.first_last_bits, self.layer_bits)
 
         def rounding(name: str, layer: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:

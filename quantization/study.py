@@ -16,8 +16,9 @@ from quantization.paths import PATHS, paths
 from quantization.quantize import Quantize
 from quantization.static import METHODS
 from quantization.weights import Bits
-from recipe import Context, Recipe
+from recipe import Recipe
 from storage import Checkpoint
+from training import Context
 
 Case = tuple[dict, Recipe]
 # Fewer bits take longer to settle. A laptop bears these epochs.
@@ -151,9 +152,9 @@ def beside_the_study(base: Recipe) -> pd.DataFrame:
 
 def sentence(group: pd.DataFrame) -> str:
     """What static INT8 costs and buys a model: `group` holds the records of its FP32 and static INT8 versions."""
-    by_seed = group.pivot(index="seed", columns="method", values="accuracy")
-    change = 100 * (by_seed["Train > Quantize"] - by_seed["Train"]).mean()
-    integer = group[group["method"] == "Train > Quantize"]
+    by_seed = group.pivot(index="seed", columns="kinds", values="accuracy")
+    change = 100 * (by_seed["Q"] - by_seed[""]).mean()
+    integer = group[group["kinds"] == "Q"]
     first = integer.iloc[0]
     speedup, over_eager = (
         {batch: integer[f"latency_ms.{batch}_one_thread.{ratio}"].median() for batch in ("batch1", "batch64")}

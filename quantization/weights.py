@@ -75,3 +75,11 @@ def bits_by_layer(
         raise StepError(f"layer_bits names {unknown[0]!r}, which is no layer: use some of {', '.join(names)}")
     first_last = bits if first_last_bits is None else first_last_bits
     return {name: first_last if name in (names[0], names[-1]) else bits for name in names} | dict(layer_bits)
+
+
+def bits_in_words(bits: Bits, layer_bits: Iterable[tuple[str, Bits]] = ()) -> str:
+    """`3 bits`; where layers have their own, `ternary and 4 bits`."""
+    widths = {bits, *dict(layer_bits).values()}
+    numbers = sorted(width for width in widths if isinstance(width, int))
+    parts = ["ternary"] * ("ternary" in widths) + [f"{' and '.join(map(str, numbers))} bits"] * bool(numbers)
+    return " and ".join(parts)

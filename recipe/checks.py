@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-
-class StepError(Exception):
-    """A step that cannot be taken: a hyperparameter out of range, or a step that cannot follow the one before."""
+from recipe.errors import StepError
 
 
 def plain_fields(step: Any) -> None:
@@ -36,6 +34,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | np.ndarray):
         return tuple(plain(own) for own in value)
     return value
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """A field's default, made by its factory where it has one; MISSING where it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def training_fields(step: Any) -> dict:
@@ -67,5 +72,5 @@ def is_number(value: Any) -> bool:
 def refuse_unused(step: Any, names: Collection[str], why: str) -> None:
     """Raise StepError where one of these fields is set, which change nothing here: it was meant to change something."""
     for own in dataclasses.fields(step):
-        if own.name in names and getattr(step, own.name) != own.default:
+        if own.name in names and getattr(step, own.name) != default_of(own):
             raise StepError(f"{own.name} would change nothing: {why}, or leave it out")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from data import DataError, load
+from data import load
 from models import ModelError, spec_of
+from recipe import DataError
 from storage import StorageError, archive_table, export_onnx, export_with_scale, load_archive, pixel_scale, sha256
 
 

@@ -7,10 +7,12 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from recipe import CompressionError
+
 os.umask(_UMASK := os.umask(0o077))  # it can only be read by setting it
 
 
-class StorageError(Exception):
+class StorageError(CompressionError):
     """A file that cannot be written, or is not what it should be; the message says what to do."""
 
 

@@ -13,8 +13,9 @@ from pruning import Prune, PruneChannels, layer_graph
 from pruning.channels import CHANNEL_CRITERIA, narrow
 from pruning.criteria import lookahead
 from quantization import Quantize
-from recipe import Context, StepError
+from recipe import StepError
 from storage import Checkpoint, load_archive, save_archive
+from training import Context
 
 
 @pytest.fixture
@@ -123,11 +124,11 @@ def test_bad_fields(fields, message):
 
 def test_bad_places_and_goals(context):
     with pytest.raises(StepError, match="start the recipe"):
-        PruneChannels().follows(None)
+        PruneChannels().check_after(())
     with pytest.raises(StepError, match="integers"):
-        PruneChannels().follows(Quantize())
+        PruneChannels().check_after((Quantize(),))
     with pytest.raises(StepError, match="would not keep"):
-        PruneChannels().follows(Prune())
+        PruneChannels().check_after((Prune(),))
     with pytest.raises(StepError, match="cannot be reached"):
         pruned(context, macs=0.001)
 

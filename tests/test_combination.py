@@ -50,7 +50,7 @@ def random_records(seed, rows=40):
         {
             "id": [f"{i:012x}" for i in range(rows)],
             "label": [f"recipe {i}" for i in range(rows)],
-            "recipe.steps": [[{"step": "Train", "model": f"network {i}"}] for i in range(rows)],
+            "words": [f"network {i}" for i in range(rows)],
             "validation_accuracy": draws.integers(50, 99, rows) / 100,
             "accuracy": draws.integers(50, 99, rows) / 100,
             "archive_bytes": 1000 * draws.integers(1, 12, rows),
@@ -241,8 +241,8 @@ def model(name, recipe, accuracy, kilobytes, *, parameters=100, left=1.0, macs=4
     """A record of a made-up model: `left` is the share of weights that are not zero, `epochs` of its last training."""
     return {
         "id": name, "label": name, "seed": recipe.seed, "base": "base", "model": recipe.model or "ensemble",
-        "method": " > ".join(type(step).__name__ for step in recipe.steps),
-        "recipe.steps": recipe.describe()["steps"],
+        "method": " > ".join(step.name for step in recipe.steps), "kinds": recipe.letters, "words": recipe.words,
+        "recipe.steps": recipe.describe()["steps"], "dataset": "cifar10",
         "accuracy": accuracy, "validation_accuracy": accuracy, "accuracy_low": accuracy - 0.01,
         "accuracy_high": accuracy + 0.01, "parameters": 1000 * parameters,
         "nonzero_parameters": 1000 * parameters * left, "archive_bytes": 1000 * kilobytes,
@@ -639,7 +639,7 @@ def test_budget_charts_share_one_legend():
     figure.canvas.draw()
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        "FP32", "quantized", "pruned", "distilled", "chain of methods",
+        "FP32", "distilled", "pruned", "quantized", "chain of methods",
         "off the chart (accuracy as written)", "front by validation", "bound of the cost", "recommended",
     ]  # fmt: skip
     assert len(figure.axes) == 3 and not any(ax.get_legend() for ax in figure.axes)

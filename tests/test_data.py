@@ -19,8 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data import DataError, Dataset, Split, batches, load, normalize, sources
+from data import Dataset, Split, batches, load, normalize, sources
 from data.sources import picture_endings
+from recipe import DataError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

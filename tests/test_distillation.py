@@ -37,9 +37,9 @@ from models import ModelError, build, combine
 from models.quantized import Quantizer, bias_steps, insert_quantizers, round_biases
 from plots.distillation import accuracy_by_parameters
 from quantization import Quantize
-from recipe import Context, StepError
+from recipe import StepError
 from storage import Checkpoint, export_onnx, load_archive, open_onnx, run_onnx, save_archive
-from training import Train
+from training import Context, Train
 
 DIGITS = Recipe("digits", (Train("resnet8"),))
 

@@ -18,7 +18,6 @@ import pytest
 
 import storage.files
 from combination import Joint
-from data import DataError
 from distillation import Distill, Ensemble
 from experiment import (
     Recipe,
@@ -37,7 +36,7 @@ from experiment.store import ROOT, Store
 from models import ModelError
 from pruning import Prune, PruneChannels
 from quantization import Quantize
-from recipe import StepError
+from recipe import STEPS, DataError, Step, StepError, steps_of, words_of
 from storage import StorageError, sha256, weights_checksum
 from training import Train
 
@@ -97,26 +96,24 @@ def test_identity_is_the_hash_of_the_canonical_json():
 def test_a_new_field_leaves_old_identities_alone():
     def older():
         @dataclass(frozen=True)
-        class Prune:
+        class Shrink(Step):
+            letter, kind = "S", "shrunk"
+
             share: float
             epochs: int = 3
 
-            def follows(self, previous):
-                pass
-
-        return Prune
+        return Shrink
 
     def newer():
         @dataclass(frozen=True)
-        class Prune:
+        class Shrink(Step):
+            letter, kind = "S", "shrunk"
+
             share: float
             epochs: int = 3
             schedule: str = "cubic"
 
-            def follows(self, previous):
-                pass
-
-        return Prune
+        return Shrink
 
     old, new = BASE.then(older()(0.5)), BASE.then(newer()(0.5))
     assert old.id == new.id
@@ -136,9 +133,6 @@ def test_every_number_counts():
     assert len({recipe.id for recipe in (BASE, *others)}) == len(others) + 1
 
 
-STEPS = {step.__name__: step for step in (Train, Distill, Ensemble, Prune, PruneChannels, Quantize, Joint)}
-
-
 def written(value):
     """A recipe from its JSON, or what its fields hold."""
     if isinstance(value, list):
@@ -153,8 +147,12 @@ def written(value):
 def test_no_recipe_that_was_run_is_refused_since_or_has_another_identity():
     """Of the committed records; their names are the identities that they had when they were made."""
     records = [json.loads(path.read_text()) for path in (ROOT / "results").glob("*/*.json")]
-    recipes = {record["id"]: written(record["recipe"]).id for record in records if "recipe" in record}
-    assert recipes and all(identity == own for identity, own in recipes.items())
+    recipes = {record["id"]: written(record["recipe"]) for record in records if "recipe" in record}
+    assert recipes and all(identity == recipe.id for identity, recipe in recipes.items())
+    for record in filter(lambda record: "recipe" in record, records):
+        recipe = recipes[record["id"]]
+        assert steps_of(record) == recipe.steps and words_of(record) == recipe.words and record["label"] == recipe.label
+        assert record["made_of"]["recipe"] == recipe.resolved()
 
 
 # --- What cannot be written down --------------------------------------------------------------------------------------
@@ -163,7 +161,7 @@ def test_no_recipe_that_was_run_is_refused_since_or_has_another_identity():
 @pytest.mark.parametrize(
     "wrong, error, names",
     [
-        (lambda: Recipe("digits", ()), ValueError, "at least one step"),
+        (lambda: Recipe("digits", ()), StepError, "at least one step"),
         (lambda: Recipe("digits", (Quantize(),)), StepError, "start the recipe with Train"),
         (lambda: BASE.then(Quantize()).then(Quantize()), StepError, "cannot follow Quantize"),
         (lambda: BASE.then(Train("resnet20")), StepError, "starts a recipe"),

@@ -18,18 +18,19 @@ from PIL import Image
 from torch import nn
 
 from combination import Joint
-from data import identity, load, signature
+from data import load, signature
 from distillation import Distill, Ensemble
 from experiment import Recipe, RecordError, kept_table, load_records, make, measured_on, run, set_aside
 from experiment import __main__ as command
 from experiment import records as records_module
+from experiment.aside import outdated_ids
 from experiment.store import folder_name
 from models import ARCHITECTURES, structure
 from pruning import Prune, PruneChannels
 from quantization import Quantize
-from recipe import Context, StepError
+from recipe import Step, StepError, identity
 from storage import Checkpoint, load_archive, weights_checksum
-from training import Train
+from training import Context, Train
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
@@ -209,13 +210,12 @@ def test_structure_tells_networks_apart_and_nothing_else(monkeypatch):
 
 
 @dataclass(frozen=True)
-class FromFile:
+class FromFile(Step):
     """A step of one's own that adds the number in a file to the last bias."""
 
-    path: str
+    letter, kind = "", "changed"
 
-    def follows(self, previous):
-        pass
+    path: str
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         with torch.no_grad():
@@ -250,18 +250,20 @@ def test_a_changed_default_is_noticed(folders, monkeypatch):
     for asked in (changed, Recipe("digits", (Distill("tiny", teachers=(changed,), epochs=1, batch_size=64),))):
         with pytest.raises(RecordError, match="learning_rate of Train is 0.1 now, it was 0.2"):
             run(asked)
+    with pytest.warns(UserWarning, match="2 of 2 records of digits are not of what is at hand.* it was 0.2"):
+        assert load_records("digits").empty
+    assert set(outdated_ids("digits")) == {record["id"], made["id"]}
 
 
 def test_a_factory_is_a_default_as_any_other():
     @dataclass(frozen=True)
-    class Own:
+    class Own(Step):
         """A step with a default that is made."""
+
+        letter, kind = "O", "own"
 
         share: float = 0.5
         layers: tuple = field(default_factory=tuple)
-
-        def follows(self, previous):
-            pass
 
     base = Recipe("digits", (Train("resnet8"),))
     assert base.then(Own()).describe()["steps"][1] == {"step": "Own"}

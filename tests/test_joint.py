@@ -21,9 +21,9 @@ from models import ARCHITECTURES, ModelError, ResNet, build
 from models.quantized import QuantizedConv2d, QuantizedLinear
 from pruning import Prune, Pruner
 from quantization import Quantize
-from recipe import Context, StepError
+from recipe import StepError
 from storage import Checkpoint, export_onnx, load_archive, save_archive
-from training import Train
+from training import Context, Train
 
 
 class Killed(Exception):
@@ -206,9 +206,9 @@ def test_the_zeros_come_along_a_cubic_after_their_share_of_the_training(context,
 
 def test_what_can_come_before_and_after():
     with pytest.raises(StepError, match="Joint needs a teacher: .* or give it teachers"):
-        Joint("resnet8").follows(None)
-    Joint("resnet8", teachers=(Recipe("digits", (Train("resnet8"),)),)).follows(None)
+        Joint("resnet8").check_after(())
+    Joint("resnet8", teachers=(Recipe("digits", (Train("resnet8"),)),)).check_after(())
     for step in (Quantize(), Prune()):
         with pytest.raises(StepError, match="follow Joint"):
-            step.follows(Joint("resnet8"))
-    Joint("resnet8").follows(Distill("resnet8"))
+            step.check_after((Joint("resnet8"),))
+    Joint("resnet8").check_after((Distill("resnet8"),))

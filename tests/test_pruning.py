@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from data import Split, load, normalize
+from distillation import Distill
 from experiment import Recipe
 from models import ARCHITECTURES, build
 from pruning import CRITERIA, Prune, Pruner, layer_graph, study
@@ -20,9 +21,9 @@ from pruning.graph import by_weight, read
 from pruning.masks import layer_shares, select
 from pruning.schedules import gradual, iterative
 from quantization import Quantize
-from recipe import Context, StepError
+from recipe import StepError, step_of
 from storage import Checkpoint
-from training import Train, fresh
+from training import Context, Train, fresh
 
 VGG = pytest.param("torchvision.vgg11_bn", marks=pytest.mark.slow)  # 130 million weights
 TORCHVISION = ("torchvision.resnet18", VGG, "torchvision.mobilenet_v2")
@@ -698,7 +699,10 @@ def test_bad_fields(fields, message):
 
 def test_integers_are_not_pruned():
     with pytest.raises(StepError, match="prune first"):
-        Prune().follows(Quantize())
+        Prune().check_after((Train("resnet8"), Quantize()))
+    with pytest.raises(StepError, match="cannot follow Quantize: its weights are integers; prune first"):
+        Prune().check_after((Train("resnet8"), Quantize(), step_of({"step": "Sharpen"}, "digits")))  # however far back
+    Prune().check_after((Train("resnet8"), Quantize(), Distill("resnet8")))  # a network of its own, in floats
 
 
 def test_recalibrated_batch_norm_holds_the_statistics_of_the_pruned_network(context):

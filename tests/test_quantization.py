@@ -23,9 +23,9 @@ from quantization import Quantize, calibrate
 from quantization.noise import decibels, signal_to_noise
 from quantization.paths import paths
 from quantization.static import scale_and_zero_point
-from recipe import Context, StepError
+from recipe import StepError
 from storage import Checkpoint, StorageError, export_onnx, open_onnx, run_onnx
-from training import Train
+from training import Context, Train
 
 
 @pytest.fixture(scope="module")

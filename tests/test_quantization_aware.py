@@ -22,9 +22,9 @@ from quantization import Quantize, qat, study
 from quantization.mixed import allocate, sensitivity
 from quantization.static import least_error_range, scale_and_zero_point
 from quantization.weights import best_scale, bits_by_layer, levels, round_weight
-from recipe import Context, StepError
+from recipe import StepError
 from storage import Checkpoint, export_onnx
-from training import Train, TrainingDiverged
+from training import Context, Train, TrainingDiverged
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 
 import experiment
-from combination import Joint, plain, readme
+from combination import Joint, readme
 from distillation import Distill, Ensemble
-from experiment import Recipe
 from experiment.store import ROOT
 from pruning import Prune, PruneChannels
 from quantization import Quantize
+from recipe import Recipe, words_of
 from training import Train
 
 BASE = Recipe("digits", (Train("resnet18"),))
@@ -52,7 +52,7 @@ def test_a_small_model_of_little_accuracy_is_shown(monkeypatch):
     ],
 )
 def test_recipes_in_plain_words(recipe, words):
-    assert plain(recipe.describe()["steps"]) == words
+    assert recipe.words == words == words_of({"dataset": recipe.dataset, "recipe": recipe.describe()})
 
 
 def test_its_pictures_and_links_are_there():

@@ -17,9 +17,9 @@ from data import Batch, Split, load
 from experiment import Recipe
 from models import ModelError, build
 from quantization import Quantize
-from recipe import Context, StepError
+from recipe import StepError
 from storage import Checkpoint
-from training import Train, TrainingDiverged, fit, loop, one_cycle
+from training import Context, Train, TrainingDiverged, fit, loop, one_cycle
 from training.loop import evaluate, smoothed_cross_entropy
 
 
@@ -241,8 +241,7 @@ KILLED = """
 import dataclasses, os, pathlib, signal, sys, torch
 from data import Split, load
 from storage import Checkpoint
-from recipe import Context
-from training import Train
+from training import Context, Train
 
 class Killed(Checkpoint):
     def save(self, tensors, state):
@@ -359,9 +358,9 @@ def test_a_start_that_is_no_training():
 
 def test_train_starts_a_chain():
     step = Train("resnet20")
-    step.follows(None)
+    step.check_after(())
     with pytest.raises(StepError, match="starts a recipe"):
-        step.follows(step)
+        step.check_after((step,))
 
 
 def test_seeds_make_different_models(digits, tmp_path):

@@ -11,14 +11,15 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from data import Batch, Dataset, Split, batches, epoch_seed, normalize
-from recipe import Context, StepError
+from recipe import CompressionError, StepError
+from training.context import Context
 
 WARMUP = 0.2  # share of the training during which the learning rate rises
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]
 Hook = Callable[[float], None]
 
 
-class TrainingDiverged(Exception):
+class TrainingDiverged(CompressionError):
     """A training whose loss or weights are no longer numbers, or whose result cannot be deployed; not to be kept."""
 
 

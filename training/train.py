@@ -2,18 +2,20 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from data import epoch_seed
 from models import build, check_model, spec_of
-from recipe import Context, Recipe, Step, StepError, check_training, is_number, plain_fields, training_fields
+from recipe import Recipe, Step, StepError, check_training, is_number, training_fields
+from training.context import Context
 from training.loop import fit, smoothed_cross_entropy
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Step):
     """Train a network on labels from fresh weights: `Train("resnet20", epochs=30)`; `width` scales its channels.
 
     Convolution and linear weights end rounded to bfloat16, the precision that training multiplies them in where the
@@ -22,6 +24,10 @@ class Train:
     `start` is a recipe of the same network to train on from: with a learning rate that rises again, a warm restart
     (Loshchilov and Hutter, "SGDR", 2017), whose epochs show other batches than those before.
     """
+
+    letter: ClassVar[str] = ""
+    kind: ClassVar[str] = "FP32"
+    begins: ClassVar[bool] = True
 
     model: str
     epochs: int = 15
@@ -32,15 +38,25 @@ class Train:
     width: float = 1.0
     start: Recipe | None = None
 
-    def __post_init__(self):
-        plain_fields(self)
+    def check(self) -> None:
         check_model(self.model, self.width)
         check_training(**training_fields(self))
         if not (is_number(self.label_smoothing) and 0 <= self.label_smoothing < 1):
             raise StepError(f"label_smoothing must be in [0, 1), not {self.label_smoothing!r}")
 
-    def follows(self, previous: Step | None) -> None:
-        if previous is not None:
+    @property
+    def network(self) -> tuple[str, float]:
+        return self.model, self.width
+
+    @property
+    def continued(self) -> Recipe | None:
+        return self.start
+
+    def words(self) -> list[str]:
+        return []
+
+    def check_after(self, before: tuple[Step, ...]) -> None:
+        if before:
             raise StepError("Train starts a recipe: to train on from one, give it as start")
         if self.start is None:
             return

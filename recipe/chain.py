@@ -1,50 +1,18 @@
-"""How a model is made, as a value: a data set, a seed, and a chain of steps; and what a step is given."""
+"""How a model is made, as a value: a data set, a seed, and a chain of steps."""
 
 import dataclasses
 import hashlib
 import json
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import torch
-from torch import nn
-
-from data import Dataset, check_dataset, folder_of, identity
-from recipe.checks import StepError, plain
-from storage import Checkpoint
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a step may use besides the model: the data, the seed, the device, and a place to keep a training's state.
-
-    `make` gives the model of another recipe, a teacher for instance; `cache` is a folder for what can be made again.
-    `log` is what the step tells the record of its making: curves, seconds, images per second.
-    """
-
-    dataset: Dataset
-    seed: int
-    device: torch.device
-    checkpoint: Checkpoint
-    make: Callable[["Recipe"], nn.Module]
-    cache: Path
-    log: dict = dataclasses.field(default_factory=dict)
-
-
-class Step(Protocol):
-    """A frozen dataclass whose fields are the hyperparameters. It raises StepError where one is out of range."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def follows(self, previous: "Step | None") -> None:
-        """Raise StepError where this step cannot come after `previous` (None: at the start of a chain)."""
-
-    def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        """Turn a model into a model. `model` may be changed in place; it is None at the start of a chain."""
-
+from recipe.checks import default_of, plain
+from recipe.errors import CompressionError, StepError
+from recipe.names import check_dataset, folder_of, identity
+from recipe.step import STEPS, Step
 
 S = TypeVar("S", bound=Step)
 
@@ -72,16 +40,15 @@ class Recipe:
         if not isinstance(self.steps, tuple):
             raise StepError(f"steps must be a tuple of steps, (a,) or (a, b), not {reprlib.repr(self.steps)}")
         if not self.steps:
-            raise ValueError("a recipe needs at least one step, such as Train('resnet20')")
-        for previous, step in zip((None, *self.steps), self.steps, strict=False):
-            if isinstance(step, type) or not hasattr(step, "follows"):
+            raise StepError("a recipe needs at least one step, such as Train('resnet20')")
+        for place, step in enumerate(self.steps):
+            if not isinstance(step, Step):
                 raise StepError(f"a step is a value such as Train('resnet20') or Quantize(), not {reprlib.repr(step)}")
-            step.follows(previous)
-            for field, recipe in _nested(step):
+            step.check_after(self.steps[:place])
+            for field, recipe in recipes_of(step):
                 if recipe.dataset != self.dataset:
                     raise StepError(
-                        f"{field} of {type(step).__name__} must be of {self.dataset}, as the recipe is, not of "
-                        f"{recipe.dataset}"
+                        f"{field} of {step.name} must be of {self.dataset}, as the recipe is, not of {recipe.dataset}"
                     )
 
     def then(self, step: Step) -> "Recipe":
@@ -99,14 +66,23 @@ class Recipe:
 
         Of an ensemble or of teachers that start it, the one that the first of them starts from.
         """
-        first = self.steps[0]
-        others = getattr(first, "members", ()) or getattr(first, "teachers", ())
-        return others[0].base if others else self.prefix(1)
+        other = self.steps[0].base
+        return self.prefix(1) if other is None else other.base
 
     @property
     def model(self) -> str | None:
         """The network's name, as the last step that starts one gives it; None for an ensemble."""
-        return next((step.model for step in reversed(self.steps) if hasattr(step, "model")), None)
+        return next((step.network[0] for step in reversed(self.steps) if step.network is not None), None)
+
+    @property
+    def letters(self) -> str:
+        """The methods in order of use, a letter each; empty for a network that was only trained."""
+        return "".join(step.letter for step in self.steps)
+
+    @property
+    def words(self) -> str:
+        """For readers who do not want the recipe: `resnet20, distilled, pruned 72 %, ternary`."""
+        return _words(self.steps)
 
     def last(self, kind: type[S]) -> S:
         """The last step, which is of this kind: `recipe.last(Joint).bits`."""
@@ -141,9 +117,9 @@ class Recipe:
         """Name and width of each network that is built for this recipe, its teachers and members, each once."""
         found: list[tuple[str, float]] = []
         for step in self.steps:
-            if hasattr(step, "model"):
-                found.append((step.model, float(getattr(step, "width", 1.0))))
-            for _, recipe in _nested(step):
+            if step.network is not None:
+                found.append(step.network)
+            for _, recipe in recipes_of(step):
                 found += recipe.networks()
         return list(dict.fromkeys(found))
 
@@ -155,7 +131,7 @@ class Recipe:
                 value = getattr(step, own.name)
                 if isinstance(value, str | Path) and _is_file(value):
                     found[str(value)] = Path(value)
-            for _, recipe in _nested(step):
+            for _, recipe in recipes_of(step):
                 found |= recipe.files()
         return found
 
@@ -186,26 +162,36 @@ def _is_file(name: str | Path) -> bool:
 
 
 def _label(step: Step, before: Recipe | None) -> str:
-    if before is None and hasattr(step, "model") and not getattr(step, "teachers", ()):
-        return step.model
+    if before is None and step.network is not None and step.base is None:
+        return step.network[0]
     words = []
     for field in dataclasses.fields(step):
         value = getattr(step, field.name)
-        if value == _default(field):
+        if value == default_of(field):
             continue
         if isinstance(value, tuple) and value and isinstance(value[0], Recipe):
             words.append(" + ".join(recipe.label for recipe in value))
         elif field.name == "layer_bits":  # a pair a layer: too long for people
             words.append("bits by layer")
         else:
-            named = _default(field) is not dataclasses.MISSING
+            named = default_of(field) is not dataclasses.MISSING
             value = "itself" if value == before else value.label if isinstance(value, Recipe) else value
             words.append(f"{field.name}={value}" if named else str(value))
-    return type(step).__name__ + (f"({', '.join(words)})" if words else "")
+    return step.name + (f"({', '.join(words)})" if words else "")
 
 
-def _nested(step: Step) -> Iterator[tuple[str, Recipe]]:
-    """The recipes that a step's fields hold, each behind the field's name."""
+def _words(steps: Sequence[Step]) -> str:
+    words: list[str] = []
+    for step in steps:
+        if step.network is not None:  # another one than before
+            name, width = step.network
+            words = [name if width == 1 else f"{name} of width {width:g}"]
+        words += step.words()
+    return ", ".join(words)
+
+
+def recipes_of(step: Step) -> Iterator[tuple[str, Recipe]]:
+    """The recipes that a step's fields hold, teachers for instance, each behind the field's name."""
     for field in dataclasses.fields(step):
         value = getattr(step, field.name)
         for item in value if isinstance(value, tuple) else (value,):
@@ -224,25 +210,83 @@ def _reseeded(value: Any, seed: int) -> Any:
     return value
 
 
-def _default(field: dataclasses.Field) -> Any:
-    """A field's default, made by its factory where it has one; MISSING where it has none."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
 def _describe(value: Any, whole: bool) -> Any:
     if isinstance(value, Recipe):
         steps = [_describe(step, whole) for step in value.steps]
         return {"dataset": identity(value.dataset), "seed": value.seed, "steps": steps}
-    if dataclasses.is_dataclass(value):
+    if isinstance(value, Step):
         fields = {
             field.name: _describe(getattr(value, field.name), whole)
             for field in dataclasses.fields(value)
-            if whole or getattr(value, field.name) != _default(field)
+            if whole or field.name in value.changed
         }
-        return {"step": type(value).__name__} | fields
+        return {"step": value.name} | fields
     value = plain(value)
     if isinstance(value, tuple):
         return [_describe(item, whole) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+# --- From a record's JSON ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unknown(Step):
+    """In place of a step that a record names, and that no module at hand defines, or that would be refused now."""
+
+    letter: ClassVar[str] = "?"
+    kind: ClassVar[str] = "another method"
+
+    called: str
+
+    def words(self) -> list[str]:
+        return [self.called]
+
+    def check_after(self, before: tuple[Step, ...]) -> None:
+        pass
+
+
+def step_of(description: Mapping, dataset: str) -> Step:
+    """The step that a record's JSON describes; `Unknown` where there is none such."""
+    fields = {name: _read(value, dataset) for name, value in description.items() if name != "step"}
+    kind = STEPS.get(description["step"], Unknown)
+    try:
+        return Unknown(description["step"]) if kind is Unknown else kind(**fields)
+    except (CompressionError, TypeError):
+        return Unknown(description["step"])
+
+
+def steps_of(record: Mapping) -> tuple[Step, ...]:
+    """The steps of a record, or of the part of one that has `dataset` and `recipe.steps` as columns."""
+    described = record["recipe"]["steps"] if "recipe" in record else record["recipe.steps"]
+    return tuple(step_of(step, record["dataset"]) for step in described)
+
+
+def recipe_of(record: Mapping, dataset: str) -> Recipe | None:
+    """The recipe of a record; None where a step of it is not known here any more. `dataset` says where its images are.
+
+    A record's own name of a folder leaves out where it lies.
+    """
+    try:
+        recipe = Recipe(dataset, steps_of({**record, "dataset": dataset}), record["seed"])
+    except CompressionError:
+        return None
+    return recipe if recipe.id == record["id"] else None
+
+
+def words_of(record: Mapping) -> str:
+    """`Recipe.words` of a record: `resnet20, distilled, pruned 72 %, ternary`."""
+    return _words(steps_of(record))
+
+
+def letters_of(record: Mapping) -> str:
+    """`Recipe.letters` of a record."""
+    return "".join(step.letter for step in steps_of(record))
+
+
+def _read(value: Any, dataset: str) -> Any:
+    if isinstance(value, list):
+        return tuple(_read(item, dataset) for item in value)
+    if isinstance(value, dict) and "steps" in value:
+        return Recipe(dataset, tuple(step_of(step, dataset) for step in value["steps"]), value["seed"])
+    return value
