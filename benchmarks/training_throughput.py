@@ -41,7 +41,7 @@ def plain(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> N
 
 def ours(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
     """One step of the training loop."""
-    loop._update(model, optimizer, 0.01, batch, lambda logits, batch: cross_entropy(logits, batch.labels))
+    loop.update(model, optimizer, 0.01, batch, lambda logits, batch: cross_entropy(logits, batch.labels))
 
 
 def rounds(kinds: dict, dataset: Dataset) -> Iterator[dict[str, float]]:

@@ -1,9 +1,8 @@
 """`Joint`: distil, prune and quantize a student in one training."""
 
 import copy
-import functools
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 from torch import fx, nn
@@ -14,13 +13,14 @@ from models import check_model
 from models.quantized import insert_quantizers
 from pruning import Prune, Pruner
 from quantization import Quantize, calibrate, qat
+from quantization.quantize import Rounding
 from quantization.weights import Bits, bits_by_layer
-from recipe import Recipe, Step, StepError, check_training, is_number, training_fields
-from training import Context, fit, fresh
+from recipe import Recipe, Step, StepError, Training, is_number
+from training import Callback, Context, Since, fit, fresh
 
 
 @dataclass(frozen=True)
-class Joint(Step):
+class Joint(Step, Training):
     """A fresh student, small in every way, from one training: `base.then(Joint("resnet20", sparsity=0.5, bits=4))`.
 
     It learns from the model that the chain has made so far, or from the recipes in `teachers` as Distill does, is
@@ -38,6 +38,7 @@ class Joint(Step):
     model: str
     sparsity: float = 0.5
     bits: Bits = 4
+    _: KW_ONLY
     epochs: int = 30
     prune_from: float = 0.0
     quantize_from: float = 0.6
@@ -45,21 +46,17 @@ class Joint(Step):
     first_last_bits: int | None = 8
     images: int = 512
     percentile: float = 99.99
-    learning_rate: float = 0.2
-    batch_size: int = 128
-    weight_decay: float = 5e-4
     temperature: float = 4.0
     alpha: float = 0.9
     width: float = 1.0
-    views: int | None = None
     layer_bits: tuple[tuple[str, Bits], ...] = ()
     teachers: tuple[Recipe, ...] = ()
 
     def check(self) -> None:
         check_model(self.model, self.width)
         check_recipes("teachers", self.teachers)
-        check_teaching(self.temperature, self.alpha, self.views)
-        check_training(**training_fields(self))
+        check_teaching(self.temperature, self.alpha)
+        self.check_training()
         self._pruning(), self._rounding()  # which check their own fields
         for what, left_for in (("prune_from", "prune and recover in"), ("quantize_from", "train with rounding")):
             share = getattr(self, what)
@@ -108,42 +105,42 @@ class Joint(Step):
         fit(
             trained,
             context,
-            **training_fields(self),
+            self,
             loss=taught(teacher, self.temperature, self.alpha),
-            views=self.views,
-            before_epoch=functools.partial(self._before_epoch, trained, student, pruner, context),
-            after_step=functools.partial(self._after_step, trained, pruner),
+            callbacks=[_AtOnce(self, trained, student, pruner, context)],
             title=f"{self.model} in one training on {context.dataset.name}, seed {context.seed}",
         )
         return qat.finish(trained, student)
 
-    def _before_epoch(
-        self, trained: fx.GraphModule, student: nn.Module, pruner: Pruner, context: Context, done: float
-    ) -> None:
-        pruner.before_epoch(_since(self.prune_from, done))
-        epoch = round(done * self.epochs)
-        if epoch < self.first_rounded:
-            return
-        if epoch == self.first_rounded:  # later the steps are those learned
-            calibrated = insert_quantizers(copy.deepcopy(student))
-            calibrate(calibrated, context.dataset, self.images, self.percentile, context.seed)
-            qat.start(trained, calibrated)
-        qat.enable(trained)
-        qat.before_epoch(trained, _since(self.quantize_from, done))
 
-    def _after_step(self, trained: fx.GraphModule, pruner: Pruner, done: float) -> None:
-        pruner.after_step(_since(self.prune_from, done))
-        qat.after_step(trained, _since(self.quantize_from, done))
+class _AtOnce(Callback):
+    """Pruning from the share `prune_from` of a training on, and rounding from the first whole epoch after another."""
+
+    def __init__(self, step: Joint, trained: fx.GraphModule, student: nn.Module, pruner: Pruner, context: Context):
+        self.step, self.trained, self.student, self.context = step, trained, student, context
+        self.pruning = Since(step.prune_from, pruner)
+        self.rounding = Since(step.quantize_from, Rounding(trained))
+
+    def before_epoch(self, done: float) -> None:
+        self.pruning.before_epoch(done)
+        epoch = round(done * self.step.epochs)
+        if epoch < self.step.first_rounded:
+            return
+        if epoch == self.step.first_rounded:  # later the steps are those learned
+            calibrated = insert_quantizers(copy.deepcopy(self.student))
+            calibrate(calibrated, self.context.dataset, self.step.images, self.step.percentile, self.context.seed)
+            qat.start(self.trained, calibrated)
+        qat.enable(self.trained)
+        self.rounding.before_epoch(done)
+
+    def after_step(self, done: float) -> None:
+        self.pruning.after_step(done)
+        self.rounding.after_step(done)
 
 
 def _first_epoch(share: float, epochs: int) -> int:
     """The first whole epoch, from 0, after a share of so many; 0.1 + 0.1 + 0.1 of ten is the fourth."""
     return math.ceil(share * epochs - 1e-9)
-
-
-def _since(start: float, done: float) -> float:
-    """The share that is done of what begins after the share `start` of a training: 0 until then, 1 at its end."""
-    return max(0.0, (done - start) / (1 - start))
 
 
 def _share(student: nn.Module, trained: fx.GraphModule) -> None:

@@ -1,6 +1,5 @@
 """The smallest models: a search for accuracy against archive bytes, resumable and budgeted in epochs."""
 
-import dataclasses
 import itertools
 import json
 import math
@@ -24,12 +23,12 @@ from combination.recommendation import pareto_front
 from data import load
 from experiment import make
 from experiment.store import artifacts_folder
-from recipe import CompressionError, Recipe
+from recipe import CompressionError, Recipe, fields_of
 from storage import save_archive
 from training import TrainingDiverged, evaluate
 
 STARTUP = 10  # candidates that are drawn at random before TPE chooses, Optuna's default: of n, min(STARTUP, n)
-FIELDS = tuple(field.name for field in dataclasses.fields(Joint) if field.name != "epochs")  # to choose from
+FIELDS = tuple(field.name for field in fields_of(Joint) if field.name != "epochs")  # to choose from
 NAME = r"\w[\w .-]{0,49}"  # of a search, which is its file's
 MOST = 2**31 - 1  # so that a seed and the number of trials, which is added to it, are no more than numpy takes
 Candidate = Callable[[Mapping, int], Recipe]

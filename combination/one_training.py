@@ -17,7 +17,7 @@ from experiment.chance import overlap
 from pruning.study import pruned
 from quantization.study import trained
 from quantization.weights import Bits
-from recipe import Recipe, Step, training_fields
+from recipe import Recipe, Step, training_of
 from storage import Checkpoint
 from training import Context
 
@@ -37,7 +37,7 @@ def joint(
 ) -> Recipe:
     """One training with `share` of the epochs that distilling, pruning and quantizing in a row take together."""
     chain = in_a_row(base, model, sparsity, bits)
-    epochs = round(share * sum(training_fields(step)["epochs"] for step in _after(base, chain)))
+    epochs = round(share * sum(training_of(step).epochs for step in _after(base, chain)))
     step = Joint(model, sparsity, bits, **student_training(base, model) | {"epochs": epochs} | fields)
     return _under(base, step, seed)
 
@@ -93,7 +93,7 @@ def training_seconds(steps: Iterable[Step], epoch: Mapping[str, float] | pd.Seri
     seconds = 0.0
     for step in steps:
         name = type(step).__name__
-        epochs = training_fields(step)["epochs"]
+        epochs = training_of(step).epochs
         rounding = epochs - step.first_rounded if isinstance(step, Joint) else 0
         seconds += (epochs - rounding) * epoch[name] + rounding * epoch["Joint, rounding"]
     return seconds

@@ -17,7 +17,7 @@ from models import build
 from pruning.study import pruned, under_itself
 from quantization.study import trained
 from quantization.weights import Bits, bits_by_layer
-from recipe import Recipe, check_whole, steps_of, training_fields
+from recipe import Recipe, check_whole, steps_of, training_of
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
@@ -100,7 +100,7 @@ def long_trainings(base: Recipe, seeds: int = 2, widths: Sequence[float] = (1.5,
             small = long_student(base, "tiny_mixer", long.epochs, long.width, seed)
             rounded = trained(small, long.bits, teacher=base, epochs=long.rounding_epochs, layer_bits=own)
             for width, recipe in (("32", small), (bits, rounded)):
-                epochs = training_fields(recipe.steps[-1])["epochs"]
+                epochs = training_of(recipe.steps[-1]).epochs
                 cases.append(({"width": long.width, "bits": width, "epochs": epochs}, recipe))
     return cases
 

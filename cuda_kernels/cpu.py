@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
 from measurement import available_cores, hardware
+from recipe import StepError, check_whole, is_number
 from storage import runtime_options
 
 from . import records
@@ -37,6 +38,10 @@ def measure_cpu(
 
     products: (m, n, k) of x (m, k) times weights (k, n); square: edge of the sparse matrix; seconds: spent on each.
     """
+    for what, value in (("square", square), *(("a size", size) for product in products for size in product)):
+        check_whole(what, value)
+    if not (is_number(seconds) and seconds > 0):
+        raise StepError(f"seconds is a number above 0, not {seconds!r}")
     rows = []
     for threads in sorted({1, available_cores()}):
         for m, n, k in products:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from experiment.records import current_commit
+from experiment.records import current_commit, seal
 from experiment.store import results_root
 from storage import atomic_write
 
@@ -34,20 +35,33 @@ def _folder(given: Path | None) -> Path:
 def write(record: dict, folder: Path | None = None) -> Path:
     """Write the record under a temporary name, then rename: a reader never sees half a file."""
     path = record_path(record, folder)
+    sealed = record | {"seal": seal(record)}
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(sealed, indent=1, sort_keys=True) + "\n")
     return path
 
 
 def read(record: dict, folder: Path | None = None) -> dict | None:
     """The stored record of the same device, kernel, size, density and threads, if there is one."""
-    path = record_path(record, folder)
-    return json.loads(path.read_text()) if path.exists() else None
+    return _read(record_path(record, folder))
 
 
 def load(folder: Path | None = None) -> pd.DataFrame:
-    """All records as a DataFrame, a row each; empty if there are none."""
-    return pd.DataFrame([json.loads(path.read_text()) for path in sorted(_folder(folder).glob("*.json"))])
+    """All records as a DataFrame, a row each; empty if there are none. Damaged ones are named and passed over."""
+    return pd.DataFrame(list(filter(None, map(_read, sorted(_folder(folder).glob("*.json"))))))
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict) or record.pop("seal", None) != seal(record):
+            raise ValueError("it was changed since it was written")
+        return record
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        warnings.warn(f"{path} is no readable record ({error}): passed over", stacklevel=3)
+        return None
 
 
 def provenance() -> dict:

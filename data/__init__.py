@@ -1,6 +1,7 @@
 """Data sets by name, as tensors: `load("digits")`, `load("cifar10")`, `load("folder:PATH")`."""
 
 import data.telemetry  # noqa: F401 (before huggingface_hub is imported)
+from data.augmentation import Draw
 from data.batching import Batch, batches, epoch_seed, normalize
 from data.datasets import (
     PIXELS,
@@ -15,6 +16,7 @@ __all__ = [
     "PIXELS",
     "Batch",
     "Dataset",
+    "Draw",
     "Split",
     "batches",
     "changes",

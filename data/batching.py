@@ -5,17 +5,21 @@ from dataclasses import dataclass
 
 import torch
 
+from data.augmentation import Draw
 from data.datasets import Dataset, Split
+from recipe import AUGMENTATIONS, Training
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalized images `[B, C, H, W]` float32, labels `[B]`, and which batch of which epoch this is."""
+    """Normalized images `[B, C, H, W]` float32, labels `[B]`, and which batch of which epoch this is, how drawn."""
 
     images: torch.Tensor
     labels: torch.Tensor
     epoch: int
     index: int
+    seed: int = 0
+    augmentation: tuple[str, ...] = Training.augmentation
 
 
 def normalize(images: torch.Tensor, dataset: Dataset) -> torch.Tensor:
@@ -30,37 +34,32 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (1_000_003 * seed + epoch) % 2**63
 
 
-def batches(dataset: Dataset, split: Split, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
-    """One epoch of shuffled, augmented training batches.
+def batches(
+    dataset: Dataset,
+    split: Split,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    augmentation: tuple[str, ...] = Training.augmentation,
+) -> Iterator[Batch]:
+    """One epoch of shuffled training batches, augmented as `data.augmentation` has it, one after the other.
 
-    Random crop after reflect padding by an eighth of the side, and random flip where the data set allows it. Order
-    and augmentation follow from (seed, epoch) alone, on every device, so a teacher can label an epoch once for all
-    of its students. The images left over after the last full batch wait for another epoch.
+    Order and augmentation follow from (seed, epoch) alone, on every device, so a teacher can label an epoch once for
+    all of its students. The images left over after the last full batch wait for another epoch.
     """
     draws = torch.Generator().manual_seed(epoch_seed(seed, epoch))
-    count, (_, height, width) = len(split), split.images.shape[1:]
+    count, device = len(split), split.images.device
     order = torch.randperm(count, generator=draws)
-    padding = height // 8
-    shift_y = torch.randint(-padding, padding + 1, (count, 1), generator=draws)
-    shift_x = torch.randint(-padding, padding + 1, (count, 1), generator=draws)
-    flipped = torch.rand(count, 1, generator=draws) < 0.5
-    rows = _reflect(torch.arange(height) + shift_y, height)
-    columns = _reflect(torch.arange(width) + shift_x, width)
-    if dataset.flip:
-        columns = torch.where(flipped, columns.flip(1), columns)
-    order, rows, columns = (drawn.to(split.images.device) for drawn in (order, rows, columns))
-
+    height, width = split.images.shape[2:]
+    draw = Draw(count, height, width, draws, seed, epoch, dataset.flip, dataset.mean, device)
+    views = [AUGMENTATIONS[name](draw) for name in augmentation]
+    order = order.to(device)
     size = min(batch_size, count)
     for index in range(count // size):
         part = slice(index * size, (index + 1) * size)
         chosen = order[part]
-        images = split.images[chosen].flatten(2)
-        pixels = (rows[part, :, None] * width + columns[part, None, :]).flatten(1)
-        where = pixels[:, None].expand(-1, images.shape[1], -1)
-        images = images.gather(2, where).unflatten(2, (height, width))
-        yield Batch(normalize(images, dataset), split.labels[chosen], epoch, index)
-
-
-def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
-    """Positions outside 0..size-1 mirrored back at the border, as `torch.nn.functional.pad(mode="reflect")` does."""
-    return size - 1 - (size - 1 - index.abs()).abs()
+        images = split.images[chosen]
+        for view in views:
+            images = view(images, part, chosen)
+        yield Batch(normalize(images, dataset), split.labels[chosen], epoch, index, seed, augmentation)

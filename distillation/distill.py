@@ -1,6 +1,6 @@
 """`Distill`: a large model in, a small one out that learned from it."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Protocol
 
 from torch import nn
@@ -9,12 +9,12 @@ from distillation.ensemble import check_recipes
 from distillation.features import KINDS, Guided
 from distillation.teacher import Teacher, taught
 from models import check_model
-from recipe import Recipe, Step, StepError, check_training, is_number, training_fields, traits
+from recipe import Recipe, Step, StepError, Training, is_number, traits
 from training import Context, fit, fresh, round_weights
 
 
 @dataclass(frozen=True)
-class Distill(Step):
+class Distill(Step, Training):
     """Train a fresh student under a teacher: `base.then(Distill("resnet20", epochs=60))`.
 
     The teacher is the model that the chain has made so far, or the recipes in `teachers`, whose probabilities are
@@ -22,32 +22,26 @@ class Distill(Step):
     is that of Hinton et al. (2015): see `distillation_loss`. The student sees the very images that its teacher sees.
     With `features`, "attention" or "hints", its feature maps come near the teacher's too, with a loss of weight
     `features_weight`: see `distillation.features`. That takes one teacher, and its forward pass.
-
-    `views` is how many epochs differ in their batches (None: all do): after so many they come again, so that the
-    teacher, whose forward pass may cost more than the student's training, need not look at more.
     """
 
     letter: ClassVar[str] = "D"
     kind: ClassVar[str] = "distilled"
 
     model: str
+    _: KW_ONLY
     epochs: int = 30
-    learning_rate: float = 0.2
-    batch_size: int = 128
-    weight_decay: float = 5e-4
     temperature: float = 4.0
     alpha: float = 0.9
     width: float = 1.0
     teachers: tuple[Recipe, ...] = ()
     features: str | None = None
     features_weight: float = 1.0
-    views: int | None = None
 
     def check(self) -> None:
         check_model(self.model, self.width)
         check_recipes("teachers", self.teachers)
-        check_training(**training_fields(self))
-        check_teaching(self.temperature, self.alpha, self.views)
+        self.check_training()
+        check_teaching(self.temperature, self.alpha)
         if self.features not in (None, *KINDS):
             raise StepError(f"features are one of {', '.join(KINDS)} or None, not {self.features!r}")
         weighted = is_number(self.features_weight) and self.features_weight > 0
@@ -80,9 +74,8 @@ class Distill(Step):
         fit(
             trained,
             context,
-            **training_fields(self),
+            self,
             loss=loss,
-            views=self.views,
             title=f"{self.model} under its teacher on {context.dataset.name}, seed {context.seed}",
         )
         return round_weights(student)
@@ -109,11 +102,9 @@ def teacher_of(step: HasTeachers, model: nn.Module | None, context: Context) -> 
     return Teacher([context.make(recipe) for recipe in step.teachers] or followed, context)
 
 
-def check_teaching(temperature: float, alpha: float, views: int | None = None) -> None:
-    """Raise StepError where the loss cannot be, or where there is nothing to look at."""
+def check_teaching(temperature: float, alpha: float) -> None:
+    """Raise StepError where the loss cannot be."""
     if not (is_number(temperature) and temperature > 0):
         raise StepError(f"temperature must be above 0 and finite, not {temperature!r}")
     if not (is_number(alpha) and 0 <= alpha <= 1):
         raise StepError(f"alpha, the teacher's share of the loss, must be from 0 to 1, not {alpha!r}")
-    if views is not None and not (isinstance(views, int) and views >= 1):
-        raise StepError(f"views, the epochs whose batches differ, must be a whole number from 1 or None, not {views}")

@@ -16,7 +16,7 @@ from experiment import batch_size, beside_published, kept_table, make, percent, 
 from experiment.chance import overlap
 from measurement import cost
 from models import build
-from recipe import Recipe, training_fields
+from recipe import Recipe
 from storage import Checkpoint
 from training import Context, Train, fit, fresh, smoothed_cross_entropy
 
@@ -269,7 +269,7 @@ def _timed_epoch(step: Distill, context: Context, teacher: nn.Module | None) -> 
     fit(
         fresh(step.model, step.width, context),
         context,
-        **training_fields(step) | {"epochs": 1},
+        dataclasses.replace(step, epochs=1),
         loss=loss,
     )
     return context.log["train_seconds"]

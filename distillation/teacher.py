@@ -11,9 +11,9 @@ from distillation.ensemble import HasTeacher
 from distillation.loss import distillation_loss
 from models import spec_of
 from models.ensemble import mean_logits
-from recipe import StepError
+from recipe import StepError, Training
 from storage import Checkpoint, weights_checksum
-from training import Context, Loss, autocast, smoothed_cross_entropy
+from training import Context, Loss, autocast, forward, lay_out, smoothed_cross_entropy
 
 
 class Teacher:
@@ -27,7 +27,9 @@ class Teacher:
     def __init__(self, models: Sequence[nn.Module], context: Context):
         for model in models:
             _check(model, context)
-        self.models = [model.to(context.device).to(memory_format=torch.channels_last).eval() for model in models]
+        self.models = [model.to(context.device).eval() for model in models]
+        for model in models:
+            lay_out(model, torch.zeros(1, *context.dataset.shape, device=context.device))
         self.context = context
         checksums = "".join(weights_checksum(model) for model in models)
         self.checksum = hashlib.sha256(checksums.encode()).hexdigest()
@@ -47,26 +49,31 @@ class Teacher:
             self.fresh.append(logits.cpu())
             if end + len(batch.labels) > len(self.context.dataset.train):  # the last whole batch
                 self.kept = torch.cat(self.fresh)
-                self._file(batch.epoch).save({"logits": self.kept}, {})
+                self._file(batch).save({"logits": self.kept}, {})
         return logits
 
     @torch.no_grad()
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
         with autocast(images.device):
-            each = [model(images) for model in self.models]
+            each = [forward(model, images) for model in self.models]
         return each[0].float() if len(each) == 1 else mean_logits(each, torch.full((len(each),), 1 / len(each)))
 
     def _open(self, batch: Batch) -> None:
         self.epoch, self.kept, self.fresh = batch.epoch, None, []
-        found = self._file(batch.epoch).load()
+        found = self._file(batch).load()
         self.kept = found[0]["logits"] if found else None
 
-    def _file(self, epoch: int) -> Checkpoint:
-        """The place of an epoch's logits; of other images, as a folder has them once it has changed, it is another."""
+    def _file(self, batch: Batch) -> Checkpoint:
+        """The place of an epoch's logits; of other images, or drawn otherwise, it is another.
+
+        A folder may have others once it has changed.
+        """
         data = self.context.dataset.fingerprint["train"]
-        of = {"teacher": self.checksum, "seed": self.context.seed, "epoch": epoch, "images": data}
-        name = f"logits-{self.checksum[:16]}-{data['images'][:8]}-seed{self.context.seed}-epoch{epoch}"
+        of = {"teacher": self.checksum, "seed": batch.seed, "epoch": batch.epoch, "images": data}
+        name = f"logits-{self.checksum[:16]}-{data['images'][:8]}-seed{batch.seed}-epoch{batch.epoch}"
+        if batch.augmentation != Training.augmentation:
+            of |= {"augmentation": list(batch.augmentation)}
+            name += f"-{'-'.join(batch.augmentation) or 'plain'}"
         return Checkpoint(self.context.cache / name, of)
 
 

@@ -15,7 +15,8 @@ from data import changes
 from experiment.freshness import fingerprint, outdated_record
 from experiment.store import ROOT, Store, results_folder, slug, write_json
 from measurement import machine
-from recipe import check_dataset, identity, identity_of, letters_of, words_of
+from recipe import check_dataset, identity, identity_of, letters_of, recipe_of, words_of
+from storage import sha256
 
 NEEDED = {
     "label",
@@ -32,9 +33,21 @@ NEEDED = {
 
 
 def archive_path(record: Mapping, dataset: str | None = None) -> Path:
-    """The archive of a record's model: beside the record if it is small, else among the artifacts."""
+    """The archive of a record's model: beside the record if it is small, else among the artifacts.
+
+    One beside it that is not the file that was measured is passed over with a warning.
+    """
     store = Store(dataset or record["dataset"], record["id"])
-    return store.committed_archive if store.committed_archive.exists() else store.archive(record["weights_sha256"])
+    if not store.committed_archive.exists():
+        return store.archive(record["weights_sha256"])
+    if sha256(store.committed_archive) == record["archive_sha256"]:
+        return store.committed_archive
+    warnings.warn(
+        f"{store.committed_archive} is not the archive that its record was made with: restore it, or delete it and run "
+        "the recipe with remeasure=True",
+        stacklevel=2,
+    )
+    return store.archive(record["weights_sha256"])
 
 
 def read_record(path: Path) -> dict | None:
@@ -45,7 +58,7 @@ def read_record(path: Path) -> dict | None:
             raise ValueError("not a whole record of that name")
         if identity_of(record["recipe"]) != path.stem:
             raise ValueError("its recipe is another than its name says")
-        if record.get("seal") != _seal(record):
+        if record.get("seal") != seal(record):
             raise ValueError("it was changed since it was written")
         return record
     except FileNotFoundError:
@@ -58,12 +71,12 @@ def read_record(path: Path) -> dict | None:
 def write_record(path: Path, record: dict) -> dict:
     """Write a record, whole or not at all, and give it back with its seal."""
     sealed = {key: value for key, value in record.items() if key != "seal"}
-    sealed["seal"] = _seal(sealed)
+    sealed["seal"] = seal(sealed)
     write_json(path, sealed)
     return sealed
 
 
-def _seal(written: Mapping) -> str:
+def seal(written: Mapping) -> str:
     """Checksum of all the rest of a record or table."""
     return _digest({key: value for key, value in written.items() if key != "seal"})
 
@@ -102,6 +115,12 @@ def told_apart(records: Sequence[Mapping]) -> pd.DataFrame:
     Two columns come from the recipes: `kinds`, a letter for each method in order of use, and `words` for readers.
     """
     frame = pd.json_normalize(list(records), max_level=None)
+    recipes = [
+        recipe_of(record, record["dataset"]) for record in records
+    ]  # the words of a label may have changed since
+    frame["label"] = [
+        record["label"] if own is None else own.label for record, own in zip(records, recipes, strict=True)
+    ]
     frame["kinds"] = [letters_of(record) for record in records]
     frame["words"] = [words_of(record) for record in records]
     variant = pd.Series([_digest(_seedless(record["recipe"])) for record in records])
@@ -160,7 +179,7 @@ def kept_table(
     if own is None:
         own = key | {"machine": machine() if timed else None, "rows": make()}
         own["data"] = fingerprint(dataset)
-        own["seal"] = _seal(own)
+        own["seal"] = seal(own)
         write_json(path, own)
     table = pd.DataFrame(own["rows"])
     table.attrs["machine"] = own["machine"]
@@ -179,7 +198,7 @@ def _read_table(path: Path, key: Mapping, dataset: str) -> dict | None:
         table = json.loads(path.read_text())
         if not isinstance(table, dict) or not table.keys() >= {"table", "arguments", "machine", "data", "rows"}:
             raise ValueError("not a whole table")
-        if table.get("seal") != _seal(table):
+        if table.get("seal") != seal(table):
             raise ValueError("it was changed since it was written")
         if not isinstance(table["rows"], list) or not all(isinstance(row, dict) for row in table["rows"]):
             raise ValueError("its rows are no rows")

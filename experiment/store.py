@@ -121,6 +121,9 @@ class Store:
         Who holds it may take it again. What killed processes left half-written is removed.
         """
         path = self.artifacts / f"{self.id}.lock"
+        for file in (self.record, self.weights, self.checkpoint):
+            if file.is_dir():
+                raise StorageError(f"{file} is a folder, and a file is to be written there: remove it")
         try:
             self.artifacts.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path, is_singleton=True)

@@ -25,6 +25,8 @@ from typing import Any, TypeGuard
 import nbformat
 import papermill
 
+from recipe import CompressionError, check_dataset
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 PATHS = ("RESULTS_DIR", "ARTIFACTS_DIR", "CIFAR10_ROOT")
@@ -42,7 +44,7 @@ def main() -> int:
     try:
         parameters = _parameters(notebooks, dict(arguments.p), arguments.smoke)
         _prepare_environment(arguments.dataset)
-    except ValueError as error:
+    except (ValueError, CompressionError) as error:
         parser.error(str(error))
     if arguments.lab:
         jupyter = [sys.executable, "-m", "jupyter", "lab", str(FOLDER)]
@@ -95,30 +97,34 @@ def _parameters(notebooks: list[Path], given: dict[str, str], smoke: bool) -> di
     profile = json.loads((FOLDER / "smoke.json").read_text()) if smoke else {}
     values = {name: _value(text) for name, text in given.items()}
     constants = {path.stem: _constants(path) for path in notebooks}
+    if "DATASET" in values:
+        raise ValueError("the data set is no constant to give with -p: use --dataset")
     if unknown := sorted(set(values).difference(*constants.values())):
         known = ", ".join(sorted(set().union(*constants.values())))
         raise ValueError(f"{unknown[0]} is no constant of these notebooks: choose from {known}")
     for own in constants.values():
         for name in values.keys() & own.keys():
-            if own[name] != _shape(values[name]):
-                raise ValueError(f"{name} is {own[name]} in the notebook, not {json.dumps(values[name])}")
+            if _shape(own[name]) != _shape(values[name]):
+                raise ValueError(f"{name} is {_shape(own[name])} in the notebook, not {json.dumps(values[name])}")
+            if values[name] == [] and not any(isinstance(n, ast.List) and not n.elts for n in ast.walk(own[name])):
+                raise ValueError(f"{name} is empty: give at least one")
     return {
         name: profile.get(name, {}) | {key: value for key, value in values.items() if key in own}
         for name, own in constants.items()
     }
 
 
-def _constants(path: Path) -> dict[str, str]:
-    """The names that a notebook's parameters cell assigns, and the `_shape` of their values.
+def _constants(path: Path) -> dict[str, ast.expr]:
+    """The names that a notebook's parameters cell assigns, and the expressions that it gives them.
 
-    DATASET, which others follow from, is an argument here.
+    DATASET, which others follow from, is an argument here, and what only compares it is no constant to change.
     """
     cells = nbformat.read(path, as_version=4).cells
     source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
     # `A = 1`, and `A, B = 1, 2` of single values.
     assigned = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign)]
     names = [(name.id, node.value) for node in assigned for name in ast.walk(node.targets[0]) if _is_constant(name)]
-    return {name: _shape(value) for name, value in names if name != "DATASET"}
+    return {name: value for name, value in names if name != "DATASET" and not isinstance(value, ast.Compare)}
 
 
 def _is_constant(node: ast.AST) -> TypeGuard[ast.Name]:
@@ -148,7 +154,9 @@ def _prepare_environment(dataset: str) -> None:
 
     Raises:
         ValueError: a folder that is set and empty, or cannot be written to.
+        DataError: there is no such data set.
     """
+    check_dataset(dataset)
     os.environ["DATASET"] = _absolute(dataset)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     for name in PATHS:
@@ -201,7 +209,7 @@ def _execute(notebook: Path, target: Path, parameters: dict, *, bar: bool) -> bo
         papermill.execute_notebook(
             str(notebook), str(target), parameters, cwd=str(FOLDER), kernel_name="python3", progress_bar=bar,
             stderr_file=sys.stderr, request_save_on_cell_execute=bar,  # what takes seconds is written once
-            extra_arguments=["--IPKernelApp.log_level=40"],  # of a kernel of one's own: it warns that it is no other's
+            extra_arguments=["--IPKernelApp.log_level=50"],  # of a kernel of one's own: it warns that it is no other's
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         print(f"{notebook.name} stopped: {error.ename}: {error.evalue}\nIts cells so far: {target}")

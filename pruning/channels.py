@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from measurement import cost
 from models import channel_table, set_spec, spec_of
 from pruning.criteria import lookahead
 from pruning.graph import layer_graph
-from recipe import Recipe, Step, StepError, check_training, check_whole, is_number, training_fields
+from recipe import Recipe, Step, StepError, Training, check_whole, is_number
 from training import Context, fit, round_weights
 
 Importance = dict[str, torch.Tensor]
@@ -30,7 +30,7 @@ LEFT = 0.1  # of the channels that go together, at least
 
 
 @dataclass(frozen=True)
-class PruneChannels(Step):
+class PruneChannels(Step, Training):
     """Take out whole channels, the least important first, then train on: `base.then(PruneChannels(macs=0.5))`.
 
     Channels that a residual addition ties together go together; the library torch-pruning finds those groups (Fang et
@@ -55,10 +55,9 @@ class PruneChannels(Step):
     macs: float = 0.5
     criterion: str = "lookahead"
     multiple: int = 8
+    _: KW_ONLY
     epochs: int = 5
     learning_rate: float = 0.05
-    batch_size: int = 128
-    weight_decay: float = 5e-4
     teacher: Recipe | None = None
     temperature: float = 4.0
     alpha: float = 0.9
@@ -69,7 +68,7 @@ class PruneChannels(Step):
         if self.criterion not in CHANNEL_CRITERIA:
             raise StepError(f"unknown criterion {self.criterion!r}: use one of {', '.join(CHANNEL_CRITERIA)}")
         check_whole("multiple", self.multiple)
-        check_training(**training_fields(self))
+        self.check_training()
         check_teaching(self.temperature, self.alpha)
         check_teacher(self)
 
@@ -84,7 +83,7 @@ class PruneChannels(Step):
         fit(
             model,
             context,
-            **training_fields(self),
+            self,
             loss=guided_loss(self, context),
             title=f"{self.macs:.0%} of the MACs on {context.dataset.name}, seed {context.seed}",
         )

@@ -1,7 +1,7 @@
 """`Prune`: a model in, the same model with most of its weights at zero out."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
@@ -15,20 +15,20 @@ from pruning.graph import layer_graph
 from pruning.masks import largest, layer_shares, select
 from pruning.schedules import SCHEDULES
 from recipe import (
+    TRAINING_FIELDS,
     Recipe,
     Step,
     StepError,
-    check_training,
+    Training,
     check_whole,
     is_number,
     refuse_unused,
-    training_fields,
 )
-from training import Context, fit, fresh, round_weights
+from training import Callback, Context, fit, fresh, round_weights
 
 
 @dataclass(frozen=True)
-class Prune(Step):
+class Prune(Step, Training):
     """Set the weights that matter least to zero: `base.then(Prune("lookahead", sparsity=0.9))`.
 
     criterion: one of `pruning.criteria.CRITERIA`; scope: "global" or "layer" (see `pruning.masks.select`).
@@ -47,6 +47,7 @@ class Prune(Step):
     letter: ClassVar[str] = "P"
     kind: ClassVar[str] = "pruned"
     gives: ClassVar[frozenset[str]] = frozenset({"zeros"})
+    least_epochs: ClassVar[int] = 0
     forbids: ClassVar[dict[str, str]] = {
         "integers": "its weights are integers; prune first",
         "members": "prune its members, and make an ensemble of those",
@@ -57,10 +58,9 @@ class Prune(Step):
     scope: str = "global"
     schedule: str = "gradual"
     rounds: int = 5
+    _: KW_ONLY
     epochs: int = 5
     learning_rate: float = 0.05
-    batch_size: int = 128
-    weight_decay: float = 5e-4
     teacher: Recipe | None = None
     temperature: float = 4.0
     alpha: float = 0.9
@@ -97,8 +97,8 @@ class Prune(Step):
         if self.epochs == 0 and self.schedule != "one_shot":
             raise StepError(f"the schedule {self.schedule} needs epochs: only one_shot prunes without training")
         if self.epochs == 0:
-            refuse_unused(self, {*training_fields(self), "teacher"} - {"epochs"}, "nothing is trained; give it epochs")
-        check_training(**training_fields(self) | ({"epochs": 1} if self.epochs == 0 else {}))
+            refuse_unused(self, {*TRAINING_FIELDS, "teacher"} - {"epochs"}, "nothing is trained; give it epochs")
+        self.check_training()
         check_teaching(self.temperature, self.alpha)
         check_teacher(self)
 
@@ -119,16 +119,15 @@ class Prune(Step):
             fit(
                 model,
                 context,
-                **training_fields(self),
+                self,
                 loss=guided_loss(self, context),
-                before_epoch=pruner.before_epoch,
-                after_step=pruner.after_step,
+                callbacks=[pruner],
                 title=f"{self.criterion} {self.sparsity:.0%} on {context.dataset.name}, seed {context.seed}",
             )
         return round_weights(model)
 
 
-class Pruner:
+class Pruner(Callback):
     """Keeps pruned weights at zero through a training, and prunes more as the schedule asks.
 
     What is pruned is known from the zeros alone, so that a training that was killed goes on as it was.

@@ -21,7 +21,7 @@ from pruning.graph import layer_graph
 from pruning.masks import select
 from pruning.prune import Prune
 from pruning.sparse_products import median_seconds
-from recipe import Recipe, training_fields
+from recipe import Recipe, training_of
 from storage import Checkpoint
 from training import Context, evaluate
 
@@ -143,7 +143,7 @@ def ways(base: Recipe, criterion: str, sparsity: float, **training) -> pd.DataFr
     Orders are of pruning at once: layer by layer along a schedule, each step would score the network once a layer.
     """
     start = base.steps[0]
-    epochs = max(1, round(EARLY * training_fields(start)["epochs"]))
+    epochs = max(1, round(EARLY * training_of(start).epochs))
     early = Recipe(base.dataset, (dataclasses.replace(start, epochs=epochs),), base.seed)
     fields: dict[str, dict] = {
         "gradual": {},
@@ -163,7 +163,7 @@ def ways(base: Recipe, criterion: str, sparsity: float, **training) -> pd.DataFr
 
 def on_rewinding(base: Recipe, epochs: int) -> str:
     """Whether `ways` at so many epochs are fair to rewinding, which learns anew what took the base all its epochs."""
-    whole = training_fields(base.steps[0])["epochs"]
+    whole = training_of(base.steps[0]).epochs
     if epochs >= whole:
         return f"Rewound weights were trained for as long as the base was, {whole} epochs."
     few = "one epoch" if epochs == 1 else f"{epochs} epochs"

@@ -1,7 +1,6 @@
 """`Quantize`: a float model in, an integer model out."""
 
-import functools
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
@@ -14,20 +13,20 @@ from quantization import qat
 from quantization.static import METHODS, calibrate
 from quantization.weights import Bits, best_scale, bits_by_layer, bits_in_words, check_layer_bits, round_weight
 from recipe import (
+    TRAINING_FIELDS,
     Recipe,
     Step,
     StepError,
-    check_training,
+    Training,
     check_whole,
     is_number,
     refuse_unused,
-    training_fields,
 )
-from training import Context, fit
+from training import Callback, Context, fit
 
 
 @dataclass(frozen=True)
-class Quantize(Step):
+class Quantize(Step, Training):
     """Integer weights and activations: `base.then(Quantize())`, `base.then(Quantize(mode="qat", bits=4))`.
 
     Weights get one symmetric scale per output channel, activations 8 bits with one scale per tensor, found on
@@ -59,9 +58,9 @@ class Quantize(Step):
     per_channel: bool = True
     first_last_bits: int | None = 8
     layer_bits: tuple[tuple[str, Bits], ...] = ()
+    _: KW_ONLY
     epochs: int = 3
     learning_rate: float = 0.01
-    batch_size: int = 128
     weight_decay: float = 1e-4
     teacher: Recipe | None = None
     temperature: float = 4.0
@@ -85,9 +84,9 @@ class Quantize(Step):
         if self.mode == "qat" and not self.per_channel:
             raise StepError("quantization-aware training learns a step per output channel: leave per_channel True")
         check_teaching(self.temperature, self.alpha)
-        check_training(**training_fields(self))
+        self.check_training()
         if self.mode == "static":
-            training = (*training_fields(self), "teacher", "temperature", "alpha")
+            training = (*TRAINING_FIELDS, "teacher", "temperature", "alpha")
             refuse_unused(self, training, "static quantization does not train; use mode='qat'")
         check_teacher(self)
 
@@ -113,10 +112,22 @@ class Quantize(Step):
         fit(
             trained,
             context,
-            **training_fields(self),
+            self,
             loss=guided_loss(self, context),
-            before_epoch=functools.partial(qat.before_epoch, trained),
-            after_step=functools.partial(qat.after_step, trained),
+            callbacks=[Rounding(trained)],
             title=f"{self.bits} bits on {context.dataset.name}, seed {context.seed}",
         )
         return qat.finish(trained, model)
+
+
+class Rounding(Callback):
+    """Keeps the steps of a network in quantization-aware training apart from zero, and freezes batch norm late."""
+
+    def __init__(self, trained: nn.Module):
+        self.trained = trained
+
+    def before_epoch(self, done: float) -> None:
+        qat.before_epoch(self.trained, done)
+
+    def after_step(self, done: float) -> None:
+        qat.after_step(self.trained, done)

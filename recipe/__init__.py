@@ -2,27 +2,32 @@
 
 from recipe.chain import Recipe, Unknown, identity_of, letters_of, recipe_of, recipes_of, step_of, steps_of, words_of
 from recipe.checks import (
-    check_training,
     check_whole,
+    fields_of,
     is_number,
     refuse_unused,
-    training_fields,
 )
 from recipe.errors import CompressionError, DataError, StepError
 from recipe.names import check_dataset, folder_of, identity, readable
 from recipe.step import STEPS, Step, traits
+from recipe.training import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TRAINING_FIELDS, Training, training_of
 
 __all__ = [
+    "AUGMENTATIONS",
+    "OPTIMIZERS",
+    "SCHEDULES",
     "STEPS",
+    "TRAINING_FIELDS",
     "CompressionError",
     "DataError",
     "Recipe",
     "Step",
     "StepError",
+    "Training",
     "Unknown",
     "check_dataset",
-    "check_training",
     "check_whole",
+    "fields_of",
     "folder_of",
     "identity",
     "identity_of",
@@ -34,7 +39,7 @@ __all__ = [
     "refuse_unused",
     "step_of",
     "steps_of",
-    "training_fields",
+    "training_of",
     "traits",
     "words_of",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from recipe.checks import default_of, plain
+from recipe.checks import default_of, fields_of, plain
 from recipe.errors import CompressionError, StepError
 from recipe.names import check_dataset, folder_of, identity
 from recipe.step import STEPS, Step
@@ -165,7 +165,7 @@ def _label(step: Step, before: Recipe | None) -> str:
     if before is None and step.network is not None and step.base is None:
         return step.network[0]
     words = []
-    for field in dataclasses.fields(step):
+    for field in fields_of(step):
         value = getattr(step, field.name)
         if value == default_of(field):
             continue

@@ -36,26 +36,18 @@ def plain(value: Any) -> Any:
     return value
 
 
+def fields_of(step: Any) -> list[dataclasses.Field]:
+    """The fields of a step or its class: those that the class names, in its order, and then what it inherits."""
+    own = list((step if isinstance(step, type) else type(step)).__annotations__)
+    place = {name: index for index, name in enumerate(own)}
+    return sorted(dataclasses.fields(step), key=lambda field: place.get(field.name, len(own)))
+
+
 def default_of(field: dataclasses.Field) -> Any:
     """A field's default, made by its factory where it has one; MISSING where it has none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
-
-
-def training_fields(step: Any) -> dict:
-    """The four fields that every step that trains has, by name, as `check_training` and `fit` take them."""
-    return {name: getattr(step, name) for name in ("epochs", "learning_rate", "batch_size", "weight_decay")}
-
-
-def check_training(*, epochs: int, learning_rate: float, batch_size: int, weight_decay: float) -> None:
-    """Raise StepError where a training's hyperparameters are out of range; every step that trains asks it."""
-    check_whole("epochs", epochs)
-    check_whole("batch_size", batch_size)
-    if not (is_number(learning_rate) and learning_rate > 0):
-        raise StepError(f"learning_rate must be a finite number above 0, not {learning_rate!r}")
-    if not (is_number(weight_decay) and weight_decay >= 0):
-        raise StepError(f"weight_decay must be a finite number not below 0, not {weight_decay!r}")
 
 
 def check_whole(name: str, value: Any) -> None:

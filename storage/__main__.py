@@ -25,6 +25,8 @@ def info(path: Path, limit: int | None) -> None:
 
 def unpack(path: Path, limit: int | None, output: Path, name: str | None, raw_images: bool) -> None:
     """Write the model as ONNX; with a data set its classes and its scale of pixels go with it, as in the study."""
+    if output.exists() and output.samefile(path):
+        raise StorageError(f"{output} is the archive itself: write the model to another file")
     model = load_archive(path, limit)
     if name is not None:
         export_with_scale(model, output, load(name), raw_images)

@@ -140,8 +140,8 @@ def _opened(content: bytes, limit: int | None) -> tuple[int, dict, int, bytes, R
     limit = max(TRUSTED, TRUSTED_RATIO * len(content)) if limit is None else limit
     if size > limit:
         raise ArchiveError(
-            f"its tensors take {size / 1e6:,.0f} MB in memory, and the limit is {limit / 1e6:,.0f} MB: if you trust "
-            "the file, give a higher limit in bytes (limit=, or --limit)"
+            f"its tensors take {size:,} bytes in memory, and the limit is {limit:,}: if you trust the file, give a "
+            "higher limit (limit=, or --limit)"
         )
     try:
         return content[4], spec, size, digest, Reader(stream)

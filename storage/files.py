@@ -23,6 +23,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the folder cannot be written to, or the disk is full.
     """
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder, and a file is to be written there: remove it, or choose another name")
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The best model for a budget, against exhaustive search over random tables; takeaways and search on made-up ones."""
 
+import hashlib
 import itertools
 import math
 import statistics
@@ -41,6 +42,9 @@ from training import Train
 matplotlib.use("Agg")
 
 COLUMNS = ["validation_accuracy", "archive_bytes", "latency_ms.batch1_one_thread.median", "macs"]
+
+
+EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 def random_records(seed, rows=40):
@@ -568,12 +572,17 @@ def test_exported_tables_escape_what_latex_reads(tmp_path, monkeypatch):
 def test_the_file_named_is_there(tmp_path, monkeypatch):
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
     monkeypatch.setenv("ARTIFACTS_DIR", str(tmp_path / "artifacts"))
-    choice = recommend(random_records(0).assign(dataset="digits", weights_sha256="0" * 64), size_kb=100)
+    choice = recommend(
+        random_records(0).assign(dataset="digits", weights_sha256="0" * 64, archive_sha256=EMPTY), size_kb=100
+    )
     assert choice.table()["file"][0] == "not here: run its recipe"
     beside = tmp_path / "digits" / "models" / f"{choice.model['id']}.nna"
     beside.parent.mkdir(parents=True)
     beside.touch()
     assert (ROOT / choice.table()["file"][0]).resolve() == beside.resolve()
+    beside.write_bytes(b"of another model")
+    with pytest.warns(UserWarning, match="is not the archive that its record was made with"):
+        assert choice.table()["file"][0] == "not here: run its recipe"
 
 
 # Charts

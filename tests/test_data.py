@@ -21,7 +21,7 @@ from PIL import Image
 
 from data import Dataset, Split, batches, load, normalize, sources
 from data.sources import picture_endings
-from recipe import DataError
+from recipe import AUGMENTATIONS, DataError, Training
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -67,6 +67,76 @@ def test_augmentation_is_numpys_reflect_padding_a_crop_and_a_flip(height, width,
     assert got[0].images.dtype == torch.float32 and got[0].images.shape == (5, 3, height, width)
     np.testing.assert_allclose(torch.cat([b.images for b in got]).numpy(), expected[:20], atol=2e-5)
     assert torch.cat([b.labels for b in got]).tolist() == order[:20].tolist()
+
+
+def seen_of(dataset, augmentation, **which):
+    """The pixels that come out, uint8 `[N, H, W, C]` in the order of the data set, and the images they came from."""
+    got = list(batches(dataset, dataset.train, 4, augmentation=augmentation, **which))
+    pixels = torch.cat([b.images for b in got]).permute(0, 2, 3, 1).double() * torch.tensor(STD) + torch.tensor(MEAN)
+    labels = torch.cat([b.labels for b in got]).numpy()
+    return (255 * pixels).round().numpy().astype(np.uint8), dataset.train.images.permute(0, 2, 3, 1).numpy()[labels]
+
+
+def test_no_augmentation():
+    seen, images = seen_of(dataset_of(random_images(8)), (), seed=1, epoch=2)
+    np.testing.assert_array_equal(seen, images)
+
+
+def test_an_alternating_flip_mirrors_each_image_in_every_other_epoch():
+    dataset = dataset_of(random_images(40))
+    ways = []
+    for epoch in range(4):
+        seen, images = seen_of(dataset, ("alternating_flip",), seed=5, epoch=epoch)
+        order = np.argsort(images[:, 0, 0].astype(int) @ [65536, 256, 1])  # by what is in a corner, unlike in all
+        mirrored = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(seen, images, strict=True)])
+        plain = np.array([np.array_equal(a, b) for a, b in zip(seen, images, strict=True)])
+        assert (mirrored ^ plain).all() and 5 < mirrored.sum() < 35
+        ways.append(mirrored[order])
+    assert (ways[0] == ~ways[1]).all() and (ways[1] == ~ways[2]).all() and (ways[0] == ways[2]).all()
+    seen, images = seen_of(dataset_of(random_images(8), flip=False), ("alternating_flip", "flip"), seed=5, epoch=0)
+    np.testing.assert_array_equal(seen, images)
+
+
+def test_cutout_leaves_a_square_in_the_mean_colour():
+    seen, images = seen_of(dataset_of(random_images(40)), ("cutout",), seed=1, epoch=0)
+    colour = [round(255 * value) for value in MEAN]
+    for after, before in zip(seen, images, strict=True):
+        rows, columns = np.nonzero((after != before).any(2))
+        assert (after[rows, columns] == colour).all()
+        assert 1 <= np.ptp(rows) + 1 <= 15 and 1 <= np.ptp(columns) + 1 <= 15  # less at the border: 2 * 8 - 1
+    whole = [np.ptp(np.nonzero((a != b).any(2))[0]) + 1 for a, b in zip(seen, images, strict=True)]
+    assert max(whole) == 15
+
+
+def test_mixup_keeps_the_larger_share_of_its_own():
+    seen, images = seen_of(dataset_of(random_images(40)), ("mixup",), seed=1, epoch=0)
+    for place in range(0, 40, 4):  # its neighbour in the batch is the one before
+        for after, own, other in zip(
+            seen[place:][:4], images[place:][:4], np.roll(images[place:][:4], 1, 0), strict=True
+        ):
+            a, own, other = (x.astype(float).ravel() for x in (after, own, other))
+            share = ((a - other) @ (own - other)) / ((own - other) @ (own - other))
+            assert share + 1e-3 >= 0.5 and share <= 1.001
+            assert np.abs(share * own + (1 - share) * other - a).max() < 1.5
+
+
+def test_resized_crops_are_parts_of_the_image():
+    """Of an image whose colours are its coordinates: what is seen is a rectangle of it, evenly stretched."""
+    ramp = np.stack(np.meshgrid(np.arange(32) * 8, np.arange(32) * 8, indexing="ij"), -1).astype(np.uint8)
+    ramp = np.concatenate([ramp, ramp[..., :1]], -1)
+    seen, _ = seen_of(dataset_of(np.stack([ramp] * 40)), ("resized_crop",), seed=1, epoch=0)
+    seen = seen.astype(float)
+    heights, widths = (np.ptp(seen[..., axis], axis=(1, 2)) / 8 + 1 for axis in (0, 1))
+    areas = heights * widths / 32**2
+    assert 0.25 < areas.min() < 0.5 and areas.max() <= 1.01 and seen.shape[1:3] == (32, 32)
+    assert 0.6 < (heights / widths).min() < 0.95 and 1.05 < (heights / widths).max() < 1.6
+
+
+def test_an_augmentation_of_ones_own(monkeypatch):
+    monkeypatch.setitem(AUGMENTATIONS, "dark", lambda draw: lambda images, part, chosen: images // 2)
+    seen, images = seen_of(dataset_of(random_images(8)), ("dark",), seed=1, epoch=0)
+    np.testing.assert_array_equal(seen, images // 2)
+    assert Training(augmentation=["dark"]).augmentation == ("dark",)
 
 
 def test_batches_follow_from_seed_and_epoch_alone():

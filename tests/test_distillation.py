@@ -1,5 +1,6 @@
 """Distillation: the loss against numpy and its limits, cached logits against fresh ones, ensembles as one file."""
 
+import copy
 import dataclasses
 import math
 import shutil
@@ -161,6 +162,28 @@ def test_a_batch_out_of_turn_is_not_kept(digits, tmp_path):
     assert not list((tmp_path / "cache").glob("*"))
 
 
+def test_students_of_several_seeds_share_a_teachers_views(digits, tmp_path, monkeypatch):
+    """With a seed of the views' own the teacher looks once; each augmentation has its own answers."""
+    looked, forward = [], Teacher._forward
+    monkeypatch.setattr(Teacher, "_forward", lambda self, images: looked.append(1) or forward(self, images))
+    teacher = network(0)
+
+    def students(**fields):
+        looked.clear()
+        step = Distill("resnet8", epochs=2, batch_size=32, **fields)
+        for seed in (0, 1):
+            context = dataclasses.replace(context_of(digits, tmp_path), seed=seed)
+            step.apply(
+                copy.deepcopy(teacher), dataclasses.replace(context, checkpoint=Checkpoint(tmp_path / f"{seed}"))
+            )
+            (tmp_path / f"{seed}").unlink()
+        return len(looked)
+
+    once = 2 * (len(digits.train) // 32)
+    assert students(view_seed=7) == once and students() == 2 * once
+    assert students(view_seed=7, augmentation=("crop", "mixup")) == once and students(view_seed=7) == 0
+
+
 def test_logits_of_another_teacher_seed_or_epoch_are_passed_over(digits, tmp_path, float32):
     """Whatever file lies in their place: it says inside what it is of."""
     context, model = context_of(digits, tmp_path), network(0)
@@ -175,7 +198,9 @@ def test_logits_of_another_teacher_seed_or_epoch_are_passed_over(digits, tmp_pat
             right[batch.index] = teacher.logits(batch) if teacher is wanted else right[batch.index]
             teacher.logits(batch)
     for other, epoch in others:
-        shutil.copy(other._file(epoch).path, wanted._file(0).path)
+        drawn = ((other.context.seed, epoch), (0, 0))
+        place, own = (next(batches(digits, digits.train, 32, seed=seed, epoch=which)) for seed, which in drawn)
+        shutil.copy(other._file(place).path, wanted._file(own).path)
         again = Teacher([model], context)
         with pytest.warns(UserWarning, match="of something else than what is asked for"):
             for batch in batches(digits, digits.train, 32, seed=0, epoch=0):

@@ -184,7 +184,7 @@ def test_rounding_starts_once_at_the_first_whole_epoch(tenths, monkeypatch):
         joint = Joint("resnet8", epochs=epochs, quantize_from=share)
         started.clear(), enabled.clear()
         for epoch in range(epochs):
-            joint._before_epoch(None, None, Mock(), Mock(), epoch / epochs)
+            module._AtOnce(joint, Mock(), Mock(), Mock(), Mock()).before_epoch(epoch / epochs)
         assert started == [first] and enabled == list(range(first, epochs))
 
 

@@ -84,7 +84,7 @@ def test_no_constant_follows_from_another_but_the_data_set(tmp_path):
     """Else one that papermill sets would leave another as it was: each is what it is by itself."""
     for path in NOTEBOOKS:
         source = next(c.source for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata["tags"])
-        own = runner._constants(path).keys() - {"WHOLE"}
+        own = runner._constants(path).keys()
         for line in source.splitlines():
             name, _, value = line.partition(" = ")
             assert not any(other in value.split("#")[0].replace("[", " ").split() for other in own - {name}), line
@@ -103,6 +103,9 @@ def test_parameters_go_to_the_notebooks_that_have_them():
     [
         (["--only", "zzz"], "no notebook's name contains 'zzz': choose from 1_baseline, 2_quantization, 3_pruning"),
         (["-p", "TEACHER_", "x"], "TEACHER_ is no constant"),
+        (["-p", "SPARSITIES", "[]"], "SPARSITIES is empty: give at least one"),
+        (["-p", "DATASET", "cifar10"], "use --dataset"),
+        (["--dataset", "nope"], "unknown data set 'nope'"),
         (["-p", "SEEDS", "5"], "SEEDS is a list, such as [0, 1], in the notebook, not 5"),
         (["-p", "HEADLINE", "x"], 'HEADLINE is a list, such as [0, 1], in the notebook, not "x"'),
         (["-p", "FIELDS", "[1]"], 'FIELDS is a mapping, such as {"epochs": 1}, in the notebook, not [1]'),

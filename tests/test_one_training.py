@@ -48,7 +48,7 @@ def test_training_times_by_hand():
 
 def test_epochs_are_timed_without_what_is_done_once(folders, monkeypatch):
     """By a clock that goes a second a step, ten where weights are rounded, and a thousand for what is done once."""
-    now, update = [0.0], loop._update
+    now, update = [0.0], loop.update
 
     def slow(model, *given):
         rounds = any(getattr(module, "enabled", False) for module in model.modules())
@@ -58,7 +58,7 @@ def test_epochs_are_timed_without_what_is_done_once(folders, monkeypatch):
     def once(work):
         return lambda *given: now.__setitem__(0, now[0] + 1000) or work(*given)
 
-    monkeypatch.setattr(loop, "_update", slow)
+    monkeypatch.setattr(loop, "update", slow)
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(Teacher, "_forward", once(Teacher._forward))
     monkeypatch.setattr(joint, "calibrate", once(calibrate))

@@ -16,11 +16,13 @@ from torch import nn
 from data import Batch, Split, load
 from experiment import Recipe
 from models import ModelError, build
+from pruning import Prune
 from quantization import Quantize
-from recipe import StepError
+from recipe import OPTIMIZERS, SCHEDULES, StepError, Training
 from storage import Checkpoint
-from training import Context, Train, TrainingDiverged, fit, loop, one_cycle
+from training import Callback, Context, Muon, Train, TrainingDiverged, fit, loop, one_cycle
 from training.loop import evaluate, smoothed_cross_entropy
+from training.optimizers import orthogonal
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +47,18 @@ def small():
 
 def trained(dataset, path, model=None, **changes):
     context = context_of(dataset, path)
-    settings = {"epochs": 4, "learning_rate": 0.05, "batch_size": 32, "weight_decay": 5e-4}
-    model = fit(model or small(), context, **(settings | {"loss": smoothed_cross_entropy(0.1)} | changes))
+    loss, after = changes.pop("loss", smoothed_cross_entropy(0.1)), changes.pop("after_step", None)
+    training = Training(**{"epochs": 4, "learning_rate": 0.05, "batch_size": 32} | changes)
+    callbacks = [] if after is None else [After(after)]
+    model = fit(model or small(), context, training, loss=loss, callbacks=callbacks)
     return model, context.log
+
+
+class After(Callback):
+    """Calls a function after each update."""
+
+    def __init__(self, function):
+        self.after_step = function
 
 
 def same_weights(a, b):
@@ -207,7 +218,155 @@ def test_a_learning_rate_far_too_high(digits, tmp_path):
         trained(digits, tmp_path / "state", learning_rate=1e20)
 
 
+# Optimizers, schedules, averages
+
+
+def test_muon_by_hand():
+    """Two updates in numpy: of a kernel by the singular vectors of its momentum, of the rest by SGD with Nesterov's."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(8, 2))
+    optimizer = OPTIMIZERS["muon"](model, Training(learning_rate=0.1, weight_decay=0.01))
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1, 2]
+    kernel, bias = model[0].weight, model[0].bias
+    expected, buffer = kernel.detach().double().numpy().reshape(4, 12).copy(), np.zeros((4, 12))
+    small, slow = bias.detach().double().numpy().copy(), np.zeros(4)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        gradient = kernel.grad.double().numpy().reshape(4, 12)
+        buffer = 0.9 * buffer + gradient
+        left, _, right = np.linalg.svd(gradient + 0.9 * buffer, full_matrices=False)
+        expected = expected * (1 - 0.1 * 0.01) - 0.1 * left @ right
+        slow = 0.9 * slow + bias.grad.double().numpy()
+        small -= 0.1 * (bias.grad.double().numpy() + 0.9 * slow)
+        optimizer.step()
+    moved = kernel.detach().double().numpy().reshape(4, 12)
+    # The iteration brings singular values to 0.7 to 1.2 only: the direction agrees, and the size nearly does.
+    assert np.abs(moved - expected).max() < 0.1 * 2 * 0.35 and np.corrcoef(moved.ravel(), expected.ravel())[0, 1] > 0.98
+    np.testing.assert_allclose(bias.detach().numpy(), small, rtol=1e-5)
+
+
+def test_singular_values_near_one():
+    for shape in ((20, 50), (50, 20), (16, 16)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(1))))
+        assert values.min() > 0.3 and values.max() < 1.3
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW), ("muon", Muon)])
+def test_each_optimizer_learns(name, kind, digits, tmp_path):
+    rate = {"sgd": 0.05, "adamw": 0.01, "muon": 0.02}[name]
+    assert isinstance(OPTIMIZERS[name](small(), Training()), kind)
+    _, log = trained(digits, tmp_path / "state", epochs=8, optimizer=name, learning_rate=rate)
+    assert log["curves"][-1]["validation_accuracy"] > 0.6  # chance is 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "progress", "share"),
+    [
+        ("linear", 0.25, 0.75), ("cosine", 0.5, 0.5), ("cosine", 1, 0), ("constant", 0.9, 1), ("triangle", 0, 0.2),
+        ("triangle", 0.2, 1), ("triangle", 0.6, 0.5), ("triangle", 1, 0),
+    ],
+)  # fmt: skip
+def test_schedules_by_hand(name, progress, share):
+    assert SCHEDULES[name](progress) == pytest.approx(share, abs=1e-12)
+
+
+def test_the_average_of_weights_by_hand(digits, tmp_path):
+    """Of every update's weights and running statistics, the decay growing to what is asked: 1 / 10, 2 / 11, ..."""
+    model, seen = small(), []
+
+    def see(done):
+        if len(seen) < 8:  # once more when the average is in place
+            seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    trained(digits, tmp_path / "state", model, epochs=2, batch_size=40, average=0.25, after_step=see)
+    assert len(seen) == 8
+    for name, tensor in model.state_dict().items():
+        average = seen[0][name].double()
+        for count, weights in enumerate(seen[1:], 1):
+            kept = min(0.25, (1 + count) / (10 + count))
+            average = (
+                kept * average + (1 - kept) * weights[name].double() if tensor.is_floating_point() else weights[name]
+            )
+        torch.testing.assert_close(tensor.double(), average.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_training_at_a_smaller_side_first(digits, tmp_path):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear, self.sides = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 10), []
+
+        def forward(self, x):
+            self.sides.append(x.shape[-1])
+            return self.linear(self.conv(x).relu().mean((2, 3)))
+
+    model = Pooled()
+    trained(digits, tmp_path / "state", model, epochs=4, batch_size=160, small_side=5, small_share=0.5)
+    assert [side for side in model.sides[1:] if side != 8] == [5, 5]
+
+
+def test_a_network_that_views_its_maps_is_trained(digits, tmp_path):
+    """As people flatten since LeNet: channels-last maps cannot be viewed so."""
+
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x):
+            x = self.second(self.first(x).relu()).relu()
+            return self.linear(x.view(x.size(0), -1))
+
+    _, log = trained(digits, tmp_path / "state", Viewed(), epochs=12, learning_rate=0.2)
+    assert log["curves"][-1]["validation_accuracy"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"optimizer": "sdg"}, "unknown optimizer 'sdg': use one of sgd, adamw, muon"),
+        ({"lr_schedule": "up"}, "unknown lr_schedule 'up': use one of one_cycle"),
+        ({"augmentation": ("crop", "flop")}, "unknown augmentation 'flop': use one of crop, flip"),
+        ({"augmentation": "crop"}, r"tuple of names, such as \('crop', 'flip'\), not 'crop'"),
+        ({"average": 1.0}, "average is a decay"), ({"small_share": 0}, "small_share"),
+        ({"small_side": 0}, "small_side"),
+        ({"views": 0}, "views"), ({"view_seed": -1}, "view_seed"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be(fields, said):
+    for kind in (Training, lambda **own: Train("resnet8", **own), lambda **own: Prune(**own)):
+        with pytest.raises(StepError, match=said):
+            kind(**fields)
+
+
+def test_an_optimizer_of_ones_own(digits, tmp_path, monkeypatch):
+    """One row, and it is a setting as any other: trained, resumed, in the identity."""
+    monkeypatch.setitem(OPTIMIZERS, "rprop", lambda model, training: torch.optim.Rprop(model.parameters(), lr=1e-3))
+    plain, own = (Recipe("digits", (Train("resnet8", **fields),)) for fields in ({}, {"optimizer": "rprop"}))
+    assert plain.id != own.id and own.describe()["steps"][0]["optimizer"] == "rprop"
+    _, log = trained(digits, tmp_path / "state", optimizer="rprop", batch_size=160, epochs=12)
+    assert log["curves"][-1]["validation_accuracy"] > 0.6
+
+
 # Killed, and going on
+
+
+@pytest.mark.parametrize("fields", [{"optimizer": "adamw"}, {"optimizer": "muon"}, {"average": 0.9}])
+@pytest.mark.parametrize("steps", [6, 20])
+def test_all_that_a_training_consists_of_is_kept(digits, tmp_path, fields, steps):
+    whole, _ = trained(digits, tmp_path / "whole", learning_rate=0.01, **fields)
+    left = iter(range(steps - 1))
+
+    def killed(done):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(digits, tmp_path / "state", learning_rate=0.01, after_step=killed, **fields)
+    resumed, _ = trained(digits, tmp_path / "state", learning_rate=0.01, **fields)
+    assert same_weights(whole, resumed)
 
 
 @pytest.mark.parametrize("steps", [3, 6, 20])

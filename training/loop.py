@@ -1,22 +1,22 @@
-"""The one training loop: SGD with Nesterov momentum, one-cycle learning rate, bfloat16 where the hardware has it."""
+"""The one training loop: any optimizer and schedule, bfloat16 where the hardware has it, going on after a kill."""
 
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from data import Batch, Dataset, Split, batches, epoch_seed, normalize
-from recipe import CompressionError, StepError
+from recipe import OPTIMIZERS, SCHEDULES, CompressionError, StepError, Training
+from training.callbacks import Callback
 from training.context import Context
 
-WARMUP = 0.2  # share of the training during which the learning rate rises
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]
-Hook = Callable[[float], None]
 
 
 class TrainingDiverged(CompressionError):
@@ -26,67 +26,103 @@ class TrainingDiverged(CompressionError):
 def fit(
     model: nn.Module,
     context: Context,
+    training: Training,
     *,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    weight_decay: float,
     loss: Loss,
-    views: int | None = None,
-    before_epoch: Hook | None = None,
-    after_step: Hook | None = None,
+    callbacks: Sequence[Callback] = (),
     title: str = "training",
 ) -> nn.Module:
     """Train `model` in place on `context.dataset.train`, and return it in evaluation mode.
 
-    `loss` maps the logits `[B, classes]` (float32) and their batch to a scalar. After `views` epochs the batches of
-    the first ones come again (None: every epoch has its own). `before_epoch` and `after_step` are called with the
-    share of the training that is done by then: 0 before the first epoch, 1 after the last update. The state is kept
-    after every epoch: a training that was killed goes on from there and, on the CPU, ends with the same weights bit
-    for bit. Curves go to `context.log`.
+    `loss` maps the logits `[B, classes]` (float32) and their batch to a scalar. The state is kept after every epoch: a
+    training that was killed goes on from there and, on the CPU, ends with the same weights bit for bit. Curves go to
+    `context.log`.
 
     Raises:
         StepError: batch norm would be given a single value per channel, which has no variance.
         TrainingDiverged: the loss or a weight became NaN or infinite.
     """
     dataset, device = context.dataset, context.device
-    model.to(device).to(memory_format=torch.channels_last)
     train, validation = dataset.train.to(device), dataset.validation.to(device)
-    if min(batch_size, len(train)) == 1:
-        _check_batch_norm(model, normalize(train.images[:1], dataset), batch_size)
-    optimizer = _optimizer(model, learning_rate, weight_decay)
-    curves = _resume(model, optimizer, context)
-    per_epoch = max(1, len(train) // batch_size)
-    total = epochs * per_epoch
-    with tqdm(total=total, initial=len(curves) * per_epoch, desc=title, unit="batch", leave=False) as bar:
-        for epoch in range(len(curves), epochs):
+    lay_out(model.to(device), normalize(train.images[:1], dataset))
+    if min(training.batch_size, len(train)) == 1:
+        _check_batch_norm(model, normalize(train.images[:1], dataset), training.batch_size)
+    state = _State(model, training, context)
+    curves = state.resume()
+    per_epoch = max(1, len(train) // training.batch_size)
+    with tqdm(
+        total=training.epochs * per_epoch, initial=len(curves) * per_epoch, desc=title, unit="batch", leave=False
+    ) as bar:
+        for epoch in range(len(curves), training.epochs):
             started = time.perf_counter()
-            torch.manual_seed(epoch_seed(context.seed, epoch))  # dropout and the like, the same after a resumption
-            model.train()
-            if before_epoch is not None:
-                before_epoch(epoch / epochs)
-            watch = _Watch(device)
-            view = epoch % views if views else epoch
-            for batch in batches(dataset, train, batch_size, seed=context.seed, epoch=view):
-                done = epoch * per_epoch + batch.index
-                rate = learning_rate * one_cycle(done / total)
-                watch.add(batch, *_update(model, optimizer, rate, batch, loss))
-                if after_step is not None:
-                    after_step((done + 1) / total)
-                if batch.index % 10 == 9 or batch.index == per_epoch - 1:
-                    bar.update(done + 1 - bar.n)
-                    bar.set_postfix(watch.summary(epoch, rate))
+            summary = _epoch(epoch, state, train, loss, callbacks, bar)
             seconds = time.perf_counter() - started
-            _check_weights(model, epoch, rate)  # the last update shows in no loss
             own = {"validation_accuracy": evaluate(model, dataset, validation), "seconds": seconds}
-            curves.append(watch.summary(epoch, rate) | own)
-            _keep(model, optimizer, context, curves)
+            curves.append(summary | own)
+            state.keep(curves)
+    if state.average is not None:
+        model.load_state_dict(state.average.module.state_dict())
+        for callback in callbacks:  # zeros and the like, which an average does not keep
+            callback.after_step(1.0)
     seconds = sum(point["seconds"] for point in curves)
     context.log["curves"] = curves
     context.log["train_seconds"] = seconds
-    context.log["images_per_second"] = total * min(batch_size, len(train)) / seconds
+    images = training.epochs * per_epoch * min(training.batch_size, len(train))
+    context.log["images_per_second"] = images / seconds
     context.log["precision"] = "bfloat16 autocast" if _has_bfloat16(device) else "float32"
     return model.eval()
+
+
+def _epoch(
+    epoch: int, state: "_State", train: Split, loss: Loss, callbacks: Sequence[Callback], bar: tqdm
+) -> dict[str, float]:
+    """One pass over the training images; the loss and accuracy in it."""
+    training, context, model = state.training, state.context, state.model
+    torch.manual_seed(epoch_seed(context.seed, epoch))  # dropout and the like, the same after a resumption
+    model.train()
+    for callback in callbacks:
+        callback.before_epoch(epoch / training.epochs)
+    watch, rate = _Watch(context.device), training.learning_rate
+    view = epoch % training.views if training.views else epoch
+    seed = context.seed if training.view_seed is None else training.view_seed
+    side = training.small_side if epoch < round(training.small_share * training.epochs) else None
+    per_epoch = max(1, len(train) // training.batch_size)
+    total = training.epochs * per_epoch
+    augmentation, size = training.augmentation, training.batch_size
+    for batch in batches(context.dataset, train, size, seed=seed, epoch=view, augmentation=augmentation):
+        done = epoch * per_epoch + batch.index
+        rate = training.learning_rate * SCHEDULES[training.lr_schedule](done / total)
+        watch.add(batch, *update(model, state.optimizer, rate, batch, loss, side))
+        for callback in callbacks:
+            callback.after_step((done + 1) / total)
+        if state.average is not None:
+            state.average.update_parameters(model)
+        if batch.index % 10 == 9 or batch.index == per_epoch - 1:
+            bar.update(done + 1 - bar.n)
+            bar.set_postfix(watch.summary(epoch, rate))
+    _check_weights(model, epoch, rate)  # the last update shows in no loss
+    return watch.summary(epoch, rate)
+
+
+def lay_out(model: nn.Module, image: torch.Tensor) -> None:
+    """Lay a network's weights out with the channels last, which is faster, unless it views its maps as they lie."""
+    model.to(memory_format=torch.channels_last)
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(image.contiguous(memory_format=torch.channels_last))
+    except RuntimeError as error:
+        if "view" not in str(error):
+            raise
+        model.to(memory_format=torch.contiguous_format)
+    model.train(was_training)
+
+
+def forward(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The logits for images `[B, C, H, W]`, which are laid out as the network's kernels are."""
+    kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+    last = all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    return model(images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format))
 
 
 @torch.no_grad()
@@ -122,38 +158,27 @@ def _check_weights(model: nn.Module, epoch: int, rate: float) -> None:
         )
 
 
-def _optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.SGD:
-    """Biases and batch norm's two vectors are left out of weight decay, as is customary: they hold scales."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
-
-
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, batch: Batch, loss: Loss
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    batch: Batch,
+    loss: Loss,
+    side: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of the optimizer; the logits and the loss before it."""
+    """One step of an optimizer, on images made as small as `side` says; the logits and the loss before it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    with autocast(batch.images.device):
-        logits = model(batch.images.contiguous(memory_format=torch.channels_last)).float()
+        group["lr"] = rate * group.get("scale", 1.0)
+    images = batch.images
+    if side is not None:
+        images = interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    with autocast(images.device):
+        logits = forward(model, images).float()
     value = loss(logits, batch)
     optimizer.zero_grad()
     value.backward()
     optimizer.step()
     return logits, value
-
-
-def one_cycle(progress: float) -> float:
-    """Learning rate, as a share of its peak, after `progress` (0..1) of the training: up and down along cosines.
-
-    Smith and Topin, "Super-Convergence" (2019); the shape and end values are those of torch's OneCycleLR.
-    """
-    start, end = 1 / 25, 1 / 25e4
-    if progress < WARMUP:
-        return 1 - (1 - start) * (1 + math.cos(math.pi * progress / WARMUP)) / 2
-    return end + (1 - end) * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP))) / 2
 
 
 @torch.no_grad()
@@ -164,8 +189,8 @@ def evaluate(model: nn.Module, dataset: Dataset, split: Split, batch_size: int =
     for start in range(0, len(split), batch_size):
         images = normalize(split.images[start : start + batch_size], dataset)
         with autocast(device):
-            logits = model(images.contiguous(memory_format=torch.channels_last))
-        correct += (logits.argmax(1) == split.labels[start : start + batch_size]).sum().item()
+            logits = forward(model, images)
+        correct += int((logits.argmax(1) == split.labels[start : start + batch_size]).sum())
     return correct / len(split)
 
 
@@ -201,29 +226,59 @@ class _Watch:
         return {"epoch": epoch + 1, "loss": round(loss, 5), "accuracy": round(accuracy, 5)}
 
 
-def _keep(model: nn.Module, optimizer: torch.optim.Optimizer, context: Context, curves: list[dict]) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, parameter in enumerate(parameters):
-        if "momentum_buffer" in optimizer.state[parameter]:  # not where there was no gradient yet
-            tensors[f"momentum.{index}"] = optimizer.state[parameter]["momentum_buffer"]
-    context.checkpoint.save(tensors, {"curves": curves})
+class _State:
+    """All that a training goes on from: weights, the optimizer's tensors, the average."""
 
+    def __init__(self, model: nn.Module, training: Training, context: Context):
+        self.model, self.training, self.context = model, training, context
+        self.optimizer: torch.optim.Optimizer = OPTIMIZERS[training.optimizer](model, training)
+        self.average: AveragedModel | None = None
+        if training.average:
+            self.average = AveragedModel(model, avg_fn=_moving(training.average), use_buffers=True)
 
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, context: Context) -> list[dict]:
-    kept = context.checkpoint.load()
-    if kept is None:
-        return []
-    tensors, state = kept
-    own = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    model.load_state_dict(own)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, parameter in enumerate(parameters):
-        if f"momentum.{index}" in tensors:
+    def keep(self, curves: list[dict]) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for index, parameter in enumerate(self._parameters()):  # some have no state: those without a gradient yet
+            own = self.optimizer.state[parameter]
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in own.items()}
+        self.context.checkpoint.save(tensors, {"curves": curves})
+
+    def resume(self) -> list[dict]:
+        kept = self.context.checkpoint.load()
+        if kept is None:
+            return []
+        tensors, state = kept
+        self.model.load_state_dict(_below("model", tensors))
+        if self.average is not None:
+            self.average.load_state_dict(_below("average", tensors))
+        for index, parameter in enumerate(self._parameters()):
+            own = _below(f"optimizer.{index}", tensors)
             # The memory layout too: sums in another order would round otherwise.
-            momentum = torch.empty_like(parameter).copy_(tensors[f"momentum.{index}"])
-            optimizer.state[parameter]["momentum_buffer"] = momentum
-    return state["curves"]
+            alike = {name: value for name, value in own.items() if value.shape == parameter.shape}
+            own |= {name: torch.empty_like(parameter).copy_(value) for name, value in alike.items()}
+            self.optimizer.state[parameter].update(own)
+        return state["curves"]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def _below(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def _moving(decay: float) -> Callable:
+    """An exponential moving average; at the start of fewer weights, which it would else remember for too long."""
+
+    def average(before: torch.Tensor, now: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
+        if not before.is_floating_point():
+            return now
+        kept = min(decay, (1 + float(count)) / (10 + float(count)))
+        return before + (now - before) * (1 - kept)
+
+    return average
 
 
 def smoothed_cross_entropy(label_smoothing: float) -> Loss:

@@ -1,7 +1,7 @@
 """`Train`: a network on labels, from fresh weights or another recipe's."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
@@ -9,13 +9,13 @@ from torch import nn
 
 from data import epoch_seed
 from models import build, check_model, spec_of
-from recipe import Recipe, Step, StepError, check_training, is_number, training_fields
+from recipe import Recipe, Step, StepError, Training, is_number
 from training.context import Context
 from training.loop import fit, smoothed_cross_entropy
 
 
 @dataclass(frozen=True)
-class Train(Step):
+class Train(Step, Training):
     """Train a network on labels from fresh weights: `Train("resnet20", epochs=30)`; `width` scales its channels.
 
     Convolution and linear weights end rounded to bfloat16, the precision that training multiplies them in where the
@@ -30,17 +30,14 @@ class Train(Step):
     begins: ClassVar[bool] = True
 
     model: str
-    epochs: int = 15
-    learning_rate: float = 0.2
-    batch_size: int = 128
-    weight_decay: float = 5e-4
+    _: KW_ONLY
     label_smoothing: float = 0.1
     width: float = 1.0
     start: Recipe | None = None
 
     def check(self) -> None:
         check_model(self.model, self.width)
-        check_training(**training_fields(self))
+        self.check_training()
         if not (is_number(self.label_smoothing) and 0 <= self.label_smoothing < 1):
             raise StepError(f"label_smoothing must be in [0, 1), not {self.label_smoothing!r}")
 
@@ -73,7 +70,7 @@ class Train(Step):
         fit(
             model,
             context,
-            **training_fields(self),
+            self,
             loss=smoothed_cross_entropy(self.label_smoothing),
             title=f"{self.model} on {context.dataset.name}, seed {context.seed}",
         )

@@ -1,0 +1,93 @@
+"""`Training`: how a network is trained, as a value. Every step that trains is one."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from recipe.checks import check_whole, is_number, plain_fields
+from recipe.errors import StepError
+from recipe.step import Step
+
+# What there is of each, by name. They are filled in `training.optimizers`, `training.schedules`, `data.augmentation`.
+OPTIMIZERS: dict[str, Any] = {}
+SCHEDULES: dict[str, Any] = {}
+AUGMENTATIONS: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The settings of one training; a step that trains inherits them, with defaults of its own.
+
+    epochs: passes over the training images; learning_rate: its peak; batch_size: images an update.
+    weight_decay: of weights of convolutions and linear layers; biases and norms have none.
+    optimizer: one of `recipe.OPTIMIZERS`; lr_schedule: of `recipe.SCHEDULES`, how the learning rate goes.
+    augmentation: some of `recipe.AUGMENTATIONS`, one after the other.
+    small_side, small_share: that share of the epochs, the first ones, see images made that small (Tan and Le,
+        "EfficientNetV2", ICML 2021, call it progressive learning); a teacher sees them whole.
+    average: decay an update of an exponential moving average of the weights, which is what the training gives; 0 for
+        the last weights. Polyak and Juditsky (1992).
+    views: how many epochs differ in their batches (None: all do): after so many they come again, so that a teacher,
+        whose forward pass may cost more than its student's training, need not look at more.
+    view_seed: what batches are drawn from (None: the recipe's seed). Students of several seeds that name one see the
+        same batches, whose teacher's logits are then computed once.
+    """
+
+    epochs: int = 15
+    learning_rate: float = 0.2
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    optimizer: str = "sgd"
+    lr_schedule: str = "one_cycle"
+    augmentation: tuple[str, ...] = ("crop", "flip")
+    small_side: int | None = None
+    small_share: float = 0.5
+    average: float = 0.0
+    views: int | None = None
+    view_seed: int | None = None
+
+    least_epochs: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        self.check_training()
+
+    def check_training(self) -> None:
+        """Raise StepError where a setting is out of range."""
+        if self.epochs != 0 or self.least_epochs:
+            check_whole("epochs", self.epochs)
+        check_whole("batch_size", self.batch_size)
+        if not (is_number(self.learning_rate) and self.learning_rate > 0):
+            raise StepError(f"learning_rate must be a finite number above 0, not {self.learning_rate!r}")
+        if not (is_number(self.weight_decay) and self.weight_decay >= 0):
+            raise StepError(f"weight_decay must be a finite number not below 0, not {self.weight_decay!r}")
+        if not isinstance(self.augmentation, tuple):
+            raise StepError(f"augmentation is a tuple of names, such as ('crop', 'flip'), not {self.augmentation!r}")
+        for what, name, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("lr_schedule", self.lr_schedule, SCHEDULES),
+            *(("augmentation", name, AUGMENTATIONS) for name in self.augmentation),
+        ):
+            if not isinstance(name, str) or name not in known:
+                raise StepError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
+        if self.small_side is not None:
+            check_whole("small_side", self.small_side)
+        if not (is_number(self.small_share) and 0 < self.small_share < 1):
+            raise StepError(f"small_share is a share of the epochs, above 0 and below 1, not {self.small_share!r}")
+        if not (is_number(self.average) and 0 <= self.average < 1):
+            raise StepError(f"average is a decay from 0 to below 1, such as 0.999, not {self.average!r}")
+        if self.views is not None and not (isinstance(self.views, int) and self.views >= 1):
+            raise StepError(
+                f"views, the epochs whose batches differ, is a whole number from 1 or None, not {self.views}"
+            )
+        if self.view_seed is not None and not (isinstance(self.view_seed, int) and 0 <= self.view_seed < 2**63):
+            raise StepError(f"view_seed is a whole number from 0 to 2^63 - 1 or None, not {self.view_seed!r}")
+
+
+def training_of(step: Step) -> Training:
+    """The settings of a step's training. Raises StepError where the step trains nothing."""
+    if not isinstance(step, Training):
+        raise StepError(f"{step.name} trains nothing")
+    return step
+
+
+TRAINING_FIELDS = tuple(field.name for field in dataclasses.fields(Training))
