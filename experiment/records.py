@@ -15,7 +15,7 @@ from data import changes
 from experiment.freshness import fingerprint, outdated_record
 from experiment.store import ROOT, Store, results_folder, slug, write_json
 from measurement import machine
-from recipe import check_dataset, identity, identity_of, letters_of, recipe_of, words_of
+from recipe import check_dataset, identity, identity_of, label_of, letters_of, words_of
 from storage import sha256
 
 NEEDED = {
@@ -115,12 +115,7 @@ def told_apart(records: Sequence[Mapping]) -> pd.DataFrame:
     Two columns come from the recipes: `kinds`, a letter for each method in order of use, and `words` for readers.
     """
     frame = pd.json_normalize(list(records), max_level=None)
-    recipes = [
-        recipe_of(record, record["dataset"]) for record in records
-    ]  # the words of a label may have changed since
-    frame["label"] = [
-        record["label"] if own is None else own.label for record, own in zip(records, recipes, strict=True)
-    ]
+    frame["label"] = [label_of(record) for record in records]
     frame["kinds"] = [letters_of(record) for record in records]
     frame["words"] = [words_of(record) for record in records]
     variant = pd.Series([_digest(_seedless(record["recipe"])) for record in records])

@@ -1,6 +1,17 @@
 """How a model is made, as a value: `Recipe("digits", (Train("resnet20"),))`, and what its steps are. Without torch."""
 
-from recipe.chain import Recipe, Unknown, identity_of, letters_of, recipe_of, recipes_of, step_of, steps_of, words_of
+from recipe.chain import (
+    Recipe,
+    Unknown,
+    identity_of,
+    label_of,
+    letters_of,
+    recipe_of,
+    recipes_of,
+    step_of,
+    steps_of,
+    words_of,
+)
 from recipe.checks import (
     check_whole,
     fields_of,
@@ -32,6 +43,7 @@ __all__ = [
     "identity",
     "identity_of",
     "is_number",
+    "label_of",
     "letters_of",
     "readable",
     "recipe_of",

@@ -279,6 +279,12 @@ def words_of(record: Mapping) -> str:
     return _words(steps_of(record))
 
 
+def label_of(record: Mapping) -> str:
+    """`Recipe.label` of a record: as it would be written today, since words may have changed, or else as it was."""
+    recipe = recipe_of(record, record["dataset"])
+    return record["label"] if recipe is None else recipe.label
+
+
 def letters_of(record: Mapping) -> str:
     """`Recipe.letters` of a record."""
     return "".join(step.letter for step in steps_of(record))

@@ -167,10 +167,22 @@ def test_buffers_in_turn_outgrow_the_cache(monkeypatch) -> None:
 def test_records_are_written_whole_and_read_back(tmp_path) -> None:
     path = records.write(record(), tmp_path)
     assert path.name == "some-gpu-tm-gemv-vector4-3x1x4-d0.1.json"
-    assert records.read(record(), tmp_path) == record() == json.loads(path.read_text())
+    whole = json.loads(path.read_text())
+    assert records.read(record(), tmp_path) == record() == {key: own for key, own in whole.items() if key != "seal"}
     assert records.read(record(density=0.2), tmp_path) is None
     assert list(tmp_path.iterdir()) == [path]
     assert records.load(tmp_path / "nowhere").empty
+    for text in (
+        json.dumps(whole | {"time_ms": 1e-6}),
+        json.dumps(record()),
+        path.read_text()[:100],
+        "[]",
+        "{}",
+        "null",
+    ):
+        path.write_text(text)
+        with pytest.warns(UserWarning, match="is no readable record .*: passed over"):
+            assert records.load(tmp_path).empty and records.read(record(), tmp_path) is None
 
 
 def test_records_follow_the_results_folder(tmp_path, monkeypatch) -> None:
