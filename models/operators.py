@@ -71,7 +71,17 @@ class Operator:
     macs: Macs | None = None
 
 
-# Conditions
+# Of a call
+
+
+def called(node: fx.Node, modules: Modules) -> nn.Module | None:
+    """The module that a node calls, None for any other node."""
+    return modules[str(node.target)] if node.op == "call_module" else None
+
+
+def source(node: fx.Node) -> fx.Node:
+    """The first input of a call, also where it is given by name, as in `relu(input=x)`."""
+    return node.all_input_nodes[0]
 
 
 def argument(node: fx.Node, place: int, name: str, default: object = None) -> object:
@@ -104,9 +114,8 @@ def _over_pixels(node: fx.Node, modules: Modules) -> bool:
 
 
 def _from_channels_on(node: fx.Node, modules: Modules) -> bool:
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        return isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1
+    if isinstance(module := called(node, modules), nn.Flatten):
+        return module.start_dim == 1 and module.end_dim == -1
     return argument(node, 1, "start_dim", 0) == 1 and argument(node, 2, "end_dim", -1) == -1
 
 
@@ -184,7 +193,7 @@ def _of_attention(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, count: Cou
     return x.numel() // x.shape[-1] * weights + 2 * x.numel() * tokens
 
 
-LAYERS = (nn.Conv2d, nn.Linear)  # with an integer form
+LAYERS = (nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 OPERATORS: list[Operator] = [
@@ -265,15 +274,14 @@ def operator_of(node: fx.Node, modules: Modules) -> Operator:
 
     What is computed from sizes alone reads sizes too. Inputs, constants and the output are no calls, and walls.
     """
-    if node.op == "call_module":
-        rows: Iterable[Operator] = _rows_of(type(modules[str(node.target)]))
+    rows: Iterable[Operator] = ()
+    if (module := called(node, modules)) is not None:
+        rows = _rows_of(type(module))
     elif node.op in ("call_function", "call_method"):
         given = operands(node)
         if given and all(operator_of(source, modules).channels is READS_SIZE for source in given):
             return _NUMBER
-        rows = [row for row in OPERATORS if _called(node) in row.calls]
-    else:
-        rows = ()
+        rows = [row for row in OPERATORS if _name(node) in row.calls]
     return next((row for row in rows if row.when(node, modules)), _WALL)
 
 
@@ -287,13 +295,25 @@ def _rows_of(kind: type) -> list[Operator]:
     return next((rows for parent in kind.__mro__ if (rows := [row for row in OPERATORS if parent in row.modules])), [])
 
 
-def _called(node: fx.Node) -> str | Callable:
+def _name(node: fx.Node) -> str | Callable:
     """A function or method by its name, without the _ of in-place forms; a function that is not of torch by itself."""
     if isinstance(node.target, str):
         return node.target.rstrip("_")
     home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
     ours = home in ("torch", "torchvision", "_operator", "builtins")
     return node.target.__name__.rstrip("_") if ours else node.target
+
+
+def has_integer_form(layer: nn.Module) -> bool:
+    """Whether it is a convolution or linear layer whose weight is a parameter of its own, not computed from others."""
+    return isinstance(layer, LAYERS) and "weight" in layer._parameters
+
+
+def integer_layers(traced: fx.GraphModule) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The layers of a traced network that have an integer form, by name, in the order of their first use."""
+    modules = dict(traced.named_modules())
+    layers = {str(node.target): called(node, modules) for node in traced.graph.nodes if node.op == "call_module"}
+    return {name: layer for name, layer in layers.items() if isinstance(layer, LAYERS) and has_integer_form(layer)}
 
 
 # Tracing
