@@ -9,8 +9,8 @@ from torch import nn
 from distillation import check_teaching, guided_loss
 from distillation.ensemble import check_recipe, check_teacher
 from models import spec_of
-from pruning.criteria import BY_ITSELF, COMPARABLE, CRITERIA
-from pruning.graph import layer_graph
+from pruning.criteria import BY_ITSELF, COMPARABLE, CRITERIA, LOOKS_AROUND
+from pruning.graph import layer_graph, layers_of
 from pruning.masks import largest, layer_shares, select
 from pruning.schedules import SCHEDULES
 from recipe import (
@@ -134,7 +134,7 @@ class Pruner:
 
     def __init__(self, model: nn.Module, context: Context, step: Prune):
         self.model, self.context, self.step = model, context, step
-        self.graph = layer_graph(model)
+        self.graph = (layer_graph if step.criterion in LOOKS_AROUND else layers_of)(model)
         unknown = [name for name in step.skip if name not in self.graph]
         if unknown:
             raise StepError(f"skip names {unknown[0]!r}, which is no layer: use some of {', '.join(self.graph)}")
