@@ -31,6 +31,7 @@ from recipe import StepError
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # whose weight is `[O, I / groups, ...]`
 MOVES = (CONCATENATES, FLATTENS, REARRANGES, SPLITS)  # what puts values elsewhere, and does the same with numbers
+TURNS = ("permute", "transpose", "swapaxes", "movedim")  # of these, what leaves each channel whole
 SIDES = range(1, 257)  # of images, tried on a network that does not say which it takes
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -118,7 +119,7 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
     return {name: Layer(name, module) for name, module in used.items()}
 
 
-def layer_graph(model: nn.Module) -> dict[str, Layer]:
+def layer_graph(model: nn.Module, to_cut: bool = False) -> dict[str, Layer]:
     """The layers of a network in the order of their first use, with what feeds them and what they feed.
 
     A channel is followed through all that passes it on or puts it elsewhere: norms, activations, pooling, flatten,
@@ -126,6 +127,9 @@ def layer_graph(model: nn.Module) -> dict[str, Layer]:
     identity. A product changes as a sum does, since d(xy) = y dx + x dy: both of its factors are followed, each with
     the other as 1, as if it were an activation. Of a layer that is called twice the neighbours are those of both
     calls. An operator of unknown effect is a wall, the identity on both sides, and named in a warning.
+
+    to_cut: say which channels must go together. Residual connections are followed too, and what would do something
+        else to fewer channels is a wall without a warning: splits, shuffles, views of a size that is written down.
 
     Raises:
         StepError: the network cannot be traced, or does not run.
@@ -136,12 +140,12 @@ def layer_graph(model: nn.Module) -> dict[str, Layer]:
         raise StepError(str(error)) from None
 
     def walk(images: torch.Tensor) -> _Walk:
-        walker = _Walk(traced, _names(model))
+        walker = _Walk(traced, _names(model), to_cut)
         walker.run(images)
         return walker
 
     found = _on_blank_images(model, walk)
-    if found.walls:
+    if found.walls and not to_cut:
         warnings.warn(
             f"what {', '.join(found.walls)} does to channels is not known: layers beside it are scored as beside the "
             "network's input or output; a row of models.operators would say it",
@@ -161,9 +165,9 @@ def layer_graph(model: nn.Module) -> dict[str, Layer]:
 class _Walk(fx.Interpreter):
     """Runs a network and notes for each value whose channels it holds, and for each layer what it reads."""
 
-    def __init__(self, traced: fx.GraphModule, names: dict[int, str]):
+    def __init__(self, traced: fx.GraphModule, names: dict[int, str], to_cut: bool):
         super().__init__(traced)
-        self.modules, self.names = dict(traced.named_modules()), names
+        self.modules, self.names, self.to_cut = dict(traced.named_modules()), names, to_cut
         self.layers: dict[str, Layer] = {}
         self.edges: list[Edge] = []
         self.walls: list[str] = []
@@ -186,10 +190,12 @@ class _Walk(fx.Interpreter):
             return []
         if not self._given(node) and isinstance(value, torch.Tensor):
             return [_identity(value)]
+        if self.to_cut and _fixed(node, channels):
+            return self._wall(node, value)
         if channels in MOVES:
             return self._moved(node)
         if channels in (ADDS, SCALES):
-            return self._together(node, value, residual=channels is ADDS)
+            return self._together(node, value, residual=channels is ADDS and not self.to_cut)
         passed = self._passed(node, value) if channels is PASSES else None
         return self._wall(node, value) if passed is None else passed
 
@@ -231,6 +237,9 @@ class _Walk(fx.Interpreter):
             if residual and len(self._users(operand)) > 1:
                 self._end(operand)
                 more = [_identity(value)]
+            elif self.to_cut and self.env[operand].shape[1:2] != value.shape[1:2]:  # one for all channels, however many
+                self._end(operand)
+                more = []
             else:
                 more = [(name, numbers.expand(value.shape)) for name, numbers in self.sources[operand]]
             # Once each: both factors of x * sigmoid(x) are the same channels.
@@ -286,6 +295,15 @@ class _Walk(fx.Interpreter):
         if self._norm(node) is not None and not taken:
             return self._norm(node)
         return self.fronts[source]
+
+
+def _fixed(node: fx.Node, channels: Channels) -> bool:
+    """Whether a call does something else to the channels that are left where some are missing."""
+    name = getattr(node.target, "__name__", node.target)
+    if channels is SPLITS or (channels is REARRANGES and name not in TURNS):
+        return True
+    sizes = fx.node.map_aggregate(node.args[1:], lambda given: isinstance(given, int) and given > 1)
+    return name in ("view", "reshape", "expand") and "True" in str(sizes)
 
 
 def _is_layer(module: nn.Module) -> bool:
