@@ -31,9 +31,11 @@ def cost(model: nn.Module) -> dict[str, int]:
 
     layers = [module for module in model.modules() if operator_of_module(module).macs]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    model(torch.zeros(1, *spec_of(model)["shape"], device=next(model.parameters()).device))
-    for hook in hooks:
-        hook.remove()
+    try:
+        model(torch.zeros(1, *spec_of(model)["shape"], device=next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "nonzero_parameters": sum(map(_nonzero, model.parameters())),

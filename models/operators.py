@@ -90,8 +90,12 @@ def argument(node: fx.Node, place: int, name: str, default: object = None) -> ob
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a call that are computed from the images: neither constants nor weights."""
-    return [given for given in node.all_input_nodes if given.op != "get_attr"]
+    """The inputs of a call that are computed from the images: neither weights nor what follows from those alone."""
+    return [given for given in node.all_input_nodes if _is_of_images(given)]
+
+
+def _is_of_images(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "call_module") or any(map(_is_of_images, node.all_input_nodes))
 
 
 def _by_a_constant(node: fx.Node, modules: Modules) -> bool:
@@ -173,16 +177,23 @@ def _reads_shape(node: fx.Node, modules: Modules) -> bool:
 # Multiply-accumulates: each weight once for each position of the output, padding included, as a dense kernel does
 
 
+def _weight(layer: nn.Module) -> torch.Tensor:
+    """Of a layer with a norm of its weight, one that is computed from others."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
 def _of_layer(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, count: Count) -> int:
-    return y.numel() // y.shape[1] * count(layer.get_parameter("weight"))
+    return y.numel() // y.shape[1] * count(_weight(layer))
 
 
 def _of_linear(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, count: Count) -> int:
-    return y.numel() // y.shape[-1] * count(layer.get_parameter("weight"))
+    return y.numel() // y.shape[-1] * count(_weight(layer))
 
 
 def _of_transposed(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, count: Count) -> int:
-    return x.numel() // x.shape[1] * count(layer.get_parameter("weight"))
+    return x.numel() // x.shape[1] * count(_weight(layer))
 
 
 def _of_attention(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, count: Count) -> int:
@@ -261,7 +272,7 @@ OPERATORS: list[Operator] = [
 ]  # fmt: skip
 
 _WALL = Operator("unknown", UNKNOWN)
-_NUMBER = Operator("arithmetic with sizes", READS_SIZE, quantizer="none")
+_NUMBER = Operator("arithmetic with sizes and constants", READS_SIZE, quantizer="none")
 
 
 def register(operator: Operator) -> None:
@@ -272,14 +283,14 @@ def register(operator: Operator) -> None:
 def operator_of(node: fx.Node, modules: Modules) -> Operator:
     """The row that holds for a call in a traced network; for what is in no row, one of channels UNKNOWN.
 
-    What is computed from sizes alone reads sizes too. Inputs, constants and the output are no calls, and walls.
+    What is computed from sizes and constants alone reads sizes too. Inputs, constants and the output are no calls, and
+    walls.
     """
     rows: Iterable[Operator] = ()
     if (module := called(node, modules)) is not None:
         rows = _rows_of(type(module))
     elif node.op in ("call_function", "call_method"):
-        given = operands(node)
-        if given and all(operator_of(source, modules).channels is READS_SIZE for source in given):
+        if all(operator_of(given, modules).channels is READS_SIZE for given in operands(node)):
             return _NUMBER
         rows = [row for row in OPERATORS if _name(node) in row.calls]
     return next((row for row in rows if row.when(node, modules)), _WALL)
