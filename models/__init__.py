@@ -2,7 +2,7 @@
 
 from models.channels import channel_table
 from models.errors import ModelError
-from models.registry import ARCHITECTURES, build, check_model, combine, rebuild
+from models.registry import ARCHITECTURES, build, check_model, check_network, combine, rebuild
 from models.resnet import ResNet
 from models.spec import Spec, set_spec, spec_of
 from models.structure import on_paper, structure
@@ -15,6 +15,7 @@ __all__ = [
     "build",
     "channel_table",
     "check_model",
+    "check_network",
     "combine",
     "on_paper",
     "rebuild",

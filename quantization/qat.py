@@ -232,8 +232,8 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     for name, quantizer in integer.named_modules():
         if isinstance(quantizer, Quantizer):
             _copy_range(_quantizer(trained, name), quantizer)
-    round_biases(integer)
     _check_biases(integer)
+    round_biases(integer)
     return integer
 
 
