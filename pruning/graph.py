@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 
 from models import ModelError
 from models.operators import (
@@ -104,19 +105,30 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
 
     Layers that share one weight are one, by the first name.
     """
-    names = _names(model)
-    used: dict[str, nn.Conv2d | nn.Linear] = {}
+    noted = _Uses(_names(model))
 
-    def note(module: nn.Conv2d | nn.Linear, _: tuple) -> None:
-        used.setdefault(names[id(module.weight)], module)
+    def run(images: torch.Tensor) -> None:
+        with noted:
+            model(images)
 
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if _is_layer(module)]
-    try:
-        _on_blank_images(model, model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: Layer(name, module) for name, module in used.items()}
+    _on_blank_images(model, run)
+    modules: dict[str, Any] = dict(model.named_modules())
+    return {name: Layer(name, modules[name]) for name in noted.used}
+
+
+class _Uses(TorchFunctionMode):
+    """Notes which weights are used, in what order; by hooks, layers called by `.forward` would not be seen."""
+
+    def __init__(self, names: dict[int, str]):
+        super().__init__()
+        self.names = names
+        self.used: dict[str, None] = {}
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        for given in (*args, *(kwargs or {}).values()):
+            if id(given) in self.names:
+                self.used[self.names[id(given)]] = None
+        return function(*args, **(kwargs or {}))
 
 
 def layer_graph(model: nn.Module, to_cut: bool = False) -> dict[str, Layer]:
@@ -146,9 +158,10 @@ def layer_graph(model: nn.Module, to_cut: bool = False) -> dict[str, Layer]:
 
     found = _on_blank_images(model, walk)
     if found.walls and not to_cut:
+        named = ", ".join(f"{kind} (as in {name})" for kind, name in found.walls.items())
         warnings.warn(
-            f"what {', '.join(found.walls)} does to channels is not known: layers beside it are scored as beside the "
-            "network's input or output; a row of models.operators would say it",
+            f"what these do to channels is not known: {named}; layers beside them are scored as beside the network's "
+            "input or output. A row of models.operators would say it",
             stacklevel=2,
         )
     for name, layer in found.layers.items():
@@ -170,7 +183,7 @@ class _Walk(fx.Interpreter):
         self.modules, self.names, self.to_cut = dict(traced.named_modules()), names, to_cut
         self.layers: dict[str, Layer] = {}
         self.edges: list[Edge] = []
-        self.walls: list[str] = []
+        self.walls: dict[str, str] = {}  # the first of each kind
         self.sources: dict[fx.Node, list[Source]] = {}
         self.fronts: dict[fx.Node, Norm | None] = {}
 
@@ -262,8 +275,8 @@ class _Walk(fx.Interpreter):
         for operand in self._given(node):
             self._end(operand)
         if named:
-            kind = type(self.modules[str(node.target)]).__name__ if node.op == "call_module" else node.target
-            self.walls.append(f"{node.name} ({getattr(kind, '__name__', kind)})")
+            kind = type(self.modules[str(node.target)]) if node.op == "call_module" else node.target
+            self.walls.setdefault(getattr(kind, "__name__", str(kind)), node.name)
         return [_identity(value)] if isinstance(value, torch.Tensor) else []
 
     def _end(self, operand: fx.Node) -> None:
@@ -302,24 +315,25 @@ def _fixed(node: fx.Node, channels: Channels) -> bool:
     name = getattr(node.target, "__name__", node.target)
     if channels is SPLITS or (channels is REARRANGES and name not in TURNS):
         return True
-    sizes = fx.node.map_aggregate(node.args[1:], lambda given: isinstance(given, int) and given > 1)
-    return name in ("view", "reshape", "expand") and "True" in str(sizes)
+    sizes: list[Any] = []
+    fx.node.map_aggregate(node.args[1:], sizes.append)
+    return name in ("view", "reshape", "expand") and any(isinstance(size, int) and size > 1 for size in sizes)
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> bool:
     """Whether it has a weight of its own to prune: not one computed from others, as weight norm does."""
     return isinstance(module, LAYERS) and isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
 def _calls_layer(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return node.op == "call_module" and _is_layer(modules[str(node.target)])
+    return node.op == "call_module" and is_layer(modules[str(node.target)])
 
 
 def _names(model: nn.Module) -> dict[int, str]:
     """The first name of each layer's weight, by the weight's id."""
     names: dict[int, str] = {}
     for name, module in model.named_modules():
-        if _is_layer(module):
+        if is_layer(module):
             names.setdefault(id(module.weight), name)
     return names
 
