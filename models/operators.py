@@ -55,7 +55,7 @@ class Operator:
         "again", the same, but the runtime wants to see that quantizer behind it once more.
     taken_in: whether what stands right before it computes it along, so that no quantizer comes between: what clips is
         taken in by anything, a norm by a layer with weights.
-    integer: ONNX Runtime's operator on integers, None for what stays in floats.
+    integer: ONNX Runtime's operator on integers; None for what stays in floats, or is taken in.
     macs: how to count its multiply-accumulates; None if it has none.
     """
 
@@ -221,8 +221,8 @@ OPERATORS: list[Operator] = [
     Operator("group norm", PASSES, (nn.GroupNorm,), ("group_norm",)),
     Operator("layer norm", PASSES, (nn.LayerNorm,), ("layer_norm",)),
     # Activations
-    Operator("ReLU", PASSES, (nn.ReLU,), ("relu",), taken_in="by anything", integer="Relu"),
-    Operator("ReLU6", PASSES, (nn.ReLU6,), ("relu6",), taken_in="by anything", integer="Clip"),
+    Operator("ReLU", PASSES, (nn.ReLU,), ("relu",), taken_in="by anything"),
+    Operator("ReLU6", PASSES, (nn.ReLU6,), ("relu6",), taken_in="by anything"),
     Operator("sigmoid", PASSES, (nn.Sigmoid,), ("sigmoid",), integer="QLinearSigmoid"),
     Operator("leaky ReLU", PASSES, (nn.LeakyReLU,), ("leaky_relu",), integer="QLinearLeakyRelu"),
     Operator("activation", PASSES,
