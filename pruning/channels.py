@@ -197,7 +197,7 @@ def _block(group: Dependents) -> int | None:
             block = math.lcm(block, size)
             if any((own - root) % size for own, root in zip(item.idxs, item.root_idxs, strict=True)):
                 return None
-        elif getattr(layer, "groups", 1) not in (1, getattr(layer, "in_channels", 1)):
+        elif getattr(layer, "groups", 1) > 1 and not layer.groups == layer.in_channels == layer.out_channels:
             return None
     return block if len(group[0].idxs) % block == 0 else None
 
@@ -242,7 +242,7 @@ def _cut(model: nn.Module, channels: dict[str, list[int]]) -> nn.Module:
 
 
 def _dependencies(model: nn.Module) -> torch_pruning.DependencyGraph:
-    example = torch.zeros(1, *spec_of(model)["shape"])
+    example = (torch.zeros(1, *spec_of(model)["shape"]),)
     try:
         return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
     except Exception as error:  # whatever the model's own code or the tracing of its gradients raises

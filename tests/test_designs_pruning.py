@@ -412,6 +412,17 @@ def test_tied_and_shuffled_channels_stay(context):
     assert smaller.a.out_channels == 6 and smaller.b.out_channels < 4
 
 
+def test_a_convolution_in_groups_stays_unless_it_is_depthwise(context):
+    """Of two inputs in two groups, each is read by two outputs: none can go, as none of those before can."""
+    torch.manual_seed(7)
+    layers = [nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3, groups=2), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8)]
+    model = of_shape(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)), *SHAPE)
+    importance, images = CHANNEL_CRITERIA["magnitude"](model, context), torch.rand(2, *SHAPE)
+    smaller = narrow(model, importance, 0.7)
+    assert [layer.out_channels for layer in smaller[:2]] == [2, 4] and smaller[3].groups == smaller[2].out_channels < 8
+    torch.testing.assert_close(smaller(images), zeroed(model, importance, 0.7)(images))
+
+
 def test_group_norm_loses_whole_groups(context):
     model = network("groupnormresnet")
     smaller = narrow(model, CHANNEL_CRITERIA["magnitude"](model, context), 0.5)
