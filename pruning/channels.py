@@ -124,7 +124,8 @@ def narrow(model: nn.Module, importance: Importance, macs: float, multiple: int 
         StepError: the groups cannot be found, or so few multiply-accumulates cannot be reached.
     """
     groups = _groups(model, importance)
-    ranked = sorted((score, name, i) for name, group in groups.items() for i, score in enumerate(group.importance))
+    scores = [(score, name, i) for name, group in groups.items() for i, score in enumerate(group.importance)]
+    ranked = sorted(score for score in scores if score[0] < math.inf)
 
     def without(count: int) -> nn.Module:
         gone: dict[str, list[int]] = {name: [] for name in groups}
@@ -172,14 +173,19 @@ def _groups(model: nn.Module, importance: Importance) -> dict[str, Group]:
         if block is None or not _follows(group, graph, names):
             continue
         total, makers = torch.zeros(len(group[0].idxs), dtype=torch.float64), 0
+        parts = []
         for item in group:
             name = names.get(item.dep.layer)
             if item.dep.pruning_fn in OUTPUTS and name in importance:
                 own = importance[name].double()[item.idxs]
                 total.index_add_(0, torch.tensor(item.root_idxs), own / own.mean().clamp(min=1e-30))
                 makers += 1
+                parts += [item.root_idxs] if len(own) < len(total) else []
         if makers:
             mean = (total / makers).reshape(-1, block).mean(1).repeat_interleave(block)
+            for part in parts:  # its best channels stay: of a concatenation, each layer keeps some
+                best = part[int(mean[part].argmax())] // block * block
+                mean[best : best + block] = math.inf
             found[names[group[0].dep.layer]] = Group(mean.tolist(), block)
     return found
 

@@ -423,6 +423,30 @@ def test_a_convolution_in_groups_stays_unless_it_is_depthwise(context):
     torch.testing.assert_close(smaller(images), zeroed(model, importance, 0.7)(images))
 
 
+class DepthwiseBehindJoint(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.around, self.linear = nn.Conv2d(14, 14, 3, padding=1, groups=14), nn.Linear(14, 10)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.linear(self.around(torch.cat([self.b(x), x], 1)).mean((2, 3)))
+
+
+def test_each_layer_of_a_concatenation_keeps_a_channel(context):
+    """Though all of `b` ranks below `a`, and both are one group."""
+    torch.manual_seed(8)
+    model = of_shape(DepthwiseBehindJoint(), *SHAPE)
+    with torch.no_grad():
+        model.b.weight.mul_(1e-3)
+        model.around.weight[:6] *= 1e-3
+    importance, images = CHANNEL_CRITERIA["magnitude"](model, context), torch.rand(2, *SHAPE)
+    smaller = narrow(model, importance, 0.3)
+    assert 1 <= smaller.b.out_channels < 6
+    torch.testing.assert_close(smaller(images), zeroed(model, importance, 0.3)(images))
+
+
 def test_group_norm_loses_whole_groups(context):
     model = network("groupnormresnet")
     smaller = narrow(model, CHANNEL_CRITERIA["magnitude"](model, context), 0.5)
