@@ -18,7 +18,7 @@ from experiment.store import Store, graphs_folder
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
 from measurement.timing import hardware, measuring_seconds
 from models import spec_of
-from models.quantized import holds_integers
+from models.quantized import holds_integers, left_in_floats
 from recipe import Recipe, StepError
 from storage import (
     Checkpoint,
@@ -46,8 +46,8 @@ MEASURED = frozenset(
         "id", "label", "model", "method", "dataset", "seed", "recipe", "made_of", "data", "base", "accuracy",
         "accuracy_low", "accuracy_high", "validation_accuracy", "test_images", "agreement", "parameters",
         "nonzero_parameters", "macs", "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "archive_bytes",
-        "archive_sha256", "operators", "latency_ms", "hardware", "versions", "weights_sha256", "onnx_sha256", "commit",
-        "time", "seal",
+        "archive_sha256", "operators", "float_layers", "latency_ms", "hardware", "versions", "weights_sha256",
+        "onnx_sha256", "commit", "time", "seal",
     )
 )  # fmt: skip
 
@@ -303,6 +303,7 @@ def _measure(recipe: Recipe, earlier: dict | None) -> dict:
         "base_onnx_bytes": base_file.stat().st_size,
         **_archive(recipe, model),
         "operators": operators,
+        "float_layers": left_in_floats(model),
         "latency_ms": latency(file, base_file, base),
         "hardware": hardware(),
         "versions": {package: version(package) for package in PACKAGES},

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models import spec_of
+from models.operators import operator_of_module
 from storage import open_onnx
 
 
@@ -16,26 +17,34 @@ from storage import open_onnx
 def cost(model: nn.Module) -> dict[str, int]:
     """Parameters and multiply-accumulates (MACs) for one image, in all and of non-zero weights only.
 
-    MACs are those of convolutions and linear layers: each weight once for each position of the output, padding
-    included, as a dense kernel computes them.
+    MACs are those of the layers that the table of operators counts: each weight once for each position of the output,
+    padding included, as a dense kernel computes them; of attention also the products of its tokens.
     """
-    macs: Counter[str] = Counter()
+    macs = {"macs": 0, "nonzero_macs": 0}
 
-    def count(layer: nn.Conv2d | nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        positions = output[0, 0].numel()
-        macs["macs"] += positions * layer.weight.numel()
-        macs["nonzero_macs"] += positions * int(layer.weight.count_nonzero())
+    def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor | tuple) -> None:
+        result = output if isinstance(output, torch.Tensor) else output[0]
+        macs_of = operator_of_module(layer).macs
+        assert macs_of is not None
+        macs["macs"] += macs_of(layer, inputs[0], result, torch.Tensor.numel)
+        macs["nonzero_macs"] += macs_of(layer, inputs[0], result, _nonzero)
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [module for module in model.modules() if operator_of_module(module).macs]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    model(torch.zeros(1, *spec_of(model)["shape"], device=next(model.parameters()).device))
-    for hook in hooks:
-        hook.remove()
+    try:
+        model(torch.zeros(1, *spec_of(model)["shape"], device=next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "nonzero_parameters": sum(int(p.count_nonzero()) for p in model.parameters()),
+        "nonzero_parameters": sum(map(_nonzero, model.parameters())),
         **macs,
     }
+
+
+def _nonzero(weight: torch.Tensor) -> int:
+    return int(weight.count_nonzero())
 
 
 def operator_counts(path: Path) -> dict[str, int]:

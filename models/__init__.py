@@ -2,21 +2,22 @@
 
 from models.channels import channel_table
 from models.errors import ModelError
-from models.registry import ARCHITECTURES, build, check_model, combine, rebuild
+from models.registry import ARCHITECTURES, build, check_model, check_network, combine, rebuild
 from models.resnet import ResNet
 from models.spec import Spec, set_spec, spec_of
-from models.structure import OnPaper, structure
+from models.structure import on_paper, structure
 
 __all__ = [
     "ARCHITECTURES",
     "ModelError",
-    "OnPaper",
     "ResNet",
     "Spec",
     "build",
     "channel_table",
     "check_model",
+    "check_network",
     "combine",
+    "on_paper",
     "rebuild",
     "set_spec",
     "spec_of",

@@ -5,13 +5,24 @@ from torch import nn
 
 from models.errors import ModelError
 
-KINDS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d)
-Sized = nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.BatchNorm1d
+# What is written down of a module that may lose channels: its outputs first.
+SIZES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv1d: ("out_channels", "in_channels", "groups"),
+    nn.Conv2d: ("out_channels", "in_channels", "groups"),
+    nn.Conv3d: ("out_channels", "in_channels", "groups"),
+    nn.Linear: ("out_features", "in_features"),
+    nn.modules.batchnorm._NormBase: ("num_features",),  # of batch and instance norm
+    nn.GroupNorm: ("num_channels", "num_groups"),
+    nn.PReLU: ("num_parameters",),
+}
 
 
 def channel_table(model: nn.Module) -> list[list[int]]:
-    """What is left of each convolution (outputs, inputs, groups), linear layer (outputs, inputs) and batch norm."""
-    return [_sizes(module) for module in model.modules() if isinstance(module, KINDS)]
+    """What is left of each convolution (outputs, inputs, groups), linear layer (outputs, inputs) and batch norm.
+
+    Also of other norms and PReLU; and the shape of the parameters that a module has for itself, such as a layer scale.
+    """
+    return [sizes for module in model.modules() if (sizes := _sizes(module))]
 
 
 def cut(model: nn.Module, table: list[list[int]]) -> nn.Module:
@@ -20,7 +31,7 @@ def cut(model: nn.Module, table: list[list[int]]) -> nn.Module:
     Raises:
         ModelError: the table belongs to another network.
     """
-    modules = [module for module in model.modules() if isinstance(module, KINDS)]
+    modules = [module for module in model.modules() if _sizes(module)]
     fits = len(modules) == len(table) and all(
         len(sizes) == len(whole) and all(isinstance(n, int) and 0 < n <= m for n, m in zip(sizes, whole, strict=True))
         for sizes, whole in zip(table, map(_sizes, modules), strict=False)
@@ -32,25 +43,40 @@ def cut(model: nn.Module, table: list[list[int]]) -> nn.Module:
     return model
 
 
-def _sizes(module: Sized) -> list[int]:
-    if isinstance(module, nn.Conv2d):
-        return [module.out_channels, module.in_channels, module.groups]
-    return [module.out_features, module.in_features] if isinstance(module, nn.Linear) else [module.num_features]
+def _names(module: nn.Module) -> tuple[str, ...]:
+    return next((names for kind, names in SIZES.items() if isinstance(module, kind)), ())
 
 
-def _resize(module: Sized, sizes: list[int]) -> None:
-    outputs = sizes[0]
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (outputs,))
-    if isinstance(module, nn.Conv2d):
-        module.out_channels, module.in_channels, module.groups = sizes
-        shapes["weight"] = (outputs, sizes[1] // sizes[2], *module.kernel_size)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = sizes
-        shapes["weight"] = tuple(sizes)
-    else:
-        module.num_features = outputs
-    for name, shape in shapes.items():
-        old = getattr(module, name, None)
-        if old is not None:
-            new = torch.zeros(shape, dtype=old.dtype, device=old.device)
-            setattr(module, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+def _sizes(module: nn.Module) -> list[int]:
+    if isinstance(module, nn.LayerNorm):
+        return list(module.normalized_shape)
+    own = [size for parameter in module.parameters(recurse=False) for size in parameter.shape]
+    return [getattr(module, name) for name in _names(module)] or own
+
+
+def _resize(module: nn.Module, sizes: list[int]) -> None:
+    for name, shape in _shapes(module, sizes).items():
+        old = getattr(module, name)
+        new = torch.zeros(shape, dtype=old.dtype, device=old.device)
+        setattr(module, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+    for name, size in zip(_names(module), sizes, strict=False):
+        setattr(module, name, size)
+    if isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(sizes)
+
+
+def _shapes(module: nn.Module, sizes: list[int]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a module's own tensors, but for those of a single value."""
+    if isinstance(module, nn.LayerNorm):
+        return {name: tuple(sizes) for name, _ in module.named_parameters(recurse=False)}
+    if not _names(module):
+        left = iter(sizes)
+        return {
+            name: tuple(next(left) for _ in parameter.shape)
+            for name, parameter in module.named_parameters(recurse=False)
+        }
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    shapes = {name: (sizes[0],) for name, tensor in own if tensor.ndim}
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return shapes | {"weight": (sizes[0], sizes[1] // sizes[2], *module.kernel_size)}
+    return shapes | ({"weight": tuple(sizes)} if isinstance(module, nn.Linear) else {})

@@ -5,18 +5,22 @@ after the ReLU that follows a convolution or an addition, so that convolution an
 sides. Jacob et al., CVPR 2018, describe the arithmetic.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
 from models.ensemble import Ensemble
 from models.errors import ModelError
+from models.folding import fold_norms
+from models.operators import Tracer, has_integer_form, integer_layers, trace
+from models.placement import Placement, place_quantizers, ready_for_quantizers
 from models.spec import set_spec, spec_of
 
+LARGEST_BIAS = 2**29  # in steps: the runtime adds it to a sum of 32 bits
 OPSET = 21  # of ONNX: the first that the exporter's QuantizeLinear and DequantizeLinear are asked for in
 
 
@@ -99,9 +103,10 @@ class _IntegerWeight(nn.Module):
 
 
 def geometry(layer: nn.Conv2d) -> dict[str, Any]:
-    """The arguments that make another convolution of the same shape."""
+    """The arguments that make another convolution of the same shape; padding with other than zeros goes before it."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-    return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
+    padding = {} if layer.padding_mode == "zeros" else {"padding": 0}
+    return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None} | padding
 
 
 class QuantizedConv2d(_IntegerWeight, nn.Conv2d):
@@ -129,26 +134,24 @@ class QuantizedLinear(_IntegerWeight, nn.Linear):
 def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> fx.GraphModule:
     """The integer form of a float model: batch norm folded, integer weights, quantizers yet to be calibrated.
 
-    `rounding` gives the integers and scales of the weight of a layer, by its name and with batch norm folded in.
+    `rounding` gives the integers and scales of the weight of a layer, by its name and with batch norm folded in. What
+    has no integer form stays in floats (see `left_in_floats`).
+
+    Raises:
+        ModelError: a weight holds what integers cannot, or two layers share one.
     """
     spec = spec_of(model) | {"quantized": True}
-    graph_module = folded(model)
-    for name, layer in list(graph_module.named_modules()):
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            _check_finite(name, layer)
-        if type(layer) is nn.Conv2d:
-            graph_module.set_submodule(name, QuantizedConv2d(layer, *rounding(name, layer)))
-        elif type(layer) is nn.Linear:
-            graph_module.set_submodule(name, QuantizedLinear(layer, *rounding(name, layer)))
-        elif any(True for _ in layer.parameters(recurse=False)):
-            kind = type(layer).__name__
-            raise ModelError(
-                f"{name} ({kind}) has no integer form: a network to quantize is made of 2-d convolutions, linear "
-                "layers, and batch norm right behind a convolution"
-            )
-    place_quantizers(graph_module, Quantizer)
-    set_spec(graph_module, spec)
-    return graph_module.eval()
+    _check_untied(model)
+    traced = ready_for_quantizers(folded(model))
+    layers = integer_layers(traced)
+    for name, layer in layers.items():
+        _check_finite(name, layer)
+        traced.set_submodule(name, _quantized(layer, *rounding(name, layer)))
+    for name in {str(node.target) for node in traced.graph.nodes if node.op == "call_module"} - layers.keys():
+        traced.set_submodule(name, copy.deepcopy(traced.get_submodule(name)))  # it was the float model's
+    place_quantizers(traced, Quantizer)
+    set_spec(traced, spec)
+    return traced.eval()
 
 
 def holds_integers(spec: dict) -> bool:
@@ -156,27 +159,36 @@ def holds_integers(spec: dict) -> bool:
     return bool(spec.get("quantized")) or any(map(holds_integers, spec.get("members", ())))
 
 
-class _Tracer(fx.Tracer):
+def folded(model: nn.Module) -> fx.GraphModule:
+    """The graph to deploy: batch norm folded into the layer before it, integer networks as they are.
+
+    Layers without batch norm are shared with the model. The graph of an ensemble is one of all of its members, whose
+    tensors keep the names they have in the ensemble.
+    """
+    if isinstance(model, fx.GraphModule) and spec_of(model).get("quantized"):
+        return model
+    if not isinstance(model, Ensemble):
+        return fold_norms(trace(model.eval().cpu()))
+    whole = Ensemble([folded(member) for member in model.members])
+    whole.weights.copy_(model.weights)
+    return fx.GraphModule(whole, _Tracer().trace(whole), "Ensemble")
+
+
+class _Tracer(Tracer):
     """Looks into the members of an ensemble, and not into their integer layers, which are not made to be traced."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, Quantizer | _IntegerWeight) or super().is_leaf_module(module, name)
 
 
-def folded(model: nn.Module) -> fx.GraphModule:
-    """The graph to deploy: batch norm folded into the convolution before it, integer networks as they are.
-
-    That of an ensemble is one graph of all of its members, whose tensors keep the names they have in the ensemble.
-    """
-    if isinstance(model, fx.GraphModule) and spec_of(model).get("quantized"):
-        return model
-    if not isinstance(model, Ensemble):
-        fused = fuse(model.eval().cpu())
-        assert isinstance(fused, fx.GraphModule)  # which its annotation does not say
-        return fused
-    whole = Ensemble([folded(member) for member in model.members])
-    whole.weights.copy_(model.weights)
-    return fx.GraphModule(whole, _Tracer().trace(whole), "Ensemble")
+def _check_untied(model: nn.Module) -> None:
+    owners: dict[torch.Tensor, str] = {}
+    for name, layer in model.named_modules():
+        if has_integer_form(layer) and owners.setdefault(layer.get_parameter("weight"), name) != name:
+            raise ModelError(
+                f"{owners[layer.get_parameter('weight')]} and {name} share one weight, which integers with scales of "
+                "their own would untie: give each layer its own before the network is quantized"
+            )
 
 
 def _check_finite(name: str, layer: nn.Conv2d | nn.Linear) -> None:
@@ -191,11 +203,17 @@ def round_biases(integer: fx.GraphModule) -> None:
     """Round biases as the deployed runtime does: to multiples of the scales of input and weight, what integers add up.
 
     Left to it alone, one activation in a thousand falls on another level there, and of ResNet-20's answers on CIFAR-10
-    as many as 1 in 200 differ.
+    as many as 1 in 200 differ. Where the scale of a weight is so small that the bias would not fit the runtime's 32
+    bits (a channel that is nearly dead), the weight takes a larger one first.
     """
     tensors = integer.state_dict()
-    for bias, scales in bias_steps(integer).items():
-        step = tensors[scales[0]] * tensors[scales[1]]
+    for bias, (of_input, of_weight) in bias_steps(integer).items():
+        scale = tensors[of_weight]
+        larger = torch.maximum(scale, tensors[bias].abs() / (tensors[of_input] * LARGEST_BIAS))
+        weight = tensors[f"{bias.removesuffix('bias')}weight"]
+        weight.copy_(torch.round(weight * by_channel(scale / larger, weight)))
+        scale.copy_(larger)
+        step = tensors[of_input] * scale
         tensors[bias].copy_(torch.round(tensors[bias] / step) * step + 0.0)  # which makes -0 to 0
 
 
@@ -210,7 +228,7 @@ def bias_steps(model: nn.Module) -> dict[str, tuple[str, str]]:
             if not _calls(graph_module, node, QuantizedConv2d, QuantizedLinear):
                 continue
             source = node.args[0]
-            while not _calls(graph_module, source, Quantizer):  # what only reshapes
+            while not _calls(graph_module, source, Quantizer):  # what only moves values
                 source = source.args[0]
             if graph_module.get_submodule(node.target).bias is not None:
                 layer, quantizer = (".".join(filter(None, (prefix, name))) for name in (node.target, source.target))
@@ -218,30 +236,24 @@ def bias_steps(model: nn.Module) -> dict[str, tuple[str, str]]:
     return steps
 
 
-def place_quantizers(graph_module: fx.GraphModule, make: Callable[[], nn.Module]) -> None:
-    """Put a module of `make` behind everything that the deployed model rounds, named after what it rounds."""
-    graph = graph_module.graph
-    for node in list(graph.nodes):
-        if _leaves_a_layer(node, graph_module):
-            # Where batch norm is not folded yet, what it normalizes gives the name that the folded form will have.
-            rounded = node.args[0] if _calls(graph_module, node, nn.BatchNorm2d, nn.BatchNorm1d) else node
-            name = f"quantizer_{rounded.name}"
-            graph_module.add_submodule(name, make())
-            with graph.inserting_after(node):
-                quantized = graph.call_module(name)
-            node.replace_all_uses_with(quantized)
-            quantized.args = (node,)
-    graph_module.recompile()
-
-
-def _leaves_a_layer(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    """Whether the node's result is rounded: not before a ReLU or batch norm, which it takes in, nor the logits."""
-    if node.op == "output" or not node.users or any(user.op == "output" for user in node.users):
-        return False
-    reads_shape_only = _calls(graph_module, node, nn.Flatten)
-    taken_in = all(_calls(graph_module, user, nn.ReLU, nn.BatchNorm2d, nn.BatchNorm1d) for user in node.users)
-    return node.op != "get_attr" and not reads_shape_only and not taken_in
-
-
 def _calls(graph_module: fx.GraphModule, node: fx.Node, *kinds: type[nn.Module]) -> bool:
     return node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), kinds)
+
+
+def _quantized(layer: nn.Conv2d | nn.Linear, integers: torch.Tensor, scale: torch.Tensor) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        return QuantizedLinear(layer, integers, scale)
+    return QuantizedConv2d(layer, integers, scale)
+
+
+def left_in_floats(model: nn.Module) -> list[str]:
+    """What an integer network, or a member of an ensemble, computes in floats: names of modules and of other calls."""
+    names = []
+    for prefix, traced in model.named_modules():
+        if isinstance(traced, fx.GraphModule):
+            placement = Placement(traced)
+            nodes = [node for node in traced.graph.nodes if not _calls(traced, node, Quantizer)]
+            floats = [node for node in nodes if placement.computes(node) and not placement.on_integers(node)]
+            found = [str(node.target) if node.op == "call_module" else node.name for node in floats]
+            names += [".".join(filter(None, (prefix, name))) for name in found]
+    return list(dict.fromkeys(names))

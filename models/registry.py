@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import nn
 
 from models.channels import cut
 from models.ensemble import Ensemble
 from models.errors import ModelError
+from models.operators import trace
 from models.quantized import insert_quantizers
 from models.resnet import Shape, resnet8, resnet14, resnet18, resnet20
 from models.spec import Spec, set_spec, spec_of
@@ -54,6 +56,30 @@ def check_model(name: str, width: float) -> None:
         raise ModelError(f"unknown model {name!r}: use one of {', '.join(sorted(ARCHITECTURES))}")
     if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < math.inf:
         raise ModelError(f"width, the factor of the number of channels, must be above 0 and finite, not {width!r}")
+
+
+@torch.no_grad()
+def check_network(model: nn.Module, shape: Shape, classes: int) -> None:
+    """Raise ModelError unless a network maps images `[B, *shape]` to logits `[B, classes]`, and can be traced.
+
+    It takes a forward pass of two images: to be called once, before a training.
+    """
+    name, training = type(model).__name__, model.training
+    images = torch.zeros(2, *shape, device=next(model.parameters()).device)
+    try:
+        logits = model.eval()(images)
+    except Exception as error:  # whatever the network's own code raises
+        raise ModelError(f"{name} does not take images {tuple(shape)} ({type(error).__name__}: {error})") from error
+    finally:
+        model.train(training)
+    if not isinstance(logits, torch.Tensor):
+        raise ModelError(f"{name} gives a {type(logits).__name__} in evaluation mode: return the logits alone")
+    if logits.shape != (2, classes):
+        raise ModelError(
+            f"{name} gives a tensor {list(logits.shape)} for 2 images of {classes} classes: let it return one logit "
+            f"per class, [2, {classes}]"
+        )
+    trace(model)
 
 
 def combine(members: list[nn.Module]) -> nn.Module:

@@ -26,6 +26,19 @@ class OnPaper(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def on_paper(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network that `make` builds, on the meta device; no fresh weights are drawn.
+
+    One whose constructor computes with tensors is built in memory, and its tensors are thrown away.
+    """
+    try:
+        with torch.device("meta"), OnPaper():
+            return make()
+    except (RuntimeError, NotImplementedError, TypeError):
+        with torch.random.fork_rng(devices=[]):
+            return make().to("meta")
+
+
 def structure(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> str:
     """Twelve hexadecimal digits that stay the same as long as the network of that name computes the same.
 
@@ -39,12 +52,7 @@ def structure(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> s
 
 
 def _structure(name: str, shape: Shape, classes: int, width: float) -> str:
-    try:
-        with torch.device("meta"), OnPaper():
-            model = build(name, shape=shape, classes=classes, width=width)
-    except (RuntimeError, NotImplementedError):  # a constructor that computes with its tensors
-        with torch.random.fork_rng(devices=[]):
-            model = build(name, shape=shape, classes=classes, width=width)
+    model = on_paper(lambda: build(name, shape=shape, classes=classes, width=width))
     table = [[key, str(value.dtype), list(value.shape)] for key, value in model.state_dict().items()]
     return hashlib.sha256(json.dumps([_operators(model), table]).encode()).hexdigest()[:12]
 

@@ -9,22 +9,27 @@ from typing import ClassVar
 import torch
 import torch_pruning
 from torch import nn
+from torch_pruning.dependency import Group as Dependents
 
 from distillation import check_teaching, guided_loss
 from distillation.ensemble import check_teacher
 from measurement import cost
 from models import channel_table, set_spec, spec_of
 from pruning.criteria import lookahead
-from pruning.graph import layer_graph
+from pruning.graph import LAYERS, Layer, inputs_of, layer_graph, layers_of
 from recipe import Recipe, Step, StepError, Training, check_whole, is_number
 from training import Context, fit, round_weights
 
 Importance = dict[str, torch.Tensor]
-LAYERS = (nn.Conv2d, nn.Linear)
 OUTPUTS = (  # of a group's layers, those whose outputs the channels are; a depthwise convolution's are both
     torch_pruning.prune_conv_out_channels,
     torch_pruning.prune_linear_out_channels,
     torch_pruning.prune_depthwise_conv_out_channels,
+)
+INPUTS = (
+    torch_pruning.prune_conv_in_channels,
+    torch_pruning.prune_linear_in_channels,
+    torch_pruning.prune_depthwise_conv_in_channels,
 )
 LEFT = 0.1  # of the channels that go together, at least
 
@@ -90,77 +95,149 @@ class PruneChannels(Step, Training):
         return round_weights(model)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Channels that may go, each with all that is tied to it: their importance, and how many go at a time."""
+
+    importance: list[float]
+    block: int
+
+
 def narrow(model: nn.Module, importance: Importance, macs: float, multiple: int = 1) -> nn.Module:
     """A copy of `model` without its least important channels, with so large a share of its multiply-accumulates.
 
     `importance` gives the outputs of each layer by name, `[O]`. The network's own outputs stay, and in each group a
-    share `LEFT` of the channels, their number rounded up to a multiple.
+    share `LEFT` of the channels, their number rounded up to a multiple. What cannot be followed stays whole, too.
 
     Raises:
         StepError: the groups cannot be found, or so few multiply-accumulates cannot be reached.
     """
     groups = _groups(model, importance)
-    ranked = sorted((score, name, channel) for name, scores in groups.items() for channel, score in enumerate(scores))
+    scores = [(score, name, i) for name, group in groups.items() for i, score in enumerate(group.importance)]
+    ranked = sorted(score for score in scores if score[0] < math.inf)
 
     def without(count: int) -> nn.Module:
         gone: dict[str, list[int]] = {name: [] for name in groups}
         for _, name, channel in ranked[:count]:
             gone[name].append(channel)
-        return _cut(model, {name: gone[name][: _may_go(len(groups[name]), len(gone[name]), multiple)] for name in gone})
+        return _cut(model, {name: gone[name][: _may_go(groups[name], len(gone[name]), multiple)] for name in gone})
 
     target = macs * cost(model)["macs"]
     least, most = 0, len(ranked)  # channels that would go by their rank: too few, enough
-    if cost(without(most))["macs"] > target:
+    if _macs(without(most)) > target:
         raise StepError(
             f"{macs:.0%} of the multiply-accumulates cannot be reached with a tenth of each layer's channels, "
             f"and a multiple of {multiple} of them, left: keep more, or lower multiple"
         )
     while most - least > 1:
         middle = (least + most) // 2
-        least, most = (least, middle) if cost(without(middle))["macs"] <= target else (middle, most)
+        least, most = (least, middle) if _macs(without(middle)) <= target else (middle, most)
     return without(most)
 
 
-def _may_go(channels: int, wanted: int, multiple: int) -> int:
+def _macs(model: nn.Module) -> int:
+    try:
+        return cost(model)["macs"]
+    except Exception as error:  # whatever the model's own code raises
+        raise StepError(f"the network does not run with fewer channels ({error})") from error
+
+
+def _may_go(group: Group, wanted: int, multiple: int) -> int:
     """How many of a group's channels go where `wanted` would."""
+    channels, multiple = len(group.importance), math.lcm(multiple, group.block)
     left = max(channels - wanted, math.ceil(LEFT * channels))
     return max(0, channels - multiple * math.ceil(left / multiple))
 
 
-def _groups(model: nn.Module, importance: Importance) -> dict[str, list[float]]:
-    """The importance of the channels of each group that may lose some, by the name of the layer that stands for it."""
-    names = {module: name for name, module in model.named_modules()}
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+def _groups(model: nn.Module, importance: Importance) -> dict[str, Group]:
+    """The groups that may lose channels, by the name of the layer that stands for each.
+
+    Those that torch-pruning finds, where the layer graph has each channel tied to the same others, and to none of the
+    network's outputs. A channel without any importance stays: by batch norm, what has none behind it.
+    """
+    names, graph = {module: name for name, module in model.named_modules()}, layer_graph(model, to_cut=True)
     found = {}
-    for group in _dependencies(model).get_all_groups(ignored_layers=last, root_module_types=LAYERS):
-        layers = [item.dep.layer for item in group]
-        if any(isinstance(m, nn.Conv2d) and m.groups not in (1, m.in_channels) for m in layers):
-            continue  # all of a convolution's groups would have to lose as many
+    for group in _dependencies(model).get_all_groups(root_module_types=LAYERS):
+        block = _block(group)
+        if block is None or not _follows(group, graph, names):
+            continue
         total, makers = torch.zeros(len(group[0].idxs), dtype=torch.float64), 0
+        parts = []
         for item in group:
             name = names.get(item.dep.layer)
             if item.dep.pruning_fn in OUTPUTS and name in importance:
                 own = importance[name].double()[item.idxs]
                 total.index_add_(0, torch.tensor(item.root_idxs), own / own.mean().clamp(min=1e-30))
                 makers += 1
-        found[names[layers[0]]] = (total / max(makers, 1)).tolist()
+                parts += [item.root_idxs] if len(own) < len(total) else []
+        if makers:
+            mean = (total / makers).reshape(-1, block).mean(1).repeat_interleave(block)
+            for part in parts:  # its best channels stay: of a concatenation, each layer keeps some
+                best = part[int(mean[part].argmax())] // block * block
+                mean[best : best + block] = math.inf
+            found[names[group[0].dep.layer]] = Group(mean.tolist(), block)
     return found
+
+
+def _block(group: Dependents) -> int | None:
+    """How many channels go at a time: whole groups of group norm, so that others keep their mean and variance.
+
+    None where they cannot go: of a convolution in groups, all would have to lose as many.
+    """
+    block = 1
+    for item in group:
+        layer = item.dep.layer
+        if isinstance(layer, nn.GroupNorm) and layer.num_groups > 1:
+            size = layer.num_channels // layer.num_groups
+            block = math.lcm(block, size)
+            if any((own - root) % size for own, root in zip(item.idxs, item.root_idxs, strict=True)):
+                return None
+        elif getattr(layer, "groups", 1) > 1 and not layer.groups == layer.in_channels == layer.out_channels:
+            return None
+    return block if len(group[0].idxs) % block == 0 else None
+
+
+def _follows(group: Dependents, graph: dict[str, Layer], names: dict[nn.Module, str]) -> bool:
+    """Whether the layer graph ties each of a group's channels, told apart by its number in the first layer, likewise.
+
+    Layers that share their weight, or whose weight is computed from others, stand in no graph.
+    """
+    made = {name: torch.full([len(layer.module.weight)], -1) for name, layer in graph.items()}
+    reads = {name: torch.full([inputs_of(layer.module)], -1) for name, layer in graph.items()}
+    touched = {}
+    for item in group:
+        name = names.get(item.dep.layer, "")
+        for functions, numbers in ((OUTPUTS, made), (INPUTS, reads)):
+            if item.dep.pruning_fn in functions:
+                if name not in graph or max(item.idxs) >= len(numbers[name]):
+                    return False
+                numbers[name][item.idxs] = torch.tensor(item.root_idxs)
+                touched[name] = graph[name]
+    for edge in (edge for layer in touched.values() for edge in (*layer.inputs, *layer.outputs)):
+        channels = edge.channels.cpu()
+        tied = made.get(str(edge.producer), torch.tensor([-1]))[channels[channels >= 0]]
+        if not torch.equal(tied, reads.get(str(edge.consumer), torch.full([len(channels)], -1))[channels >= 0]):
+            return False
+    return True
 
 
 def _cut(model: nn.Module, channels: dict[str, list[int]]) -> nn.Module:
     """A copy of the model without these channels of these layers' outputs."""
-    model = copy.deepcopy(model)
-    graph = _dependencies(model)
+    cut = copy.deepcopy(model)
+    graph = _dependencies(cut)
     for name, indices in channels.items():
         if indices:
-            layer = model.get_submodule(name)
+            layer = cut.get_submodule(name)
             prune = graph.get_pruner_of_module(layer).prune_out_channels
             graph.get_pruning_group(layer, prune, sorted(indices)).prune()
-    return model
+    for module, whole in zip(cut.modules(), model.modules(), strict=True):
+        if isinstance(module, nn.GroupNorm) and isinstance(whole, nn.GroupNorm):
+            module.num_groups = module.num_channels * whole.num_groups // whole.num_channels
+    return cut
 
 
 def _dependencies(model: nn.Module) -> torch_pruning.DependencyGraph:
-    example = torch.zeros(1, *spec_of(model)["shape"])
+    example = (torch.zeros(1, *spec_of(model)["shape"]),)
     try:
         return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
     except Exception as error:  # whatever the model's own code or the tracing of its gradients raises
@@ -168,7 +245,7 @@ def _dependencies(model: nn.Module) -> torch_pruning.DependencyGraph:
 
 
 def _magnitude(model: nn.Module, context: Context) -> Importance:
-    return {name: layer.module.weight.detach().square().flatten(1).sum(1) for name, layer in layer_graph(model).items()}
+    return {name: layer.module.weight.detach().square().flatten(1).sum(1) for name, layer in layers_of(model).items()}
 
 
 def _lookahead(model: nn.Module, context: Context) -> Importance:
@@ -177,7 +254,29 @@ def _lookahead(model: nn.Module, context: Context) -> Importance:
 
 def _batchnorm(model: nn.Module, context: Context) -> Importance:
     graph = layer_graph(model)
-    return {name: layer.norm.weight.detach().abs() for name, layer in graph.items() if layer.norm is not None}
+    found = {name: scales for name, layer in graph.items() if (scales := _norm_scales(layer, graph)) is not None}
+    if not found:
+        raise StepError(
+            "the criterion batchnorm reads the scales of batch norms, and the network has none: take magnitude or "
+            "lookahead"
+        )
+    return found
+
+
+def _norm_scales(layer: Layer, graph: dict[str, Layer]) -> torch.Tensor | None:
+    """The scales of the batch norm behind a layer; or else, by channel, the largest of those in front of its readers.
+
+    None if there is no batch norm with scales.
+    """
+    if layer.norm is not None and layer.norm.weight is not None:
+        return layer.norm.weight.detach().abs()
+    found = []
+    for edge in layer.outputs:
+        front = None if edge.consumer is None else graph[edge.consumer].front
+        if front is not None and front.weight is not None:
+            scales = front.weight.detach().abs().repeat_interleave(len(edge.channels) // front.num_features)
+            found.append(edge.table(scales, len(layer.module.weight)).amax(1))
+    return torch.stack(found).amax(0) if found else None
 
 
 CHANNEL_CRITERIA: dict[str, Callable[[nn.Module, Context], Importance]] = {

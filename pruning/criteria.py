@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from data import batches
-from pruning.graph import Layer, active_shares, by_weight, fit_channels, made, read
+from pruning.graph import Edge, Layer, Norm, active_shares, by_weight, inputs_of, made, read
 from recipe import StepError
 from training import Context
 
@@ -72,7 +72,10 @@ def lookahead(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
 
 
 def lookahead_bn(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """`lookahead` of the network with every batch norm folded into the weights before it."""
+    """`lookahead` of the network with every batch norm folded into the weights beside it.
+
+    Into those before it, or, where it does not stand behind a single layer, into those that read what it gives.
+    """
     return _lookahead(graph, {name: _folded(layer) for name, layer in graph.items()})
 
 
@@ -82,9 +85,8 @@ def lookahead_act(model: torch.nn.Module, graph: Graph, context: Context) -> Sco
     scores = lookahead(model, graph, context)
     for name, layer in graph.items():
         weight, groups = layer.module.weight, getattr(layer.module, "groups", 1)
-        own = _mean([active[consumer] for consumer in layer.consumers if consumer is not None], weight)
-        inputs = by_weight(fit_channels(active[name], weight.shape[1] * groups).sqrt(), weight, groups)
-        scores[name] = scores[name] * inputs * own.sqrt().reshape(-1, *[1] * (weight.ndim - 1))
+        own = _activity(layer, active).sqrt().reshape(-1, *[1] * (weight.ndim - 1))
+        scores[name] = scores[name] * by_weight(active[name].sqrt(), weight, groups) * own
     return scores
 
 
@@ -105,37 +107,48 @@ CRITERIA: dict[str, Criterion] = {criterion.__name__: criterion for criterion in
 # Scores that mean the same in every layer; the others are divided by their norm over the layer before layers compete.
 COMPARABLE = {"random", "lamp", "snip", "obd", "obd_hessian"}
 BY_ITSELF = {"random", "magnitude", "lamp"}  # a layer's scores from its own weights alone
+LOOKS_AROUND = {"lookahead", "lookahead_bn", "lookahead_act", "lookahead_obd"}  # need the edges of the layer graph
 
 
 def _lookahead(graph: Graph, weights: Scores, identity: float = 1.0) -> Scores:
     scores = {}
     for name, layer in graph.items():
         weight, groups = weights[name], getattr(layer.module, "groups", 1)
-        inputs = weight.shape[1] * groups
         before = [
-            weight.new_full([inputs], identity) if name is None else fit_channels(made(weights[name]), inputs)
-            for name in layer.producers
+            edge.spread(weight.new_full([1], identity) if edge.producer is None else made(weights[edge.producer]))
+            for edge in layer.inputs
         ]
-        after = [
-            weight.new_full([len(weight)], identity) if name is None else _read(graph, weights, name, len(weight))
-            for name in layer.consumers
-        ]
+        after = [_by_producer(edge, graph, weights, weight, identity) for edge in layer.outputs]
         outputs = _together(after).reshape(-1, *[1] * (weight.ndim - 1))
         # In place: of large layers a second tensor takes longer to come by than to compute.
         scores[name] = weight.abs().mul_(by_weight(_together(before), weight, groups)).mul_(outputs)
     return scores
 
 
-def _read(graph: Graph, weights: Scores, consumer: str, channels: int) -> torch.Tensor:
-    return fit_channels(read(weights[consumer], getattr(graph[consumer].module, "groups", 1)), channels)
+def _by_producer(edge: Edge, graph: Graph, weights: Scores, weight: torch.Tensor, identity: float) -> torch.Tensor:
+    """Norm `[O]` of what reads each channel of a weight `[O, ...]` at the other end of an edge."""
+    if edge.consumer is None:
+        norms = weight.new_full([len(edge.channels)], identity)
+    else:
+        norms = read(weights[edge.consumer], getattr(graph[edge.consumer].module, "groups", 1))
+    table = edge.table(norms, len(weight))
+    return table[:, 0] if table.shape[1] == 1 else table.square().sum(1).sqrt()
 
 
 def _together(norms: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(norms).square().sum(0).sqrt()
 
 
-def _mean(shares: list[torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
-    return torch.stack(shares).mean(0) if shares else weight.new_ones(len(weight))
+def _activity(layer: Layer, active: Scores) -> torch.Tensor:
+    """How often each channel of a layer is active `[O]`: the mean over the layers that read it, 1 if none does."""
+    outputs = len(layer.module.weight)
+    total = layer.module.weight.new_zeros(outputs)
+    readers = torch.zeros_like(total)
+    for edge in layer.outputs:
+        if edge.consumer is not None:
+            total += edge.table(active[edge.consumer], outputs).amax(1)
+            readers += (edge.fed(outputs) > 0).to(total)
+    return torch.where(readers > 0, total / readers, 1.0)
 
 
 def _weights(graph: Graph) -> Scores:
@@ -144,13 +157,21 @@ def _weights(graph: Graph) -> Scores:
 
 def _folded(layer: Layer) -> torch.Tensor:
     weight = layer.module.weight.detach()
-    if layer.norm is None:
-        return weight
-    if layer.norm.running_var is None:
-        raise StepError(f"the batch norm behind {layer.name} keeps no statistics: lookahead_bn cannot fold it")
-    factor = 1 / torch.sqrt(layer.norm.running_var + layer.norm.eps)
-    factor = factor if layer.norm.weight is None else factor * layer.norm.weight.detach()
-    return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    if layer.norm is not None:
+        weight = weight * _factor(layer.norm, f"behind {layer.name}").reshape(-1, *[1] * (weight.ndim - 1))
+    if layer.front is not None:
+        factor = _factor(layer.front, f"in front of {layer.name}")
+        columns = factor.repeat_interleave(inputs_of(layer.module) // len(factor))
+        weight = weight * by_weight(columns, weight, getattr(layer.module, "groups", 1))
+    return weight
+
+
+def _factor(norm: Norm, place: str) -> torch.Tensor:
+    """What a batch norm multiplies each channel with: `[C]`."""
+    if norm.running_var is None:
+        raise StepError(f"the batch norm {place} keeps no statistics: lookahead_bn cannot fold it")
+    factor = 1 / torch.sqrt(norm.running_var + norm.eps)
+    return factor if norm.weight is None else factor * norm.weight.detach()
 
 
 def _images(context: Context) -> tuple[torch.Tensor, torch.Tensor]:

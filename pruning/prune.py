@@ -10,8 +10,8 @@ from torch import nn
 from distillation import check_teaching, guided_loss
 from distillation.ensemble import check_recipe, check_teacher
 from models import spec_of
-from pruning.criteria import BY_ITSELF, COMPARABLE, CRITERIA
-from pruning.graph import layer_graph
+from pruning.criteria import BY_ITSELF, COMPARABLE, CRITERIA, LOOKS_AROUND
+from pruning.graph import LAYERS, is_layer, layer_graph, layers_of
 from pruning.masks import largest, layer_shares, select
 from pruning.schedules import SCHEDULES
 from recipe import (
@@ -135,7 +135,10 @@ class Pruner(Callback):
 
     def __init__(self, model: nn.Module, context: Context, step: Prune):
         self.model, self.context, self.step = model, context, step
-        self.graph = layer_graph(model)
+        for name, module in model.named_modules():
+            if isinstance(module, LAYERS) and not is_layer(module):
+                raise StepError(f"the weight of {name} is computed from others, as weight norm does: it cannot be zero")
+        self.graph = (layer_graph if step.criterion in LOOKS_AROUND else layers_of)(model)
         unknown = [name for name in step.skip if name not in self.graph]
         if unknown:
             raise StepError(f"skip names {unknown[0]!r}, which is no layer: use some of {', '.join(self.graph)}")

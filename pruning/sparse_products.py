@@ -13,7 +13,7 @@ from torch import nn
 
 from experiment import kept_table, make
 from models import spec_of
-from pruning.graph import layer_graph
+from pruning.graph import layers_of
 from recipe import Recipe
 
 TIMED_RUNS = 15  # of each product, of which the median counts
@@ -75,7 +75,7 @@ def _product_shapes(model: nn.Module, batch: int) -> dict[str, tuple[int, int, i
 
         return hook
 
-    hooks = [layer.module.register_forward_hook(note(name)) for name, layer in layer_graph(model).items()]
+    hooks = [layer.module.register_forward_hook(note(name)) for name, layer in layers_of(model).items()]
     with torch.no_grad():
         model.eval()(torch.zeros(1, *spec_of(model)["shape"]))
     for hook in hooks:

@@ -17,7 +17,7 @@ from experiment.store import artifacts_folder
 from models import build
 from pruning.channels import PruneChannels
 from pruning.criteria import BY_ITSELF, COMPARABLE, CRITERIA
-from pruning.graph import layer_graph
+from pruning.graph import layer_graph, layers_of
 from pruning.masks import select
 from pruning.prune import Prune
 from pruning.sparse_products import median_seconds
@@ -176,7 +176,7 @@ def layer_sensitivity(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
     def rows() -> list[dict]:
         dataset, model = load(base.dataset), make(base)
         found = []
-        for name, layer in layer_graph(model).items():
+        for name, layer in layers_of(model).items():
             weight = layer.module.weight.detach().clone()
             for value in values:
                 mask = select({name: weight.abs()}, value, "global", comparable=True)[name]
@@ -199,7 +199,7 @@ def densities(recipe: Recipe) -> pd.DataFrame:
                 "weights": layer.module.weight.numel(),
                 "density": float((layer.module.weight != 0).double().mean()),
             }
-            for name, layer in layer_graph(make(recipe)).items()
+            for name, layer in layers_of(make(recipe)).items()
         ]
 
     return kept_table("density", recipe.dataset, rows, {"model": recipe.id})

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from data import Dataset, normalize
+from models.operators import integer_layers, trace
 from models.quantized import by_channel
 from quantization.weights import Bits, best_scale, round_weight
 from recipe import StepError
@@ -31,7 +32,7 @@ def sensitivity(model: nn.Module, dataset: Dataset, bits: Iterable[Bits], images
         return (logits.argmax(1) == labels).float().mean().item(), cross_entropy(logits, labels).item()
 
     _, whole = measure()
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    layers = integer_layers(trace(model))
     rows = []
     for name, layer in tqdm(layers.items(), desc="sensitivity", unit="layer", leave=False):
         weight = layer.weight.detach().clone()

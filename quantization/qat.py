@@ -11,15 +11,10 @@ import torch
 from torch import fx, nn
 
 from models import set_spec, spec_of
-from models.quantized import (
-    Quantizer,
-    bias_steps,
-    by_channel,
-    geometry,
-    insert_quantizers,
-    place_quantizers,
-    round_biases,
-)
+from models.folding import folding_norms
+from models.operators import called, integer_layers, source, trace
+from models.placement import place_quantizers, ready_for_quantizers
+from models.quantized import Quantizer, bias_steps, by_channel, geometry, insert_quantizers, round_biases
 from quantization.weights import Bits, best_scale, levels, round_weight
 from training import TrainingDiverged
 
@@ -141,15 +136,15 @@ def prepare(model: nn.Module, bits: dict[str, Bits]) -> fx.GraphModule:
 
     `bits` gives those of each layer's weight by name. Nothing is rounded before `start`.
     """
-    graph_module = fx.symbolic_trace(copy.deepcopy(model).cpu())
-    for name, layer in list(graph_module.named_modules()):
-        if type(layer) is nn.Conv2d:
-            graph_module.set_submodule(name, FakeQuantizedConv2d(layer, bits[name]))
-        elif type(layer) is nn.Linear:
-            graph_module.set_submodule(name, FakeQuantizedLinear(layer, bits[name]))
-    place_quantizers(graph_module, FakeQuantizer)
-    set_spec(graph_module, spec_of(model))
-    return graph_module
+    traced = ready_for_quantizers(trace(copy.deepcopy(model).cpu()))
+    for name, layer in integer_layers(traced).items():
+        if isinstance(layer, nn.Linear):
+            traced.set_submodule(name, FakeQuantizedLinear(layer, bits[name]))
+        else:
+            traced.set_submodule(name, FakeQuantizedConv2d(layer, bits[name]))
+    place_quantizers(traced, FakeQuantizer)
+    set_spec(traced, spec_of(model))
+    return traced
 
 
 @torch.no_grad()
@@ -216,8 +211,9 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         TrainingDiverged: the steps became so small that a bias is beyond what the runtime can add.
     """
     trained = trained.cpu()
-    values = {name: tensor for name, tensor in trained.state_dict().items() if name in model.state_dict()}
-    model.cpu().load_state_dict(values)
+    values = model.cpu().state_dict()  # also of what no forward calls
+    values.update({name: tensor for name, tensor in trained.state_dict().items() if name in values})
+    model.load_state_dict(values)
     norms = _norms(trained)
 
     def rounding(name: str, layer: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,7 +222,8 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         integers, scale = round_weight(fake.weight * fake.mask, fake.weight_scale, fake.bits), fake.weight_scale.data
         if name in norms:
             norm = norms[name]
-            factor = norm.weight / torch.sqrt(norm.get_buffer("running_var") + norm.eps)
+            deviation = torch.sqrt(norm.get_buffer("running_var") + norm.eps)
+            factor = (1.0 if norm.weight is None else norm.weight) / deviation
             integers = integers * by_channel(torch.sign(factor), integers).to(torch.int8)
             scale = torch.where(factor == 0, 1.0, scale * factor.abs())
         return integers, scale.bfloat16().float()
@@ -235,8 +232,8 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     for name, quantizer in integer.named_modules():
         if isinstance(quantizer, Quantizer):
             _copy_range(_quantizer(trained, name), quantizer)
-    round_biases(integer)
     _check_biases(integer)
+    round_biases(integer)
     return integer
 
 
@@ -262,11 +259,8 @@ def _copy_range(source: Quantizer | FakeQuantizer, quantizer: Quantizer | FakeQu
     quantizer.zero_point.copy_(source.zero_point)
 
 
-def _norms(graph_module: fx.GraphModule) -> dict[str, nn.BatchNorm2d | nn.BatchNorm1d]:
-    """The batch norm behind each layer, by the layer's name."""
-    modules = dict(graph_module.named_modules())
-    return {
-        node.args[0].target: norm
-        for node in graph_module.graph.nodes
-        if node.op == "call_module" and isinstance(norm := modules[node.target], nn.BatchNorm2d | nn.BatchNorm1d)
-    }
+def _norms(traced: fx.GraphModule) -> dict[str, nn.BatchNorm2d | nn.BatchNorm1d]:
+    """The batch norm that will be folded into each layer, by the layer's name."""
+    modules = dict(traced.named_modules())
+    found = {str(source(node).target): called(node, modules) for node in folding_norms(traced)}
+    return {name: norm for name, norm in found.items() if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)}

@@ -10,7 +10,7 @@ from distillation import check_teaching, guided_loss
 from distillation.ensemble import check_teacher
 from models.quantized import insert_quantizers
 from quantization import qat
-from quantization.static import METHODS, calibrate
+from quantization.static import METHODS, calibrate, check_integer_form
 from quantization.weights import Bits, best_scale, bits_by_layer, bits_in_words, check_layer_bits, round_weight
 from recipe import (
     TRAINING_FIELDS,
@@ -103,6 +103,8 @@ class Quantize(Step, Training):
             return round_weight(layer.weight, scale, bits[name]), scale
 
         integer = insert_quantizers(model, rounding)
+        if self.per_channel and set(bits.values()) == {8}:
+            check_integer_form(model, integer, context.dataset)
         calibrate(integer, context.dataset, self.images, self.percentile, context.seed, self.calibration)
         return integer if self.mode == "static" else self._train(model, integer, bits, context)
 

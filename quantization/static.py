@@ -2,15 +2,17 @@
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 from tqdm.auto import tqdm
 
 from data import Dataset, normalize
 from models.quantized import Quantizer, round_biases
+from recipe import StepError
 
 BATCH = 64
 SAMPLE = 100_000  # values looked at of each tensor in each batch
 BINS = 2048  # of the histogram that "mse" searches
+TOLERANCE = 0.25  # of the norm of all logits, that rounding weights to 8 bits may change
 METHODS = ("percentile", "minmax", "mse")
 
 
@@ -58,6 +60,26 @@ def calibrate(
         quantizer.scale.fill_(scale)
         quantizer.zero_point.fill_(zero_point)
     round_biases(model)
+
+
+@torch.no_grad()
+def check_integer_form(model: nn.Module, integer: fx.GraphModule, dataset: Dataset) -> None:
+    """Raise StepError if an integer network with 8-bit weights is another network than the float one.
+
+    Its activations are not rounded here, so that little is lost: what the float network does is what the integer one
+    was made to do, whatever its operators.
+    """
+    quantizers = [module for module in integer.modules() if isinstance(module, Quantizer)]
+    images = normalize(dataset.train.images[:BATCH], dataset)
+    _enable(quantizers, False)
+    logits, expected = integer(images), model(images)
+    _enable(quantizers, True)
+    difference = float((logits - expected).norm() / expected.norm())
+    if not difference <= TOLERANCE:
+        raise StepError(
+            f"the integer network computes other logits than the float one (by {difference:.0%} of their norm) even "
+            "where no activation is rounded: an operator of the network has another form there; see models/operators.py"
+        )
 
 
 def least_error_range(values: np.ndarray) -> tuple[float, float]:

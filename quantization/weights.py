@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from models.operators import integer_layers, trace
 from models.quantized import by_channel
 from recipe import StepError
 
@@ -62,14 +63,14 @@ def check_layer_bits(layer_bits: Any) -> None:
 def bits_by_layer(
     model: nn.Module, bits: Bits, first_last_bits: Bits | None, layer_bits: Iterable[tuple[str, Bits]] = ()
 ) -> dict[str, Bits]:
-    """Bits of each convolution and linear layer by name.
+    """Bits of each convolution and linear layer by name, in the order of their use.
 
     The first and the last have their own, None for the same; and so have those that `layer_bits` names.
 
     Raises:
         StepError: `layer_bits` names what is no layer.
     """
-    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    names = list(integer_layers(trace(model)))
     unknown = [name for name, _ in layer_bits if name not in names]
     if unknown:
         raise StepError(f"layer_bits names {unknown[0]!r}, which is no layer: use some of {', '.join(names)}")

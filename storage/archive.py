@@ -31,11 +31,12 @@ import torch
 from torch import nn
 
 from data import PIXELS
-from models import OnPaper, rebuild, spec_of
+from models import on_paper, rebuild, spec_of
 from models.quantized import bias_steps
 from storage.coding import Coder, Reader, Writer
 from storage.files import StorageError, atomic_write
 from storage.modes import Shape, choose, code_words
+from storage.weights import load_tensors
 
 MAGIC, VERSION = b"\x8bNNA", 2
 LIMIT = 1 << 30  # bytes of a file, and of the tensors in one
@@ -306,8 +307,7 @@ def _checked(model: nn.Module) -> dict[str, torch.Tensor]:
 def _on_paper(spec: dict) -> nn.Module:
     if _networks(spec) > MEMBERS:
         raise ArchiveError(f"the archive is of more than {MEMBERS} networks in one")
-    with torch.device("meta"), OnPaper():
-        return rebuild(spec)
+    return on_paper(lambda: rebuild(spec))
 
 
 def _networks(spec: dict) -> int:
@@ -315,10 +315,10 @@ def _networks(spec: dict) -> int:
 
 
 def _filled(model: nn.Module, spec: dict, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    model.load_state_dict(tensors, assign=True)
+    load_tensors(model, tensors, assign=True)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         model = rebuild(spec)  # it has tensors of its own making beside those in its state dict
-        model.load_state_dict(tensors)
+        load_tensors(model, tensors)
     return model.eval()
 
 

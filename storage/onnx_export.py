@@ -4,7 +4,6 @@ import contextlib
 import copy
 import hashlib
 import io
-import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import models.quantized
 import storage.onnx_graph
 from models.quantized import OPSET
 from storage.files import StorageError, atomic_write
-from storage.onnx_graph import strip
+from storage.onnx_graph import name_zero_points, strip
 
 IN_MEMORY = 8  # graphs
 _graphs: dict[str, bytes] = {}  # serialized, so that nobody can change them
@@ -65,26 +64,35 @@ def _kept(model: fx.GraphModule, shape: Sequence[int], path: Path) -> bytes:
 
 
 def _exported(model: fx.GraphModule, shape: Sequence[int]) -> bytes:
-    """The exporter merges tensors of equal values, which those of another model need not be: all are made different."""
+    """The exporter may not look at the values of tensors, which are others in another model: it sees them as inputs.
+
+    It merges tensors of equal values even so: all are made different. Only zero points, of one byte, may be equal: each
+    is put back beside its scale.
+    """
     model = copy.deepcopy(model)
     tensors = model.state_dict()
     generator = torch.Generator().manual_seed(0)
-    zero_points = itertools.count()  # one byte each: 256 that differ
     for tensor in tensors.values():
-        if tensor.numel() == 1 and not tensor.is_floating_point():
-            tensor.fill_(next(zero_points))
-        else:
-            tensor.copy_(50 * torch.rand(tensor.shape, generator=generator) + 1)
+        tensor.copy_(50 * torch.rand(tensor.shape, generator=generator) + 1)
     example = torch.randn(2, *shape, generator=generator)
     with quiet_exporter():
         program = torch.onnx.export(
-            model, (example,), dynamo=True, opset_version=OPSET, verbose=False,
+            model, (example,), dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
             input_names=["images"], output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )  # fmt: skip
-    assert program is not None  # with dynamo=True
+        assert program is not None  # with dynamo=True
+        graph = program.model.graph
+        for name in tensors.keys() & graph.initializers.keys():
+            value = graph.initializers.pop(name)
+            value.const_value = None
+            graph.inputs.append(value)
+        program.optimize()
     file = program.model_proto
-    lost = tensors.keys() - {initializer.name for initializer in file.graph.initializer}
+    del file.graph.input[1:]
+    name_zero_points(file.graph, tensors.keys())
+    used = {name for node in file.graph.node for name in node.input}
+    lost = [name for name in tensors.keys() - used if not name.endswith("num_batches_tracked")]
     if lost:
         raise StorageError(f"the ONNX exporter merged or left out {min(lost)}: this is a fault to report")
     strip(file.graph, tensors.keys())

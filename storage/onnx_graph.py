@@ -28,6 +28,15 @@ def _same(attribute: onnx.AttributeProto, default: onnx.AttributeProto) -> bool:
     return attribute.type == default.type and value(attribute) == value(default)
 
 
+def name_zero_points(graph: onnx.GraphProto, tensors: Set[str]) -> None:
+    """Give each quantizer of the network the zero point that belongs to its scale."""
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[1].endswith(".scale"):
+            zero_point = f"{node.input[1].removesuffix('.scale')}.zero_point"
+            if zero_point in tensors:
+                node.input[2] = zero_point
+
+
 def settle_zero_points(graph: onnx.GraphProto) -> None:
     """Leave out the zero points of int8 weights, which are zero anyway, where ONNX Runtime does not need them.
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -51,13 +52,20 @@ def load_weights(path: Path, checksum: str | None = None) -> tuple[nn.Module, di
         raise StorageError(f"{path} holds other weights than its record says: delete it, and it is made again")
     try:
         model = rebuild(header["spec"])
-        model.load_state_dict(tensors)
+        load_tensors(model, tensors)
     except (ModelError, RuntimeError) as error:
         raise StorageError(
             f"{path} is of a network that is built otherwise now ({str(error).splitlines()[0]}): delete it, and it is "
             "made again"
         ) from None
     return model.eval(), header.get("log", {})
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], assign: bool = False) -> None:
+    """Load tensors as those of a network of this code, whatever versions its modules keep of their state."""
+    state = OrderedDict(tensors)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state, assign=assign)
 
 
 class Checkpoint:

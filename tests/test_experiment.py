@@ -227,8 +227,8 @@ def test_records_chains_and_repetition(folders, trainings, monkeypatch):
             "id", "label", "model", "method", "dataset", "seed", "recipe", "base", "accuracy", "accuracy_low",
             "accuracy_high", "validation_accuracy", "test_images", "agreement", "parameters", "nonzero_parameters",
             "macs", "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "archive_bytes", "archive_sha256", "operators",
-            "latency_ms", "made_on", "train_seconds", "hardware", "versions", "weights_sha256", "onnx_sha256", "commit",
-                "time", "threads", "made_of", "data", "seal",
+            "float_layers", "latency_ms", "made_on", "train_seconds", "hardware", "versions", "weights_sha256",
+            "onnx_sha256", "commit", "time", "threads", "made_of", "data", "seal",
         } | ({"curves", "images_per_second", "precision"} if record is base else set())  # fmt: skip
         assert set(record["latency_ms"]) == {"contention", *SETTINGS}
         assert record["base"] == base["id"] and record["test_images"] == 359

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import cross_entropy
 
 from data import Split, load, normalize
@@ -141,7 +142,7 @@ def test_lookahead_with_batch_norm_is_that_of_the_folded_network(context):
     for norm in (model[1], model[4]):
         nn.init.uniform_(norm.weight, 0.5, 2)
         nn.init.uniform_(norm.running_var, 0.5, 2)
-    folded = torch.fx.experimental.optimization.fuse(model)
+    folded = fuse(model)
     by_hand = lookahead(folded, layer_graph(folded), context)
     for name, scores in lookahead_bn(model, layer_graph(model), context).items():
         torch.testing.assert_close(scores, by_hand[name])
@@ -412,18 +413,21 @@ def test_batch_norms_without_all_of_their_tensors(kind, context):
             lookahead_bn(model, layer_graph(model), context)
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (Twice(), "calls first twice"),
-        (OverChannels(), "mean"),
-        (Branching(), r"test_pruning.py, line \d+, in forward: return self.layer\(x\) if"),
-        (Unknown(), "roll"),
-    ],
-)
-def test_networks_without_a_graph_are_refused_by_name(model, message):
-    with pytest.raises(StepError, match=message):
-        layer_graph(model)
+def test_a_network_that_cannot_be_traced_is_refused_by_place():
+    with pytest.raises(StepError, match=r"test_pruning.py, line \d+, in forward: return self.layer\(x\) if"):
+        layer_graph(Branching())
+
+
+@pytest.mark.parametrize(("model", "message"), [(OverChannels(), "mean"), (Unknown(), "roll")])
+def test_an_operator_of_unknown_effect_is_a_wall(model, message):
+    with pytest.warns(UserWarning, match=message):
+        graph = layer_graph(model)
+    assert graph["first"].consumers == graph["second"].producers == [None]
+
+
+def test_a_layer_called_twice_has_the_neighbours_of_both_calls():
+    graph = layer_graph(Twice())
+    assert graph["first"].producers == [None, "first"] and graph["first"].consumers == ["first", "second"]
 
 
 def test_channel_helpers_against_loops():

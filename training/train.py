@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from data import epoch_seed
-from models import build, check_model, spec_of
+from models import build, check_model, check_network, spec_of
 from recipe import Recipe, Step, StepError, Training, is_number
 from training.context import Context
 from training.loop import fit, smoothed_cross_entropy
@@ -95,6 +95,7 @@ def fresh(name: str, width: float, context: Context) -> nn.Module:
     """A network for the data set at hand, its weights drawn from the seed."""
     torch.manual_seed(context.seed)
     model = build(name, shape=context.dataset.shape, classes=len(context.dataset.classes), width=width)
+    check_network(model, context.dataset.shape, len(context.dataset.classes))
     spec_of(model)["pixels"] = context.dataset.pixels
     return model
 

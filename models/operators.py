@@ -1,0 +1,357 @@
+"""The operators that networks are made of, one row each. Quantizers, layer graph, narrowing and costs read this table.
+
+A row holds for modules (their subclasses too), functions and methods. One's own operator is one more row:
+`register(Operator("swish", PASSES, modules=(Swish,)))`. What stands in no row is a wall: what it does to channels is
+not known, and it stays in floats.
+"""
+
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import fx, nn
+
+from models.errors import ModelError
+
+Modules = dict[str, nn.Module]  # by name, as `dict(traced.named_modules())`
+
+
+class Channels(Enum):
+    """What an operator does to the channels of `[N, C, ...]`, dimension 1."""
+
+    PASSES = "each passes as itself"
+    MIXES = "a layer with weights makes new ones"
+    ADDS = "those of all inputs are added, one by one"
+    CONCATENATES = "those of all inputs stand one behind the other"
+    SPLITS = "some of them go on"
+    SCALES = "those of two inputs are multiplied, one by one: a gate"
+    FLATTENS = "each becomes a block of as many columns as it had pixels"
+    REARRANGES = "they are put in another order, or elsewhere than in dimension 1: a wall"
+    READS_SIZE = "none: the result is a number, or a tuple of numbers"
+    UNKNOWN = "not known: a wall"
+
+
+PASSES, MIXES, ADDS, CONCATENATES, SPLITS, SCALES, FLATTENS, REARRANGES, READS_SIZE, UNKNOWN = Channels
+
+# Of a module, what it was given and what it gave for one image, and how to count a weight (all values, or those that
+# are not zero): the multiply-accumulates.
+Count = Callable[[torch.Tensor], int]
+Macs = Callable[[nn.Module, torch.Tensor, torch.Tensor, Count], int]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A row of the table.
+
+    modules: classes of modules.
+    calls: functions; or names, of a function of torch or Python and of the method, in-place forms included.
+    when: a condition on the call, if only some calls are meant. The first row whose condition holds counts.
+    pools: whether it looks at each channel by itself and leaves one that is zero all over as it is.
+    quantizer: "own", one stands behind it; "none", it only moves or reads values, which the one before it has rounded;
+        "again", the same, but the runtime wants to see that quantizer behind it once more.
+    taken_in: whether what stands right before it computes it along, so that no quantizer comes between: what clips is
+        taken in by anything, a norm by a layer with weights.
+    integer: ONNX Runtime's operator on integers; None for what stays in floats, or is taken in.
+    macs: how to count its multiply-accumulates; None if it has none.
+    """
+
+    name: str
+    channels: Channels
+    modules: tuple[type[nn.Module], ...] = ()
+    calls: tuple[str | Callable, ...] = ()
+    when: Callable[[fx.Node, Modules], bool] = lambda node, modules: True
+    pools: bool = False
+    quantizer: Literal["own", "none", "again"] = "own"
+    taken_in: Literal["never", "by anything", "by a layer"] = "never"
+    integer: str | None = None
+    macs: Macs | None = None
+
+
+# Of a call
+
+
+def called(node: fx.Node, modules: Modules) -> nn.Module | None:
+    """The module that a node calls, None for any other node."""
+    return modules[str(node.target)] if node.op == "call_module" else None
+
+
+def source(node: fx.Node) -> fx.Node:
+    """The first input of a call, also where it is given by name, as in `relu(input=x)`."""
+    return node.all_input_nodes[0]
+
+
+def argument(node: fx.Node, place: int, name: str, default: object = None) -> object:
+    """An argument of a function or method, given by place or by name."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a call that are computed from the images: neither weights nor what follows from those alone."""
+    return [given for given in node.all_input_nodes if _is_of_images(given)]
+
+
+def _is_of_images(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "call_module") or any(map(_is_of_images, node.all_input_nodes))
+
+
+def _by_a_constant(node: fx.Node, modules: Modules) -> bool:
+    given = [source for source in operands(node) if operator_of(source, modules).channels is not READS_SIZE]
+    return len(given) == 1 and [*node.args, *node.kwargs.values()].count(given[0]) == 1  # x + x is no constant
+
+
+def _along_channels(node: fx.Node, modules: Modules) -> bool:
+    return argument(node, 2, "dim", 0) == 1
+
+
+def _cat_of_channels(node: fx.Node, modules: Modules) -> bool:
+    return 1 in (argument(node, 1, "dim", 0), node.kwargs.get("axis"))
+
+
+def _over_pixels(node: fx.Node, modules: Modules) -> bool:
+    """A mean over the dimensions behind the channels; without a dimension it runs over all."""
+    dims = argument(node, 1, "dim", 1)
+    return all(dim in (2, 3, -1, -2) for dim in (dims if isinstance(dims, tuple | list) else [dims]))
+
+
+def _from_channels_on(node: fx.Node, modules: Modules) -> bool:
+    if isinstance(module := called(node, modules), nn.Flatten):
+        return module.start_dim == 1 and module.end_dim == -1
+    return argument(node, 1, "start_dim", 0) == 1 and argument(node, 2, "end_dim", -1) == -1
+
+
+def _sizes(node: fx.Node) -> tuple:
+    given = node.args[1:] or tuple(node.kwargs.values())
+    return tuple(given[0]) if len(given) == 1 and isinstance(given[0], tuple | list) else given
+
+
+def _to_rows(node: fx.Node, modules: Modules) -> bool:
+    """`x.view(x.size(0), -1)`, `x.reshape(n, c)`."""
+    return len(_sizes(node)) == 2
+
+
+def _to_pixels(node: fx.Node, modules: Modules) -> bool:
+    """`x.view(n, c, 1, 1)`."""
+    return _sizes(node)[2:] == (1, 1)
+
+
+def _drops_pixels(node: fx.Node, modules: Modules) -> bool:
+    """A squeeze of dimensions behind the channels; without a dimension it squeezes all that are 1."""
+    return (len(node.args) == 1 and not node.kwargs) or _over_pixels(node, modules)
+
+
+def _adds_pixels(node: fx.Node, modules: Modules) -> bool:
+    return argument(node, 1, "dim") in (-1, 2, 3)
+
+
+def _of_parts(node: fx.Node, modules: Modules) -> bool:
+    """One of the tensors that a split gives."""
+    source = operands(node)[0]
+    return isinstance(node.args[1], int) and operator_of(source, modules).channels is SPLITS
+
+
+def _index(node: fx.Node) -> list:
+    return list(node.args[1]) if isinstance(node.args[1], tuple) else [node.args[1]]
+
+
+def _of_channels(node: fx.Node, modules: Modules) -> bool:
+    """`x[:, 3:]`."""
+    index = _index(node)
+    return len(index) > 1 and index[0] == slice(None) and all(isinstance(part, slice) for part in index)
+
+
+def _of_pixels(node: fx.Node, modules: Modules) -> bool:
+    """`x[:, :, ::2, ::2]`, `x[..., :4]`, `x[:, :, None, None]`."""
+    index = _index(node)
+    behind = index[:2] == [slice(None), slice(None)] or index[0] is Ellipsis
+    return behind and all(isinstance(part, slice | type(None)) for part in index[1:])
+
+
+def _reads_shape(node: fx.Node, modules: Modules) -> bool:
+    return node.args[1] in ("shape", "ndim", "dtype", "device")
+
+
+# Multiply-accumulates: each weight once for each position of the output, padding included, as a dense kernel does
+
+
+def _weight(layer: nn.Module) -> torch.Tensor:
+    """Of a layer with a norm of its weight, one that is computed from others."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _of_layer(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, count: Count) -> int:
+    return y.numel() // y.shape[1] * count(_weight(layer))
+
+
+def _of_linear(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, count: Count) -> int:
+    return y.numel() // y.shape[-1] * count(_weight(layer))
+
+
+def _of_transposed(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, count: Count) -> int:
+    return x.numel() // x.shape[1] * count(_weight(layer))
+
+
+def _of_attention(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, count: Count) -> int:
+    """Of self-attention: its projections, the products of all pairs of tokens, and their weighted sums."""
+    assert isinstance(layer, nn.MultiheadAttention)
+    weights = sum(count(p) for name, p in layer.named_parameters() if name.endswith("weight"))
+    tokens = x.shape[1 if layer.batch_first else 0]
+    return x.numel() // x.shape[-1] * weights + 2 * x.numel() * tokens
+
+
+LAYERS = (nn.Conv2d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+OPERATORS: list[Operator] = [
+    # Layers with weights
+    Operator("convolution", MIXES, (nn.Conv2d,), integer="QLinearConv", macs=_of_layer),
+    Operator("linear layer", MIXES, (nn.Linear,), integer="QGemm", macs=_of_linear),
+    Operator("convolution in 1 or 3 dimensions", MIXES, (nn.Conv1d, nn.Conv3d), macs=_of_layer),
+    Operator("transposed convolution", MIXES,
+             (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), macs=_of_transposed),
+    Operator("attention", UNKNOWN, (nn.MultiheadAttention,), macs=_of_attention),
+    # Norms. Those that take their statistics over several channels still pass each as itself, scaled and shifted.
+    Operator("batch norm", PASSES, NORMS, ("batch_norm",), taken_in="by a layer"),
+    Operator("instance norm", PASSES, (nn.InstanceNorm1d, nn.InstanceNorm2d), ("instance_norm",)),
+    Operator("group norm", PASSES, (nn.GroupNorm,), ("group_norm",)),
+    Operator("layer norm", PASSES, (nn.LayerNorm,), ("layer_norm",)),
+    # Activations
+    Operator("ReLU", PASSES, (nn.ReLU,), ("relu",), taken_in="by anything"),
+    Operator("ReLU6", PASSES, (nn.ReLU6,), ("relu6",), taken_in="by anything"),
+    Operator("sigmoid", PASSES, (nn.Sigmoid,), ("sigmoid",), integer="QLinearSigmoid"),
+    Operator("leaky ReLU", PASSES, (nn.LeakyReLU,), ("leaky_relu",), integer="QLinearLeakyRelu"),
+    Operator("activation", PASSES,
+             (nn.PReLU, nn.SiLU, nn.GELU, nn.Mish, nn.ELU, nn.CELU, nn.SELU, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh,
+              nn.Tanh, nn.Softplus, nn.Softsign),
+             ("prelu", "silu", "gelu", "mish", "elu", "celu", "selu", "hardswish", "hardsigmoid", "hardtanh", "tanh",
+              "softplus", "softsign", "clamp", "clip", "abs", "square", "exp", "log", "sqrt", "rsqrt")),
+    # Pooling, and what only moves values within their channels
+    Operator("max-pooling", PASSES, (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d),
+             ("max_pool1d", "max_pool2d", "adaptive_max_pool2d"), pools=True, integer="MaxPool"),
+    Operator("average pooling", PASSES, (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+             ("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"), pools=True,
+             integer="QLinearAveragePool"),
+    Operator("mean over pixels", PASSES, calls=("mean",), when=_over_pixels, pools=True, integer="QLinearAveragePool"),
+    Operator("dropout", PASSES, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity),
+             ("dropout", "dropout1d", "dropout2d", "alpha_dropout", "stochastic_depth", "contiguous", "clone", "detach",
+              "float", "to"), pools=True, quantizer="none"),
+    Operator("resizing", PASSES, (nn.Upsample,), ("interpolate",), pools=True),
+    Operator("padding", PASSES, (nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d), ("pad",),
+             pools=True, quantizer="again"),
+    Operator("flatten", FLATTENS, (nn.Flatten,), ("flatten",), _from_channels_on, pools=True, quantizer="none"),
+    Operator("view as rows", FLATTENS, calls=("view", "reshape"), when=_to_rows, pools=True, quantizer="none"),
+    Operator("view as pixels", PASSES, calls=("view", "reshape"), when=_to_pixels, pools=True, quantizer="none"),
+    Operator("squeeze", FLATTENS, calls=("squeeze",), when=_drops_pixels, pools=True, quantizer="none"),
+    Operator("unsqueeze", PASSES, calls=("unsqueeze",), when=_adds_pixels, pools=True, quantizer="none"),
+    Operator("expand", PASSES, calls=("expand_as", "expand"), pools=True, quantizer="none"),
+    # Several inputs, or several outputs
+    Operator("arithmetic with a constant", PASSES,
+             calls=("add", "iadd", "sub", "isub", "rsub", "mul", "imul", "div", "truediv", "itruediv", "neg", "pow"),
+             when=_by_a_constant),
+    Operator("addition", ADDS, calls=("add", "iadd"), integer="QLinearAdd"),
+    Operator("subtraction", ADDS, calls=("sub", "isub")),
+    Operator("gate", SCALES, calls=("mul", "imul"), integer="QLinearMul"),
+    Operator("division", SCALES, calls=("div", "truediv", "itruediv")),
+    Operator("concatenation", CONCATENATES, calls=("cat", "concat", "concatenate"), when=_cat_of_channels,
+             integer="QLinearConcat"),
+    Operator("split", SPLITS, calls=("chunk", "split", "tensor_split"), when=_along_channels, quantizer="none"),
+    Operator("part of a split", SPLITS, calls=("getitem",), when=_of_parts, quantizer="again"),
+    Operator("slice of pixels", PASSES, calls=("getitem",), when=_of_pixels, pools=True, quantizer="none"),
+    Operator("slice of channels", SPLITS, calls=("getitem",), when=_of_channels, quantizer="none"),
+    Operator("rearrangement", REARRANGES, (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle),
+             ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "unsqueeze",
+              "squeeze", "channel_shuffle", "pixel_shuffle"), quantizer="none"),
+    # Numbers
+    Operator("size", READS_SIZE, calls=("size", "dim", "numel", "len"), quantizer="none"),
+    Operator("attribute", READS_SIZE, calls=("getattr",), when=_reads_shape, quantizer="none"),
+]  # fmt: skip
+
+_WALL = Operator("unknown", UNKNOWN)
+_NUMBER = Operator("arithmetic with sizes and constants", READS_SIZE, quantizer="none")
+
+
+def register(operator: Operator) -> None:
+    """Put a row before all others, so that it counts also for what another row would hold for."""
+    OPERATORS.insert(0, operator)
+
+
+def operator_of(node: fx.Node, modules: Modules) -> Operator:
+    """The row that holds for a call in a traced network; for what is in no row, one of channels UNKNOWN.
+
+    What is computed from sizes and constants alone reads sizes too. Inputs, constants and the output are no calls, and
+    walls.
+    """
+    rows: Iterable[Operator] = ()
+    if (module := called(node, modules)) is not None:
+        rows = _rows_of(type(module))
+    elif node.op in ("call_function", "call_method"):
+        if all(operator_of(given, modules).channels is READS_SIZE for given in operands(node)):
+            return _NUMBER
+        rows = [row for row in OPERATORS if _name(node) in row.calls]
+    return next((row for row in rows if row.when(node, modules)), _WALL)
+
+
+def operator_of_module(module: nn.Module) -> Operator:
+    """The first row of a module's class, whatever the condition on its calls."""
+    return next(iter(_rows_of(type(module))), _WALL)
+
+
+def _rows_of(kind: type) -> list[Operator]:
+    """The rows of the nearest class that has some."""
+    return next((rows for parent in kind.__mro__ if (rows := [row for row in OPERATORS if parent in row.modules])), [])
+
+
+def _name(node: fx.Node) -> str | Callable:
+    """A function or method by its name, without the _ of in-place forms; a function that is not of torch by itself."""
+    if isinstance(node.target, str):
+        return node.target.rstrip("_")
+    home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    ours = home in ("torch", "torchvision", "_operator", "builtins")
+    return node.target.__name__.rstrip("_") if ours else node.target
+
+
+def has_integer_form(layer: nn.Module) -> bool:
+    """Whether it is a convolution or linear layer whose weight is a parameter of its own, not computed from others."""
+    return isinstance(layer, LAYERS) and "weight" in layer._parameters
+
+
+def integer_layers(traced: fx.GraphModule) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The layers of a traced network that have an integer form, by name, in the order of their first use."""
+    modules = dict(traced.named_modules())
+    layers = {str(node.target): called(node, modules) for node in traced.graph.nodes if node.op == "call_module"}
+    return {name: layer for name, layer in layers.items() if isinstance(layer, LAYERS) and has_integer_form(layer)}
+
+
+# Tracing
+
+
+class Tracer(fx.Tracer):
+    """Looks into modules of one's own, but not into those that only are called otherwise than a class of the table."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        parents = (parent for row in OPERATORS for parent in row.modules if isinstance(module, parent))
+        unchanged = any(type(module).forward is parent.forward for parent in parents)
+        return unchanged or super().is_leaf_module(module, name)
+
+
+def trace(model: nn.Module, tracer: type[fx.Tracer] = Tracer) -> fx.GraphModule:
+    """The calls of a network in evaluation mode, as a graph that shares the network's modules.
+
+    Raises:
+        ModelError: the network's forward depends on values that only running it would give.
+    """
+    training = model.training
+    try:
+        return fx.GraphModule(model, tracer().trace(model.eval()), type(model).__name__)
+    except Exception as error:  # whatever a forward does that depends on its input
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(torch.__file__).parent not in Path(frame.filename).parents][-1]
+        where = f"{Path(own.filename).name}, line {own.lineno}, in {own.name}: {own.line}"
+        raise ModelError(f"the network cannot be traced at {where} ({type(error).__name__}: {error})") from None
+    finally:
+        model.train(training)
