@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from data import Batch, Dataset, Split, batches, epoch_seed, normalize
 from recipe import OPTIMIZERS, SCHEDULES, CompressionError, StepError, Training
+from storage.weights import load_tensors
 from training.callbacks import Callback
 from training.context import Context
 
@@ -250,9 +251,9 @@ class _State:
         if kept is None:
             return []
         tensors, state = kept
-        self.model.load_state_dict(_below("model", tensors))
+        load_tensors(self.model, _below("model", tensors))
         if self.average is not None:
-            self.average.load_state_dict(_below("average", tensors))
+            load_tensors(self.average, _below("average", tensors))
         for index, parameter in enumerate(self._parameters()):
             own = _below(f"optimizer.{index}", tensors)
             # The memory layout too: sums in another order would round otherwise.
