@@ -2,6 +2,7 @@
 # make study DATASET=cifar10     the same on CIFAR-10, drawn from the committed records
 # make test                      lint, types, fast tests, notebooks once in a small way (but the longest)
 # make test-slow | test-all      all the other tests | both | make test-fast: neither notebooks nor lint
+# make test-networks             every large network of torchvision through every step: half an hour
 # make lint | format | lab | requirements           How long each takes is in the README, "Run it".
 DATASET ?= digits
 PYTHON  ?= python3
@@ -11,6 +12,8 @@ TORCH_INDEX ?=
 WORKERS ?= 2
 PARALLEL := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 BIN     := .venv/bin
+# One thread a worker: threads of several that wait for each other take ten times as long.
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 # Names of data sets and folders go to the notebooks as they are given: through the environment, so that neither make
 # nor a shell takes a blank, quote, $ or & in them for its own.
@@ -21,7 +24,7 @@ endif
 endef
 $(foreach name,DATASET RESULTS_DIR ARTIFACTS_DIR CIFAR10_ROOT,$(eval $(call as-given,$(name))))
 
-.PHONY: study test test-fast test-slow test-all lint format lab setup requirements
+.PHONY: study test test-fast test-slow test-all test-networks lint format lab setup requirements
 setup: .venv/.ready
 
 .venv/.ready: requirements.lock pyproject.toml
@@ -35,15 +38,18 @@ study: setup
 	$(BIN)/python -m notebooks.run
 
 test: setup lint
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(PYTEST)
 
 test-fast: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not longest"
+	$(PYTEST) -m "not slow and not longest and not networks"
 
 test-slow: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m slow
+	$(PYTEST) -m slow
 
 test-all: test test-slow
+
+test-networks: setup
+	$(PYTEST) -m networks
 
 lint: setup
 	$(BIN)/ruff check .

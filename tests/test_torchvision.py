@@ -55,7 +55,7 @@ def trained(name):
     return model.eval(), images
 
 
-@pytest.fixture(params=[*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
+@pytest.fixture(params=[*SMALL, *(pytest.param(name, marks=pytest.mark.networks) for name in LARGE)])
 def name(request, monkeypatch):
     def make(shape, classes, width):
         return getattr(torchvision.models, request.param)(num_classes=classes, **OPTIONS.get(request.param, {}))
