@@ -1,6 +1,7 @@
 """Charts whose words or lines must be true of their tables, and whose names must be readable."""
 
 import itertools
+from dataclasses import dataclass
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -18,8 +19,11 @@ from plots.distillation import accuracy_by_parameters
 from plots.pareto import pareto_chart
 from plots.pruning import accuracy_and_speed
 from plots.quantization import accuracy_by_calibration, latency_by_path, noise_by_layer
+from plots.style import method_names, method_style
+from pruning import Prune
 from pruning import study as pruning_study
 from quantization import study as quantization_study
+from recipe import STEPS, Recipe, Step, letters_of, words_of
 from training import Train
 
 matplotlib.use("Agg")
@@ -303,3 +307,30 @@ def test_mixed_precision_in_words():
         "by -0.30 points (the 95 % intervals overlap), and the archive's bytes by +1.0 %."
     )
     assert "do not overlap" in quantization_study.mixed_in_words(layer_bits, mixed, uniform, 10**6)
+
+
+def test_a_technique_of_ones_own_has_its_letter_words_and_colour():
+    """A step in one class, and nothing else: it is no FP32 network in any table or chart."""
+
+    @dataclass(frozen=True)
+    class LowRank(Step):
+        letter, kind = "L", "low rank"
+
+        share: float = 0.5
+
+        def words(self) -> list[str]:
+            return [f"rank {100 * self.share:g} %"]
+
+    try:
+        base = Recipe("cifar10", (Train("resnet18"),))
+        recipe = base.then(LowRank(0.25)).then(Prune(sparsity=0.5))
+        record = {"id": recipe.id, "dataset": "cifar10", "seed": 0, "recipe": recipe.describe()}
+        assert recipe.letters == letters_of(record) == "LP" and recipe.base == base
+        assert recipe.words == words_of(record) == "resnet18, rank 25 %, pruned 50 %"
+        names = [method_style(kinds)[0] for kinds in ("", "L", "P", "LP")]
+        assert names == ["FP32", "low rank", "pruned", "chain of methods"] and "low rank" in method_names()
+        looks = [method_style(kinds)[1:] for kinds in ("", "D", "E", "J", "P", "Q", "L", "LP")]
+        assert len(set(looks)) == len(looks)
+    finally:
+        del STEPS["LowRank"]
+    assert words_of(record) == "resnet18, LowRank, pruned 50 %" and letters_of(record) == "?P"  # where it is not known
