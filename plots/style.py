@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiment.store import ROOT, figures_folder, slug
-from recipe import STEPS
+from recipe import STEPS, Unknown
 from storage import atomic_write
 
 Style = dict[str, Any]  # what matplotlib takes as keywords
@@ -49,7 +49,7 @@ def _letters() -> dict[str, str]:
     """The methods that there are, as their steps say it: this project's first, by letter, then those of others."""
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     foreign = {step: step.__module__.partition(".")[0] not in rooms for step in STEPS.values() if step.letter}
-    ordered = sorted(foreign, key=lambda step: (foreign[step], "" if foreign[step] else step.letter))
+    ordered = sorted(foreign, key=lambda step: (step is Unknown, foreign[step], "" if foreign[step] else step.letter))
     found: dict[str, str] = {}
     for step in ordered:
         found.setdefault(step.letter, step.kind)

@@ -19,7 +19,7 @@ from plots.distillation import accuracy_by_parameters
 from plots.pareto import pareto_chart
 from plots.pruning import accuracy_and_speed
 from plots.quantization import accuracy_by_calibration, latency_by_path, noise_by_layer
-from plots.style import method_names, method_style
+from plots.style import PALETTE, method_names, method_style
 from pruning import Prune
 from pruning import study as pruning_study
 from quantization import study as quantization_study
@@ -331,6 +331,10 @@ def test_a_technique_of_ones_own_has_its_letter_words_and_colour():
         assert names == ["FP32", "low rank", "pruned", "chain of methods"] and "low rank" in method_names()
         looks = [method_style(kinds)[1:] for kinds in ("", "D", "E", "J", "P", "Q", "L", "LP")]
         assert len(set(looks)) == len(looks)
+        assert method_style("D")[1:] == (PALETTE[0], "D") and method_names()[-2:] == [
+            "another method",
+            "chain of methods",
+        ]
     finally:
         del STEPS["LowRank"]
     assert words_of(record) == "resnet18, LowRank, pruned 50 %" and letters_of(record) == "?P"  # where it is not known
