@@ -215,12 +215,9 @@ def _describe(value: Any, whole: bool) -> Any:
         steps = [_describe(step, whole) for step in value.steps]
         return {"dataset": identity(value.dataset), "seed": value.seed, "steps": steps}
     if isinstance(value, Step):
-        fields = {
-            field.name: _describe(getattr(value, field.name), whole)
-            for field in dataclasses.fields(value)
-            if whole or field.name in value.changed
-        }
-        return {"step": value.name} | fields
+        changed = value.changed  # once: it compares every field, recipes that are held among them
+        named = [field.name for field in dataclasses.fields(value) if whole or field.name in changed]
+        return {"step": value.name} | {name: _describe(getattr(value, name), whole) for name in named}
     value = plain(value)
     if isinstance(value, tuple):
         return [_describe(item, whole) for item in value]
