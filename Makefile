@@ -1,6 +1,6 @@
 # make study                     every notebook on the embedded digits
 # make study DATASET=cifar10     the same on CIFAR-10, drawn from the committed records
-# make test                      lint, types, fast tests, notebooks once in a small way (but the longest)
+# make test                      lint, types, fast tests, two of the notebooks in a small way
 # make test-slow | test-all      all the other tests | both | make test-fast: neither notebooks nor lint
 # make test-networks             every large network of torchvision through every step: half an hour
 # make lint | format | lab | requirements           How long each takes is in the README, "Run it".

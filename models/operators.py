@@ -95,11 +95,24 @@ def operands(node: fx.Node) -> list[fx.Node]:
 
 
 def _is_of_images(node: fx.Node) -> bool:
-    return node.op in ("placeholder", "call_module") or any(map(_is_of_images, node.all_input_nodes))
+    if "of images" not in node.meta:  # else each would be asked anew along every path to it
+        own = node.op in ("placeholder", "call_module")
+        node.meta["of images"] = own or any(map(_is_of_images, node.all_input_nodes))
+    return node.meta["of images"]
+
+
+def _is_number(node: fx.Node, modules: Modules) -> bool:
+    """Whether a call reads sizes, or is computed from such calls and constants alone."""
+    if "number" not in node.meta:
+        is_call = node.op in ("call_function", "call_method")
+        rows = [row for row in OPERATORS if row.channels is READS_SIZE and _name(node) in row.calls] if is_call else []
+        from_numbers = is_call and all(_is_number(given, modules) for given in operands(node))
+        node.meta["number"] = from_numbers or any(row.when(node, modules) for row in rows)
+    return node.meta["number"]
 
 
 def _by_a_constant(node: fx.Node, modules: Modules) -> bool:
-    given = [source for source in operands(node) if operator_of(source, modules).channels is not READS_SIZE]
+    given = [source for source in operands(node) if not _is_number(source, modules)]
     return len(given) == 1 and [*node.args, *node.kwargs.values()].count(given[0]) == 1  # x + x is no constant
 
 
@@ -290,7 +303,7 @@ def operator_of(node: fx.Node, modules: Modules) -> Operator:
     if (module := called(node, modules)) is not None:
         rows = _rows_of(type(module))
     elif node.op in ("call_function", "call_method"):
-        if all(operator_of(given, modules).channels is READS_SIZE for given in operands(node)):
+        if all(_is_number(given, modules) for given in operands(node)):
             return _NUMBER
         rows = [row for row in OPERATORS if _name(node) in row.calls]
     return next((row for row in rows if row.when(node, modules)), _WALL)
@@ -347,7 +360,11 @@ def trace(model: nn.Module, tracer: type[fx.Tracer] = Tracer) -> fx.GraphModule:
     """
     training = model.training
     try:
-        return fx.GraphModule(model, tracer().trace(model.eval()), type(model).__name__)
+        traced = fx.GraphModule(model, tracer().trace(model.eval()), type(model).__name__)
+        modules = dict(traced.named_modules())
+        for node in traced.graph.nodes:  # in order, so that no look back goes deeper than one call
+            _is_number(node, modules)
+        return traced
     except Exception as error:  # whatever a forward does that depends on its input
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(torch.__file__).parent not in Path(frame.filename).parents][-1]

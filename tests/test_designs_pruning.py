@@ -329,7 +329,7 @@ def zeroed(model, importance, macs, multiple=1):
     return whole
 
 
-@pytest.mark.parametrize("multiple", [1, 4])
+@pytest.mark.parametrize("multiple", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("criterion", ["magnitude", "lookahead"])
 @pytest.mark.parametrize("name", TRACED)
 def test_a_narrowed_design_is_the_design_with_zeros(name, criterion, multiple, context):

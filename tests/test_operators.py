@@ -268,8 +268,11 @@ KINDS = {
     "layer scale": (lambda: network(lambda m, x: x * m.more, more=nn.Parameter(torch.rand(8, 1, 1))), {}, ["mul"]),
 }
 
+COMMON = {"nothing", "max-pooling", "addition", "gate", "cat", "channel shuffle", "attention"}
+EACH = [kind if kind in COMMON else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 
-@pytest.mark.parametrize("kind", KINDS)
+
+@pytest.mark.parametrize("kind", EACH)
 def test_placement_by_the_runtimes_own_graph(kind, tmp_path):
     make, integers, floats = KINDS[kind]
     model = make()
@@ -299,7 +302,7 @@ def runtime_operators(folder):
     return Counter(node.op_type for node in onnx.load(folder / "rewritten.onnx").graph.node)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_float_files_and_training_with_rounding(kind, tmp_path):
     """The FP32 file is the network; after a step of training, what is deployed is what was trained."""
     model, x = KINDS[kind][0](), images(32)

@@ -21,7 +21,7 @@ from recipe import StepError
 from storage import Checkpoint, export_onnx, load_archive, open_onnx, run_onnx, save_archive
 from training import Context
 
-SMALL = ("squeezenet1_1", "mnasnet0_5")
+SMALL = ("squeezenet1_1", pytest.param("mnasnet0_5", marks=pytest.mark.slow))
 LARGE = (
     "mobilenet_v3_small", "shufflenet_v2_x0_5",
     "alexnet", "vgg11", "vgg11_bn", "resnet18", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "googlenet",
