@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from data import Dataset, normalize
+from distillation.loss import SoftTargets
 from models import combine
 from recipe import Recipe, Step, StepError, refuse_unused
 from training import Context
@@ -77,7 +78,8 @@ class HasTeacher(Protocol):
 
 
 def check_teacher(step: HasTeacher) -> None:
-    """Raise StepError where a step's `teacher` is no recipe, or where there is none and its loss is set."""
+    """Raise StepError if a step's `teacher` is no recipe, or if there is none and its loss is set."""
+    SoftTargets(step.temperature, step.alpha)  # which checks them
     check_recipe("teacher", step.teacher)
     if step.teacher is None:
         refuse_unused(step, ("temperature", "alpha"), "there is no teacher; name one")

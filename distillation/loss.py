@@ -1,7 +1,33 @@
 """What a student is told to come near."""
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from recipe import Objective, StepError, is_number
+from training import Logits, Loss
+
+
+@dataclass(frozen=True)
+class SoftTargets(Objective):
+    """The teacher's probabilities beside the labels: see `distillation_loss`."""
+
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+    def check(self) -> None:
+        if not (is_number(self.temperature) and self.temperature > 0):
+            raise StepError(f"temperature must be above 0 and finite, not {self.temperature!r}")
+        if not (is_number(self.alpha) and 0 <= self.alpha <= 1):
+            raise StepError(f"alpha, the teacher's share of the loss, must be from 0 to 1, not {self.alpha!r}")
+
+    def loss(self, teacher: Logits | None) -> Loss:
+        if teacher is None:
+            raise StepError("soft targets are a teacher's: use Distill, or an objective of labels alone")
+        return lambda logits, batch: distillation_loss(
+            logits, teacher(batch), batch.labels, self.temperature, self.alpha
+        )
 
 
 def distillation_loss(

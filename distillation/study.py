@@ -11,14 +11,15 @@ from torch import nn
 from data import Dataset, Split, load
 from distillation.distill import Distill
 from distillation.ensemble import Ensemble
-from distillation.teacher import Teacher, taught
+from distillation.loss import SoftTargets
+from distillation.teacher import Teacher
 from experiment import batch_size, beside_published, kept_table, make, percent, training_device, validated
 from experiment.chance import overlap
 from measurement import cost
 from models import build
 from recipe import Recipe
 from storage import Checkpoint
-from training import Context, Train, fit, fresh, smoothed_cross_entropy
+from training import Context, Labels, Train, fit, fresh
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 20, "digits": 3}  # of a student's training, as long as the published study's
@@ -263,9 +264,9 @@ def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:
 
 def _timed_epoch(step: Distill, context: Context, teacher: nn.Module | None) -> float:
     """Seconds of a student's first epoch, from the first batch to the last, without its validation."""
-    loss = smoothed_cross_entropy(0.0)
+    loss = Labels().loss(None)
     if teacher is not None:
-        loss = taught(Teacher([teacher], context), step.temperature, step.alpha)
+        loss = SoftTargets(step.temperature, step.alpha).loss(Teacher([teacher], context).logits)
     fit(
         fresh(step.model, step.width, context),
         context,

@@ -8,12 +8,12 @@ from torch import nn
 
 from data import Batch
 from distillation.ensemble import HasTeacher
-from distillation.loss import distillation_loss
+from distillation.loss import SoftTargets
 from models import spec_of
 from models.ensemble import mean_logits
 from recipe import StepError, Training
 from storage import Checkpoint, weights_checksum
-from training import Context, Loss, autocast, forward, lay_out, smoothed_cross_entropy
+from training import Context, Labels, Loss, autocast, forward, lay_out
 
 
 class Teacher:
@@ -78,15 +78,11 @@ class Teacher:
 
 
 def guided_loss(step: HasTeacher, context: Context) -> Loss:
-    """Cross-entropy with the labels, or the distillation loss where the step names a recipe as its `teacher`."""
+    """Cross-entropy with the labels, or the distillation loss if the step names a recipe as its `teacher`."""
     if step.teacher is None:
-        return smoothed_cross_entropy(0.0)
-    return taught(Teacher([context.make(step.teacher)], context), step.temperature, step.alpha)
-
-
-def taught(teacher: Teacher, temperature: float, alpha: float) -> Loss:
-    """The distillation loss under a teacher, as `fit` takes it."""
-    return lambda logits, batch: distillation_loss(logits, teacher.logits(batch), batch.labels, temperature, alpha)
+        return Labels().loss(None)
+    teacher = Teacher([context.make(step.teacher)], context)
+    return SoftTargets(step.temperature, step.alpha).loss(teacher.logits)
 
 
 def _check(model: nn.Module, context: Context) -> None:

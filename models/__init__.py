@@ -1,14 +1,16 @@
 """The networks, by name: `build("resnet18", shape=(3, 32, 32), classes=10)`."""
 
+import models.quantized  # noqa: F401 (registers what it does to networks)
 from models.channels import channel_table
 from models.errors import ModelError
 from models.registry import ARCHITECTURES, build, check_model, check_network, combine, rebuild
 from models.resnet import ResNet
-from models.spec import Spec, set_spec, spec_of
+from models.spec import TRANSFORMATIONS, Spec, done_to, set_spec, spec_of, transformation, with_done
 from models.structure import on_paper, structure
 
 __all__ = [
     "ARCHITECTURES",
+    "TRANSFORMATIONS",
     "ModelError",
     "ResNet",
     "Spec",
@@ -17,9 +19,12 @@ __all__ = [
     "check_model",
     "check_network",
     "combine",
+    "done_to",
     "on_paper",
     "rebuild",
     "set_spec",
     "spec_of",
     "structure",
+    "transformation",
+    "with_done",
 ]

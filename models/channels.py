@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from models.errors import ModelError
+from models.spec import transformation
 
 # What is written down of a module that may lose channels: its outputs first.
 SIZES: dict[type[nn.Module], tuple[str, ...]] = {
@@ -25,6 +26,7 @@ def channel_table(model: nn.Module) -> list[list[int]]:
     return [sizes for module in model.modules() if (sizes := _sizes(module))]
 
 
+@transformation("channels")
 def cut(model: nn.Module, table: list[list[int]]) -> nn.Module:
     """Give the layers of a fresh network the sizes that `channel_table` found; their weights are to be loaded.
 

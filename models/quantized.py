@@ -18,7 +18,7 @@ from models.errors import ModelError
 from models.folding import fold_norms
 from models.operators import Tracer, has_integer_form, integer_layers, trace
 from models.placement import Placement, place_quantizers, ready_for_quantizers
-from models.spec import set_spec, spec_of
+from models.spec import set_spec, spec_of, transformation, was_done, with_done
 
 LARGEST_BIAS = 2**29  # in steps: the runtime adds it to a sum of 32 bits
 OPSET = 21  # of ONNX: the first that the exporter's QuantizeLinear and DequantizeLinear are asked for in
@@ -140,7 +140,7 @@ def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> f
     Raises:
         ModelError: a weight holds what integers cannot, or two layers share one.
     """
-    spec = spec_of(model) | {"quantized": True}
+    spec = with_done(spec_of(model), "quantized")
     _check_untied(model)
     traced = ready_for_quantizers(folded(model))
     layers = integer_layers(traced)
@@ -154,9 +154,14 @@ def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> f
     return traced.eval()
 
 
+@transformation("quantized")
+def _integer_form(model: nn.Module, value: bool) -> fx.GraphModule:
+    return insert_quantizers(model)
+
+
 def holds_integers(spec: dict) -> bool:
     """Whether the network that a `model.spec` describes is an integer one, or an ensemble with such a member."""
-    return bool(spec.get("quantized")) or any(map(holds_integers, spec.get("members", ())))
+    return was_done(spec, "quantized")
 
 
 def folded(model: nn.Module) -> fx.GraphModule:
@@ -165,7 +170,7 @@ def folded(model: nn.Module) -> fx.GraphModule:
     Layers without batch norm are shared with the model. The graph of an ensemble is one of all of its members, whose
     tensors keep the names they have in the ensemble.
     """
-    if isinstance(model, fx.GraphModule) and spec_of(model).get("quantized"):
+    if isinstance(model, fx.GraphModule) and holds_integers(spec_of(model)):
         return model
     if not isinstance(model, Ensemble):
         return fold_norms(trace(model.eval().cpu()))

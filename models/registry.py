@@ -7,13 +7,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from models.channels import cut
 from models.ensemble import Ensemble
 from models.errors import ModelError
 from models.operators import trace
-from models.quantized import insert_quantizers
 from models.resnet import Shape, resnet8, resnet14, resnet18, resnet20
-from models.spec import Spec, set_spec, spec_of
+from models.spec import TRANSFORMATIONS, Spec, done_to, set_spec, spec_of, with_done
 from models.students import PLAIN, PlainStudent, ds_cnn, tiny_mixer
 
 # Each takes an image's shape, the number of classes, and a width that its numbers of channels are multiplied with.
@@ -108,7 +106,11 @@ def _takes(spec: Spec) -> str:
 
 
 def rebuild(spec: Spec) -> nn.Module:
-    """Build the network that a `model.spec` describes, quantizers included; its weights are to be loaded into it."""
+    """Build the network that a `model.spec` describes, and do to it all that was done; its weights are to be loaded.
+
+    Raises:
+        ModelError: the network, or something that was done to it, is unknown.
+    """
     own = {"pixels": spec["pixels"]} if "pixels" in spec else {}
     if "members" in spec:
         model = combine([rebuild(member) for member in spec["members"]])
@@ -117,6 +119,10 @@ def rebuild(spec: Spec) -> nn.Module:
     shape, width = tuple(spec["shape"]), spec.get("width", 1.0)
     model = build(spec["architecture"], shape=shape, classes=spec["classes"], width=width)
     spec_of(model).update(own)
-    if "channels" in spec:
-        spec_of(cut(model, spec["channels"]))["channels"] = spec["channels"]
-    return insert_quantizers(model) if spec.get("quantized") else model
+    for transform, value in done_to(spec):
+        if transform not in TRANSFORMATIONS:
+            raise ModelError(f"{transform!r} was done to the network, which no module at hand does: import the one")
+        before = spec_of(model)
+        model = TRANSFORMATIONS[transform](model, value)
+        set_spec(model, with_done(before, transform, value))
+    return model

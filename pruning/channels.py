@@ -11,10 +11,10 @@ import torch_pruning
 from torch import nn
 from torch_pruning.dependency import Group as Dependents
 
-from distillation import check_teaching, guided_loss
+from distillation import guided_loss
 from distillation.ensemble import check_teacher
 from measurement import cost
-from models import channel_table, set_spec, spec_of
+from models import channel_table, set_spec, spec_of, with_done
 from pruning.criteria import lookahead
 from pruning.graph import LAYERS, Layer, inputs_of, layer_graph, layers_of
 from recipe import Recipe, Step, StepError, Training, check_whole, is_number
@@ -74,7 +74,6 @@ class PruneChannels(Step, Training):
             raise StepError(f"unknown criterion {self.criterion!r}: use one of {', '.join(CHANNEL_CRITERIA)}")
         check_whole("multiple", self.multiple)
         self.check_training()
-        check_teaching(self.temperature, self.alpha)
         check_teacher(self)
 
     def words(self) -> list[str]:
@@ -84,7 +83,7 @@ class PruneChannels(Step, Training):
         assert model is not None  # `check_after` saw to it
         model = model.cpu().eval()
         model = narrow(model, CHANNEL_CRITERIA[self.criterion](model, context), self.macs, self.multiple)
-        set_spec(model, spec_of(model) | {"channels": channel_table(model)})
+        set_spec(model, with_done(spec_of(model), "channels", channel_table(model)))
         fit(
             model,
             context,

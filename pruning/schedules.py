@@ -27,5 +27,4 @@ SCHEDULES: dict[str, Callable[[float, float, int], float]] = {
     "one_shot": one_shot,
     "iterative": iterative,
     "gradual": gradual,
-    "rewind": one_shot,
 }

@@ -2,6 +2,7 @@
 
 import data.telemetry  # noqa: F401 (before ONNX Runtime is imported)
 from quantization.quantize import Quantize
+from quantization.rounding import Round
 from quantization.static import calibrate
 
-__all__ = ["Quantize", "calibrate"]
+__all__ = ["Quantize", "Round", "calibrate"]

@@ -20,20 +20,25 @@ from recipe.checks import (
 )
 from recipe.errors import CompressionError, DataError, StepError
 from recipe.names import check_dataset, folder_of, identity, readable
+from recipe.part import PARTS, Objective, Part, Technique
 from recipe.step import STEPS, Step, traits
 from recipe.training import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TRAINING_FIELDS, Training, training_of
 
 __all__ = [
     "AUGMENTATIONS",
     "OPTIMIZERS",
+    "PARTS",
     "SCHEDULES",
     "STEPS",
     "TRAINING_FIELDS",
     "CompressionError",
     "DataError",
+    "Objective",
+    "Part",
     "Recipe",
     "Step",
     "StepError",
+    "Technique",
     "Training",
     "Unknown",
     "check_dataset",

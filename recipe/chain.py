@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from recipe.checks import default_of, fields_of, plain
 from recipe.errors import CompressionError, StepError
 from recipe.names import check_dataset, folder_of, identity
+from recipe.part import PARTS, Part
 from recipe.step import STEPS, Step
 
 S = TypeVar("S", bound=Step)
@@ -77,7 +78,7 @@ class Recipe:
     @property
     def letters(self) -> str:
         """The methods in order of use, a letter each; empty for a network that was only trained."""
-        return "".join(step.letter for step in self.steps)
+        return "".join(step.letters for step in self.steps)
 
     @property
     def words(self) -> str:
@@ -127,12 +128,11 @@ class Recipe:
         """The files that fields of the steps name, by what is written there: what they hold is part of the recipe."""
         found: dict[str, Path] = {}
         for step in self.steps:
-            for own in dataclasses.fields(step):
-                value = getattr(step, own.name)
+            for _, value in _values(step):
                 if isinstance(value, str | Path) and _is_file(value):
                     found[str(value)] = Path(value)
-            for _, recipe in recipes_of(step):
-                found |= recipe.files()
+                elif isinstance(value, Recipe):
+                    found |= value.files()
         return found
 
     @property
@@ -162,8 +162,12 @@ def _is_file(name: str | Path) -> bool:
 
 
 def _label(step: Step, before: Recipe | None) -> str:
-    if before is None and step.network is not None and step.base is None:
+    if before is None and step.network is not None and step.base is None and not step.techniques:
         return step.network[0]
+    return _written(step, before)
+
+
+def _written(step: Part, before: Recipe | None) -> str:
     words = []
     for field in fields_of(step):
         value = getattr(step, field.name)
@@ -171,6 +175,10 @@ def _label(step: Step, before: Recipe | None) -> str:
             continue
         if isinstance(value, tuple) and value and isinstance(value[0], Recipe):
             words.append(" + ".join(recipe.label for recipe in value))
+        elif isinstance(value, tuple) and value and isinstance(value[0], Part):
+            words.append(" + ".join(_written(part, before) for part in value))
+        elif isinstance(value, Part):
+            words.append(_written(value, before))
         elif field.name == "layer_bits":  # a pair a layer: too long for people
             words.append("bits by layer")
         else:
@@ -192,11 +200,15 @@ def _words(steps: Sequence[Step]) -> str:
 
 def recipes_of(step: Step) -> Iterator[tuple[str, Recipe]]:
     """The recipes that a step's fields hold, teachers for instance, each behind the field's name."""
-    for field in dataclasses.fields(step):
-        value = getattr(step, field.name)
+    return ((field, value) for field, value in _values(step) if isinstance(value, Recipe))
+
+
+def _values(part: Part) -> Iterator[tuple[str, Any]]:
+    """Each value that a step's fields hold, those of its parts and of tuples singly, behind the field's name."""
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, Recipe):
-                yield field.name, item
+            yield from _values(item) if isinstance(item, Part) else [(field.name, item)]
 
 
 def _reseeded(value: Any, seed: int) -> Any:
@@ -214,10 +226,11 @@ def _describe(value: Any, whole: bool) -> Any:
     if isinstance(value, Recipe):
         steps = [_describe(step, whole) for step in value.steps]
         return {"dataset": identity(value.dataset), "seed": value.seed, "steps": steps}
-    if isinstance(value, Step):
+    if isinstance(value, Part):
         changed = value.changed  # once: it compares every field, recipes that are held among them
         named = [field.name for field in dataclasses.fields(value) if whole or field.name in changed]
-        return {"step": value.name} | {name: _describe(getattr(value, name), whole) for name in named}
+        called = {"step" if isinstance(value, Step) else "part": value.name}
+        return called | {name: _describe(getattr(value, name), whole) for name in named}
     value = plain(value)
     if isinstance(value, tuple):
         return [_describe(item, whole) for item in value]
@@ -245,11 +258,10 @@ class Unknown(Step):
 
 def step_of(description: Mapping, dataset: str) -> Step:
     """The step that a record's JSON describes; `Unknown` where there is none such."""
-    fields = {name: _read(value, dataset) for name, value in description.items() if name != "step"}
     kind = STEPS.get(description["step"], Unknown)
     try:
-        return Unknown(description["step"]) if kind is Unknown else kind(**fields)
-    except (CompressionError, TypeError):
+        return Unknown(description["step"]) if kind is Unknown else kind(**_fields(description, dataset))
+    except (CompressionError, TypeError, KeyError):  # KeyError: a part that no module at hand defines
         return Unknown(description["step"])
 
 
@@ -284,7 +296,11 @@ def label_of(record: Mapping) -> str:
 
 def letters_of(record: Mapping) -> str:
     """`Recipe.letters` of a record."""
-    return "".join(step.letter for step in steps_of(record))
+    return "".join(step.letters for step in steps_of(record))
+
+
+def _fields(description: Mapping, dataset: str) -> dict[str, Any]:
+    return {name: _read(value, dataset) for name, value in description.items() if name not in ("step", "part")}
 
 
 def _read(value: Any, dataset: str) -> Any:
@@ -292,4 +308,6 @@ def _read(value: Any, dataset: str) -> Any:
         return tuple(_read(item, dataset) for item in value)
     if isinstance(value, dict) and "steps" in value:
         return Recipe(dataset, tuple(step_of(step, dataset) for step in value["steps"]), value["seed"])
+    if isinstance(value, dict) and "part" in value:
+        return PARTS[value["part"]](**_fields(value, dataset))
     return value

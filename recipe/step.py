@@ -1,11 +1,10 @@
 """`Step`: what turns a model into a model, and says of itself all that others want to know of it."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Optional
+from typing import TYPE_CHECKING, ClassVar, Optional
 
-from recipe.checks import default_of, plain_fields
 from recipe.errors import StepError
+from recipe.part import Part, Technique, require_names
 
 if TYPE_CHECKING:  # this room is of values, and does without torch
     from torch import nn
@@ -16,8 +15,8 @@ if TYPE_CHECKING:  # this room is of values, and does without torch
 STEPS: dict[str, type["Step"]] = {}  # every step there is, by its name
 
 
-class Step:
-    """The base class of steps: frozen dataclasses whose fields are the hyperparameters, all checked at once.
+class Step(Part):
+    """The base class of steps: frozen dataclasses whose fields are the hyperparameters.
 
     Charts, tables, the README and the checks of a chain know a step by what it says here and by nothing else.
 
@@ -35,35 +34,29 @@ class Step:
     forbids: ClassVar[Mapping[str, str]] = {}
     begins: ClassVar[bool] = False
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
     def __init_subclass__(cls) -> None:
-        for name in ("letter", "kind"):
-            if not hasattr(cls, name):
-                raise TypeError(f"{cls.__name__} is a step without a {name}: charts and tables would not know it")
+        super().__init_subclass__()
+        require_names(cls)
         STEPS[cls.__name__] = cls
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        self.check()
-
-    def check(self) -> None:
-        """Raise StepError where a field is out of range. Fields are plain Python values by then."""
 
     def apply(self, model: "nn.Module | None", context: "Context") -> "nn.Module":
         """Turn a model into a model. `model` may be changed in place; it is None at the start of a chain."""
         raise NotImplementedError
 
     @property
-    def name(self) -> str:
-        """The name of its class, by which a recipe's JSON calls it."""
-        return type(self).__name__
+    def techniques(self) -> tuple[Technique, ...]:
+        """What is done in the course of the step's training."""
+        return ()
 
     @property
-    def changed(self) -> set[str]:
-        """The names of the fields that are not at their default."""
-        fields = dataclasses.fields(self)
-        return {field.name for field in fields if getattr(self, field.name) != default_of(field)}
+    def letters(self) -> str:
+        """The letters of the methods at work here: the step's own, and those of its techniques."""
+        return self.letter + "".join(technique.letter for technique in self.techniques)
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The traits that the model has from here on."""
+        return self.gives.union(*(technique.gives for technique in self.techniques))
 
     @property
     def network(self) -> tuple[str, float] | None:
@@ -101,5 +94,5 @@ def traits(steps: tuple[Step, ...]) -> dict[str, Step]:
     for step in steps:
         if step.network is not None:
             found = {}
-        found |= dict.fromkeys(step.gives, step)
+        found |= dict.fromkeys(step.given, step)
     return found

@@ -21,13 +21,13 @@ from data import Dataset, Split, batches, load, normalize
 from distillation import (
     Distill,
     Ensemble,
+    SoftTargets,
     Teacher,
     attention_loss,
     distillation_loss,
     errors,
     hint_loss,
     study,
-    taught,
 )
 from distillation.ensemble import best_weights
 from distillation.features import Guided, map_places, maps_at
@@ -239,7 +239,7 @@ def test_teachers_that_are_sure_leave_the_loss_a_number(digits, tmp_path):
         nn.init.zeros_(model.linear.weight)
         model.linear.bias.data = 200.0 * torch.eye(10)[3]
     batch, student = next(batches(digits, digits.train, 32, seed=0, epoch=0)), torch.randn(32, 10, requires_grad=True)
-    value = taught(Teacher(sure, context_of(digits, tmp_path)), 1.0, 0.9)(student, batch)
+    value = SoftTargets(1.0, 0.9).loss(Teacher(sure, context_of(digits, tmp_path)).logits)(student, batch)
     value.backward()
     q, wanted = softmax(student.detach().numpy()), 0.9 * np.eye(10)[[3] * 32] + 0.1 * np.eye(10)[batch.labels]
     assert value.item() == pytest.approx(
@@ -602,7 +602,7 @@ def test_taught_is_the_loss_under_the_teacher(digits, tmp_path):
     teacher, batch = Teacher([network()], context), next(batches(digits, digits.train, 32, seed=0, epoch=0))
     student = torch.randn(32, 10)
     expected = distillation_loss(student, teacher.logits(batch), batch.labels, 4.0, 0.9)
-    assert taught(Teacher([network()], context), 4.0, 0.9)(student, batch) == expected
+    assert SoftTargets(4.0, 0.9).loss(Teacher([network()], context).logits)(student, batch) == expected
 
 
 # What notebook 4 compares

@@ -19,18 +19,18 @@ from torch import nn
 
 from combination import Joint
 from data import load, signature
-from distillation import Distill, Ensemble
+from distillation import Distill, Ensemble, SoftTargets
 from experiment import Recipe, RecordError, kept_table, load_records, make, measured_on, run, set_aside
 from experiment import __main__ as command
 from experiment import records as records_module
 from experiment.aside import outdated_ids
 from experiment.store import folder_name
 from models import ARCHITECTURES, structure
-from pruning import Prune, PruneChannels
-from quantization import Quantize
+from pruning import Prune, PruneChannels, Sparsify
+from quantization import Quantize, Round
 from recipe import Step, StepError, identity
 from storage import Checkpoint, load_archive, weights_checksum
-from training import Context, Train
+from training import Context, Labels, Train
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
@@ -277,15 +277,27 @@ def test_every_default_is_the_one_that_records_were_made_with():
         "augmentation": ("crop", "flip"), "small_side": None, "small_share": 0.5, "average": 0.0, "views": None,
         "view_seed": None,
     }  # fmt: skip
+    own = {"during": (), "objective": None}
     taught = {"temperature": 4.0, "alpha": 0.9}
     teacher = {"teacher": None, **taught}
     pinned = {
-        Train: {"epochs": 15, "learning_rate": 0.2, **training, "label_smoothing": 0.1, "width": 1.0, "start": None},
+        Train: {"epochs": 15, "learning_rate": 0.2, **training, "label_smoothing": 0.1, "width": 1.0, "start": None,
+                **own},
         Distill: {
             "epochs": 30, "learning_rate": 0.2, **training, **taught, "width": 1.0, "teachers": (), "features": None,
-            "features_weight": 1.0,
+            "features_weight": 1.0, **own,
         },
         Ensemble: {"optimize_weights": False},
+        Labels: {"smoothing": 0.0},
+        SoftTargets: taught,
+        Sparsify: {
+            "sparsity": 0.9, "criterion": "lookahead", "scope": "global", "schedule": "gradual", "rounds": 5,
+            "order": "together", "skip": (), "may_empty": False, "start": 0.0,
+        },
+        Round: {
+            "bits": 8, "first_last_bits": 8, "layer_bits": (), "images": 512, "percentile": 99.99,
+            "calibration": "percentile", "start": 0.0,
+        },
         Quantize: {
             "mode": "static", "bits": 8, "images": 512, "percentile": 99.99, "calibration": "percentile",
             "per_channel": True, "first_last_bits": 8, "layer_bits": (), "epochs": 3, "learning_rate": 0.01,

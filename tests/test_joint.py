@@ -1,7 +1,9 @@
 """Joint: one training, whose model keeps its zeros, its integers and its file."""
 
+import copy
 import dataclasses
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from unittest.mock import Mock
@@ -13,17 +15,16 @@ import torch
 from onnx import numpy_helper
 
 from combination import Joint
-from combination import joint as module
 from data import load, normalize
 from distillation import Distill
 from experiment import Recipe
 from models import ARCHITECTURES, ModelError, ResNet, build
 from models.quantized import QuantizedConv2d, QuantizedLinear
-from pruning import Prune, Pruner
-from quantization import Quantize
-from recipe import StepError
+from pruning import Prune, Pruner, Sparsify
+from quantization import Quantize, Round, rounding
+from recipe import PARTS, Objective, StepError, recipe_of, words_of
 from storage import Checkpoint, export_onnx, load_archive, save_archive
-from training import Context, Train
+from training import Context, Labels, Train
 
 
 class Killed(Exception):
@@ -169,11 +170,11 @@ def test_layer_bits_of_no_layer(context, teacher):
 @pytest.mark.parametrize("tenths", range(10))
 def test_rounding_starts_once_at_the_first_whole_epoch(tenths, monkeypatch):
     started, enabled = [], []
-    monkeypatch.setattr(module, "insert_quantizers", lambda model: model)
-    monkeypatch.setattr(module, "calibrate", lambda *given: None)
-    monkeypatch.setattr(module.qat, "start", lambda *given: started.append(epoch))
-    monkeypatch.setattr(module.qat, "enable", lambda *given: enabled.append(epoch))
-    monkeypatch.setattr(module.qat, "before_epoch", lambda *given: None)
+    monkeypatch.setattr(rounding, "insert_quantizers", lambda model: model)
+    monkeypatch.setattr(rounding, "calibrate", lambda *given: None)
+    monkeypatch.setattr(rounding.qat, "start", lambda *given: started.append(epoch))
+    monkeypatch.setattr(rounding.qat, "enable", lambda *given: enabled.append(epoch))
+    monkeypatch.setattr(rounding.qat, "before_epoch", lambda *given: None)
     share = sum([0.1] * tenths)  # such as 0.30000000000000004
     for epochs in range(1, 21):
         first = math.ceil(Fraction(tenths, 10) * epochs)
@@ -184,7 +185,7 @@ def test_rounding_starts_once_at_the_first_whole_epoch(tenths, monkeypatch):
         joint = Joint("resnet8", epochs=epochs, quantize_from=share)
         started.clear(), enabled.clear()
         for epoch in range(epochs):
-            module._AtOnce(joint, Mock(), Mock(), Mock(), Mock()).before_epoch(epoch / epochs)
+            joint.composed().during[1].callback(Mock(), Mock(), Mock(), joint).before_epoch(epoch / epochs)
         assert started == [first] and enabled == list(range(first, epochs))
 
 
@@ -195,7 +196,7 @@ def test_the_zeros_come_along_a_cubic_after_their_share_of_the_training(context,
         after_step(pruner, done)
         zeros.append(sum(int((layer.module.weight == 0).sum()) for layer in pruner.graph.values()))
 
-    monkeypatch.setattr(module.Pruner, "after_step", watched)
+    monkeypatch.setattr(Pruner, "after_step", watched)
     Joint("tiny", **FIELDS | {"epochs": 10, "prune_from": 0.5, "quantize_from": 0.9}).apply(teacher, context)
     total = sum(w.numel() for n, w in build("tiny", shape=(1, 8, 8), classes=10).named_parameters() if w.ndim > 1)
     steps = len(zeros)
@@ -212,3 +213,82 @@ def test_what_can_come_before_and_after():
         with pytest.raises(StepError, match="follow Joint"):
             step.check_after((Joint("resnet8"),))
     Joint("resnet8").check_after((Distill("resnet8"),))
+
+
+def test_a_composition_is_the_joint_training(context, teacher, tmp_path):
+    """Written as Distill with techniques it gives the same integers; its id, letters and words are its own."""
+    fields = {name: FIELDS[name] for name in ("epochs", "batch_size", "learning_rate")}
+    own = {name: FIELDS[name] for name in ("bits", "images", "layer_bits")}
+    during = (Sparsify(0.6, start=0.2), Round(**own, start=0.6))
+    place = dataclasses.replace(context, checkpoint=Checkpoint(tmp_path / "other"), log={})
+    joint = Joint("tiny", **FIELDS, prune_from=0.2).apply(copy.deepcopy(teacher), context)
+    written = Distill("tiny", **fields, during=during).apply(teacher, place)
+    for name, layer in layers(joint).items():
+        other = written.get_submodule(name)
+        assert torch.equal(layer.weight, other.weight) and torch.equal(layer.weight_scale, other.weight_scale)
+    recipe = Recipe("digits", (Train("tiny"),)).then(Distill("tiny", **fields, during=during))
+    assert recipe.letters == "DPQ" and recipe.words == "tiny, distilled, pruned 60 %, ternary and 2 and 4 bits"
+    assert recipe_of({"recipe": recipe.describe(), **recipe.describe(), "id": recipe.id}, "digits") == recipe
+    assert "Distill(tiny, epochs=5, Sparsify(sparsity=0.6, start=0.2) + Round(bits=4, " in recipe.label
+    for step in (Quantize(), Prune()):
+        with pytest.raises(StepError, match="follow Distill"):
+            recipe.then(step)
+
+
+def test_labels_alone_with_either_technique_or_both(context, tmp_path):
+    fields = {"epochs": 2, "batch_size": 64, "learning_rate": 0.1}
+    for index, during in enumerate(((Sparsify(0.5),), (Round(4, images=64),), (Round(images=64), Sparsify(0.5)))):
+        place = dataclasses.replace(context, checkpoint=Checkpoint(tmp_path / str(index)), log={})
+        model = Train("tiny", **fields, during=during).apply(None, place)
+        weights = [w for name, w in model.state_dict().items() if name.endswith("weight") and w.ndim > 1]
+        zeros = [float((weight == 0).float().mean()) for weight in weights]
+        given = frozenset().union(*(technique.gives for technique in during))
+        assert bool(layers(model)) == ("integers" in given) and ("zeros" not in given or np.mean(zeros) > 0.3)
+
+
+def test_techniques_and_objectives_that_make_no_sense():
+    refused = {
+        "during is a tuple of techniques": [Round(4)],
+        "Round stands twice in during, or another that gives integers": (Round(4), Sparsify(), Round(8)),
+        "start leaves no whole epoch to train with rounding": (Round(4, start=0.95),),
+        "during is a tuple": (Quantize(),),
+    }
+    for said, during in list(refused.items())[1:]:
+        with pytest.raises(StepError, match=said):
+            Train("resnet8", epochs=10, during=during)
+    with pytest.raises(StepError, match="label_smoothing would change nothing: the objective has its own"):
+        Train("resnet8", label_smoothing=0.2, objective=Labels(0.1))
+    with pytest.raises(StepError, match="objective is a value such as Labels"):
+        Train("resnet8", objective="labels")
+    with pytest.raises(StepError, match="features go with neither techniques nor an objective"):
+        Distill("resnet8", features="hints", during=(Sparsify(),))
+
+
+def test_an_objective_of_ones_own(context, tmp_path):
+    """A focal loss (Lin et al., ICCV 2017) of exponent 0 is the cross-entropy, and gives the same weights."""
+
+    @dataclass(frozen=True)
+    class Focal(Objective):
+        power: float = 2.0
+
+        def loss(self, teacher):
+            def loss(logits, batch):
+                log = logits.log_softmax(1).gather(1, batch.labels[:, None])[:, 0]
+                return -((1 - log.exp()) ** self.power * log).mean()
+
+            return loss
+
+    try:
+        ends = []
+        for index, objective in enumerate((Labels(), Focal(0.0), Focal())):
+            place = dataclasses.replace(context, checkpoint=Checkpoint(tmp_path / str(index)), log={})
+            ends.append(Train("tiny", epochs=1, objective=objective).apply(None, place).linear.weight)
+        assert torch.allclose(ends[0], ends[1], atol=1e-3) and not torch.allclose(ends[0], ends[2], atol=1e-3)
+        recipe = Recipe("digits", (Train("resnet8", objective=Focal(1.0)),))
+        assert recipe.describe()["steps"][0]["objective"] == {"part": "Focal", "power": 1.0}
+        record = {"recipe": recipe.describe(), **recipe.describe(), "id": recipe.id}
+        assert recipe_of(record, "digits") == recipe
+        assert repr(recipe.steps[0]) == "Train(model='resnet8', objective=Focal(power=1.0))"
+    finally:
+        del PARTS["Focal"]
+    assert recipe_of(record, "digits") is None and words_of({**record}) == "Train"

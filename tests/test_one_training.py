@@ -5,13 +5,13 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from combination import Joint, joint, one_training
+from combination import Joint, one_training
 from data import load
 from distillation import Distill, Teacher
 from distillation.study import student_training
 from experiment import Recipe, base_recipe
 from pruning import Prune
-from quantization import Quantize, calibrate
+from quantization import Quantize, calibrate, rounding
 from training import Train, loop
 
 
@@ -61,7 +61,7 @@ def test_epochs_are_timed_without_what_is_done_once(folders, monkeypatch):
     monkeypatch.setattr(loop, "update", slow)
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(Teacher, "_forward", once(Teacher._forward))
-    monkeypatch.setattr(joint, "calibrate", once(calibrate))
+    monkeypatch.setattr(rounding, "calibrate", once(calibrate))
     monkeypatch.setattr(one_training, "BATCHES", 2)
     base = Recipe("digits", (Train("resnet8", epochs=1, batch_size=256),))
     epoch = one_training.epoch_seconds(base, "student_6", 0.5, 4)

@@ -20,8 +20,8 @@ from pruning import Prune
 from quantization import Quantize
 from recipe import OPTIMIZERS, SCHEDULES, StepError, Training
 from storage import Checkpoint
-from training import Callback, Context, Muon, Train, TrainingDiverged, fit, loop, one_cycle
-from training.loop import evaluate, smoothed_cross_entropy
+from training import Callback, Context, Labels, Muon, Train, TrainingDiverged, fit, loop, one_cycle
+from training.loop import evaluate
 from training.optimizers import orthogonal
 
 
@@ -47,7 +47,7 @@ def small():
 
 def trained(dataset, path, model=None, **changes):
     context = context_of(dataset, path)
-    loss, after = changes.pop("loss", smoothed_cross_entropy(0.1)), changes.pop("after_step", None)
+    loss, after = changes.pop("loss", Labels(0.1).loss(None)), changes.pop("after_step", None)
     training = Training(**{"epochs": 4, "learning_rate": 0.05, "batch_size": 32} | changes)
     callbacks = [] if after is None else [After(after)]
     model = fit(model or small(), context, training, loss=loss, callbacks=callbacks)
@@ -89,13 +89,13 @@ def test_one_cycle_by_hand(progress, share):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
-def test_smoothed_cross_entropy_against_numpy(smoothing):
+def test_labels_against_numpy(smoothing):
     draws = np.random.default_rng(0)
     logits, labels = draws.normal(size=(6, 10)), draws.integers(0, 10, 6)
     target = (1 - smoothing) * np.eye(10)[labels] + smoothing / 10
     log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     batch = Batch(torch.empty(6, 1, 8, 8), torch.from_numpy(labels), 0, 0)
-    got = smoothed_cross_entropy(smoothing)(torch.from_numpy(logits), batch)
+    got = Labels(smoothing).loss(None)(torch.from_numpy(logits), batch)
     assert got.item() == pytest.approx(-(target * log_softmax).sum(1).mean(), rel=1e-12)
 
 

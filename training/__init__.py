@@ -2,26 +2,34 @@
 
 from training.callbacks import Callback, Since
 from training.context import Context
-from training.loop import Loss, TrainingDiverged, autocast, evaluate, fit, forward, lay_out, smoothed_cross_entropy
+from training.loop import Logits, Loss, TrainingDiverged, autocast, evaluate, fit, forward, lay_out
+from training.objectives import Labels
 from training.optimizers import Muon
 from training.schedules import one_cycle
-from training.train import Train, fresh, round_weights
+from training.techniques import check_start, check_techniques, first_epoch, fit_with
+from training.train import Train, check_objective, fresh, round_weights
 
 __all__ = [
     "Callback",
     "Context",
+    "Labels",
+    "Logits",
     "Loss",
     "Muon",
     "Since",
     "Train",
     "TrainingDiverged",
     "autocast",
+    "check_objective",
+    "check_start",
+    "check_techniques",
     "evaluate",
+    "first_epoch",
     "fit",
+    "fit_with",
     "forward",
     "fresh",
     "lay_out",
     "one_cycle",
     "round_weights",
-    "smoothed_cross_entropy",
 ]

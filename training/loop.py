@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import interpolate
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
@@ -17,7 +17,8 @@ from storage.weights import load_tensors
 from training.callbacks import Callback
 from training.context import Context
 
-Loss = Callable[[torch.Tensor, Batch], torch.Tensor]
+Loss = Callable[[torch.Tensor, Batch], torch.Tensor]  # of logits and their batch
+Logits = Callable[[Batch], torch.Tensor]  # a teacher's, for a batch
 
 
 class TrainingDiverged(CompressionError):
@@ -280,8 +281,3 @@ def _moving(decay: float) -> Callable:
         return before + (now - before) * (1 - kept)
 
     return average
-
-
-def smoothed_cross_entropy(label_smoothing: float) -> Loss:
-    """Cross-entropy with the labels that much mixed with the uniform distribution (Szegedy et al., CVPR 2016)."""
-    return lambda logits, batch: cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)

@@ -9,9 +9,10 @@ from torch import nn
 
 from data import epoch_seed
 from models import build, check_model, check_network, spec_of
-from recipe import Recipe, Step, StepError, Training, is_number
+from recipe import Objective, Recipe, Step, StepError, Technique, Training, refuse_unused
 from training.context import Context
-from training.loop import fit, smoothed_cross_entropy
+from training.objectives import Labels
+from training.techniques import check_techniques, fit_with
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Train(Step, Training):
 
     `start` is a recipe of the same network to train on from: with a learning rate that rises again, a warm restart
     (Loshchilov and Hutter, "SGDR", 2017), whose epochs show other batches than those before.
+
+    `during` are techniques at work in the training: `Train("resnet20", during=(Sparsify(0.9), Round(4)))` makes a small
+    network at once. `objective` takes the place of the cross-entropy with `label_smoothing`.
     """
 
     letter: ClassVar[str] = ""
@@ -34,12 +38,21 @@ class Train(Step, Training):
     label_smoothing: float = 0.1
     width: float = 1.0
     start: Recipe | None = None
+    during: tuple[Technique, ...] = ()
+    objective: Objective | None = None
 
     def check(self) -> None:
         check_model(self.model, self.width)
         self.check_training()
-        if not (is_number(self.label_smoothing) and 0 <= self.label_smoothing < 1):
-            raise StepError(f"label_smoothing must be in [0, 1), not {self.label_smoothing!r}")
+        check_techniques(self, self.during)
+        Labels(self.label_smoothing)  # which checks it
+        if self.objective is not None:
+            check_objective(self.objective)
+            refuse_unused(self, ("label_smoothing",), "the objective has its own labels")
+
+    @property
+    def techniques(self) -> tuple[Technique, ...]:
+        return self.during
 
     @property
     def network(self) -> tuple[str, float]:
@@ -50,7 +63,7 @@ class Train(Step, Training):
         return self.start
 
     def words(self) -> list[str]:
-        return []
+        return [word for technique in self.during for word in technique.words()]
 
     def check_after(self, before: tuple[Step, ...]) -> None:
         if before:
@@ -67,14 +80,15 @@ class Train(Step, Training):
         model = fresh(self.model, self.width, context)
         if self.start is not None:
             model, context = _further(model, self.start, context)
-        fit(
-            model,
-            context,
-            self,
-            loss=smoothed_cross_entropy(self.label_smoothing),
-            title=f"{self.model} on {context.dataset.name}, seed {context.seed}",
-        )
-        return round_weights(model)
+        objective = self.objective or Labels(self.label_smoothing)
+        title = f"{self.model} on {context.dataset.name}, seed {context.seed}"
+        return round_weights(fit_with(model, context, self, self.during, loss=objective.loss(None), title=title))
+
+
+def check_objective(value: object) -> None:
+    """Raise StepError unless a field holds an objective."""
+    if not isinstance(value, Objective):
+        raise StepError(f"objective is a value such as Labels(smoothing=0.1), not {value!r}")
 
 
 def _further(model: nn.Module, start: Recipe, context: Context) -> tuple[nn.Module, Context]:
@@ -102,7 +116,7 @@ def fresh(name: str, width: float, context: Context) -> nn.Module:
 
 @torch.no_grad()
 def round_weights(model: nn.Module) -> nn.Module:
-    """Round convolution and linear weights to bfloat16, as every training in floats ends."""
+    """Round convolution and linear weights to bfloat16, as every training in floats ends; integers stay as they are."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.weight.copy_(module.weight.bfloat16())
