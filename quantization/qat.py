@@ -208,7 +208,7 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     `model` is the float model that `trained` was prepared from; its weights are overwritten.
 
     Raises:
-        TrainingDiverged: the steps became so small that a bias is beyond what the runtime can add.
+        TrainingDiverged: the steps of a layer became so small that its biases are beyond what the runtime can add.
     """
     trained = trained.cpu()
     values = model.cpu().state_dict()  # also of what no forward calls
@@ -238,13 +238,14 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
 
 
 def _check_biases(integer: fx.GraphModule) -> None:
+    """A channel may be nearly dead, and gets a larger step; a layer of which all are was lost in the training."""
     tensors = integer.state_dict()
     for bias, scales in bias_steps(integer).items():
-        largest = float((tensors[bias] / (tensors[scales[0]] * tensors[scales[1]])).abs().max())
-        if not largest <= LARGEST_BIAS:
+        steps = (tensors[bias] / (tensors[scales[0]] * tensors[scales[1]])).abs()
+        if not bool(tensors[bias].isfinite().all()) or bool((steps > LARGEST_BIAS).all()):
             raise TrainingDiverged(
-                f"the steps of quantization-aware training went astray: {bias} is {largest:.0e} of them, more than 32 "
-                "bits hold; lower learning_rate, or train the network for longer before"
+                f"the steps of quantization-aware training went astray: {bias} is {float(steps.max()):.0e} of them, "
+                "more than 32 bits hold; lower learning_rate, or train the network for longer before"
             )
 
 

@@ -394,6 +394,10 @@ def test_the_bias_of_a_channel_that_is_nearly_dead_fits_32_bits(tmp_path):
     export_onnx(integer, tmp_path / "model.onnx", images=x)
     with torch.no_grad():
         assert (integer(x) - model(x)).norm() < 0.05 * model(x).norm()
+    trained = qat.prepare(model, bits_by_layer(model, 8, 8)).eval()
+    qat.start(trained, integer)
+    with torch.no_grad():
+        assert (qat.finish(trained, model)(x) - integer(x)).norm() < 0.05 * integer(x).norm()
 
 
 def test_first_and_last_are_by_use():
