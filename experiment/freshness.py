@@ -12,7 +12,7 @@ from typing import Any
 
 from data import Dataset, changes, load, signature
 from experiment.store import artifacts_folder, write_json
-from models import ARCHITECTURES, ModelError, structure
+from models import ARCHITECTURES, ModelError, is_allowed, structure
 from recipe import Recipe, recipe_of
 from storage import StorageError, sha256
 
@@ -117,7 +117,8 @@ def outdated(made: Mapping, dataset: str, recipe: Recipe | None = None, *, image
     if recipe is not None and "recipe" in made and (why := _other_field(made["recipe"], recipe.resolved())):
         return why
     for name, width, then in made.get("networks", ()):
-        if name in ARCHITECTURES and "data" in made and then != _structure_now(name, width, made["data"]):
+        known = is_allowed(name) if ":" in name else name in ARCHITECTURES  # code that a record alone names is not run
+        if known and "data" in made and then != _structure_now(name, width, made["data"]):
             return f"the code of {name} builds another network now"
     for name, then in made.get("files", {}).items():
         if Path(name).is_file() and sha256(Path(name)) != then:

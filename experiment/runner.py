@@ -17,7 +17,7 @@ from experiment.records import current_commit, read_record, write_record
 from experiment.store import Store, graphs_folder
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
 from measurement.timing import hardware, measuring_seconds
-from models import spec_of
+from models import allow, spec_of
 from models.quantized import holds_integers, left_in_floats
 from recipe import Recipe, StepError
 from storage import (
@@ -65,6 +65,7 @@ def run(recipe: Recipe, *, remeasure: bool = False) -> dict:
     """
     if not isinstance(recipe, Recipe):
         raise StepError(f"run takes a recipe, such as Recipe('digits', (Train('resnet20'),)), not {recipe!r}")
+    allow(name for name, _ in recipe.networks())
     store = Store.of(recipe)
     if not remeasure and (record := _current(recipe)) is not None:
         return record
@@ -89,6 +90,7 @@ def make(recipe: Recipe) -> nn.Module:
     Raises:
         RecordError: the recipe's record is not of the images, the code or the settings at hand.
     """
+    allow(name for name, _ in recipe.networks())
     return _make(recipe)[0]
 
 

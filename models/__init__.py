@@ -2,6 +2,7 @@
 
 import models.quantized  # noqa: F401 (registers what it does to networks)
 from models.channels import channel_table
+from models.elsewhere import allow, is_allowed, named
 from models.errors import ModelError
 from models.registry import ARCHITECTURES, build, check_model, check_network, combine, rebuild
 from models.resnet import ResNet
@@ -14,12 +15,15 @@ __all__ = [
     "ModelError",
     "ResNet",
     "Spec",
+    "allow",
     "build",
     "channel_table",
     "check_model",
     "check_network",
     "combine",
     "done_to",
+    "is_allowed",
+    "named",
     "on_paper",
     "rebuild",
     "set_spec",

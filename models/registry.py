@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from models.elsewhere import allow, check_allowed, check_name, factory, is_elsewhere, near
 from models.ensemble import Ensemble
 from models.errors import ModelError
 from models.operators import trace
@@ -33,7 +34,7 @@ def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Mo
     from 0 to 1) on which it sees images: that belongs to the network, as its weights do.
 
     Args:
-        name: one of `ARCHITECTURES`.
+        name: one of `ARCHITECTURES`, or of another's: see `models.elsewhere`.
         shape: channels, height and width of an image.
         classes: number of classes; the network maps `[B, C, H, W]` to logits `[B, classes]`.
         width: factor of the number of channels.
@@ -42,7 +43,8 @@ def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Mo
         ModelError: the name is unknown, or the width not above 0 and finite.
     """
     check_model(name, width)
-    model = ARCHITECTURES[name](shape, classes, width)
+    allow([name])
+    model = (factory(name) if is_elsewhere(name) else ARCHITECTURES[name])(shape, classes, width)
     spec = {"architecture": name, "shape": list(shape), "classes": classes}
     set_spec(model, spec if width == 1 else spec | {"width": width})
     return model
@@ -50,10 +52,12 @@ def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Mo
 
 def check_model(name: str, width: float) -> None:
     """Raise ModelError where there is no such network."""
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise ModelError(f"unknown model {name!r}: use one of {', '.join(sorted(ARCHITECTURES))}")
+    if not is_elsewhere(name) and (not isinstance(name, str) or name not in ARCHITECTURES):
+        raise ModelError(f"unknown model {name!r}{near(name, ARCHITECTURES)}")
     if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < math.inf:
         raise ModelError(f"width, the factor of the number of channels, must be above 0 and finite, not {width!r}")
+    if is_elsewhere(name):
+        check_name(name, width)
 
 
 @torch.no_grad()
@@ -64,12 +68,23 @@ def check_network(model: nn.Module, shape: Shape, classes: int) -> None:
     """
     name, training = type(model).__name__, model.training
     images = torch.zeros(2, *shape, device=next(model.parameters()).device)
+    reached = [""]
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, path=path: reached.append(path))
+        for path, module in model.named_modules()
+    ]
     try:
         logits = model.eval()(images)
     except Exception as error:  # whatever the network's own code raises
-        raise ModelError(f"{name} does not take images {tuple(shape)} ({type(error).__name__}: {error})") from error
+        where = f" at {reached[-1]}" if reached[-1] else ""
+        raise ModelError(
+            f"{name} does not take images {tuple(shape)}: {str(error).splitlines()[0]}{where}; give it images "
+            "as large as it was made for"
+        ) from error
     finally:
         model.train(training)
+        for hook in hooks:
+            hook.remove()
     if not isinstance(logits, torch.Tensor):
         raise ModelError(f"{name} gives a {type(logits).__name__} in evaluation mode: return the logits alone")
     if logits.shape != (2, classes):
@@ -116,6 +131,7 @@ def rebuild(spec: Spec) -> nn.Module:
         model = combine([rebuild(member) for member in spec["members"]])
         spec_of(model).update(own)
         return model
+    check_allowed(spec["architecture"])
     shape, width = tuple(spec["shape"]), spec.get("width", 1.0)
     model = build(spec["architecture"], shape=shape, classes=spec["classes"], width=width)
     spec_of(model).update(own)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from recipe.checks import default_of, fields_of, plain
+from recipe.checks import default_of, fields_of, in_identity, plain
 from recipe.errors import CompressionError, StepError
 from recipe.names import check_dataset, folder_of, identity
 from recipe.part import PARTS, Part
@@ -206,7 +206,7 @@ def recipes_of(step: Step) -> Iterator[tuple[str, Recipe]]:
 def _values(part: Part) -> Iterator[tuple[str, Any]]:
     """Each value that a step's fields hold, those of its parts and of tuples singly, behind the field's name."""
     for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
+        value = getattr(part, field.name) if in_identity(field) else None
         for item in value if isinstance(value, tuple) else (value,):
             yield from _values(item) if isinstance(item, Part) else [(field.name, item)]
 
@@ -228,7 +228,8 @@ def _describe(value: Any, whole: bool) -> Any:
         return {"dataset": identity(value.dataset), "seed": value.seed, "steps": steps}
     if isinstance(value, Part):
         changed = value.changed  # once: it compares every field, recipes that are held among them
-        named = [field.name for field in dataclasses.fields(value) if whole or field.name in changed]
+        fields = [field for field in dataclasses.fields(value) if in_identity(field)]
+        named = [field.name for field in fields if whole or field.name in changed]
         called = {"step" if isinstance(value, Step) else "part": value.name}
         return called | {name: _describe(getattr(value, name), whole) for name in named}
     value = plain(value)

@@ -50,6 +50,11 @@ def default_of(field: dataclasses.Field) -> Any:
     return field.default
 
 
+def in_identity(field: dataclasses.Field) -> bool:
+    """Whether a field is part of a recipe's identity. One that says where something lies is not."""
+    return field.metadata.get("identity", True)
+
+
 def check_whole(name: str, value: Any) -> None:
     """Raise StepError where so many cannot be: no whole number, or one below 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -4,6 +4,7 @@ back and checked."""
 import data.telemetry  # noqa: F401 (before ONNX Runtime is imported)
 from storage.archive import ArchiveError, archive_table, load_archive, save_archive
 from storage.files import StorageError, atomic_write, sha256
+from storage.foreign import read_tensors
 from storage.onnx_export import quiet_exporter
 from storage.onnx_file import (
     export_onnx,
@@ -28,6 +29,7 @@ __all__ = [
     "open_onnx",
     "pixel_scale",
     "quiet_exporter",
+    "read_tensors",
     "run_onnx",
     "runtime_options",
     "save_archive",

@@ -12,9 +12,10 @@ from recipe import DataError
 from storage import StorageError, archive_table, export_onnx, export_with_scale, load_archive, pixel_scale, sha256
 
 
-def info(path: Path, limit: int | None) -> None:
+def info(path: Path, limit: int | None, network: str | None) -> None:
     """Where the file's bytes go, and of what network it is."""
-    model, table = load_archive(path, limit), pd.DataFrame(archive_table(path, limit))
+    model = load_archive(path, limit, network)
+    table = pd.DataFrame(archive_table(path, limit, network))
     total = path.stat().st_size
     print(f"{path}: {total:,} bytes, SHA-256 {sha256(path)}\n{spec_of(model)}\n")
     with pd.option_context("display.max_rows", None, "display.width", 160):
@@ -23,11 +24,13 @@ def info(path: Path, limit: int | None) -> None:
     print(f"\n{values:,.0f} values in {total:,} bytes: {8 * total / values:.3f} bits a value")
 
 
-def unpack(path: Path, limit: int | None, output: Path, name: str | None, raw_images: bool) -> None:
+def unpack(
+    path: Path, limit: int | None, network: str | None, output: Path, name: str | None, raw_images: bool
+) -> None:
     """Write the model as ONNX; with a data set its classes and its scale of pixels go with it, as in the study."""
     if output.exists() and output.samefile(path):
         raise StorageError(f"{output} is the archive itself: write the model to another file")
-    model = load_archive(path, limit)
+    model = load_archive(path, limit, network)
     if name is not None:
         export_with_scale(model, output, load(name), raw_images)
     else:
@@ -49,6 +52,7 @@ def main() -> int:
         command = commands.add_parser(name, help=run.__doc__)
         command.add_argument("file", type=Path)
         command.add_argument("--limit", type=_bytes, help="bytes of memory that its tensors may take")
+        command.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
     commands.choices["unpack"].add_argument("-o", "--output", type=Path, required=True)
     commands.choices["unpack"].add_argument("--dataset", help="digits, cifar10 or folder:PATH")
     commands.choices["unpack"].add_argument(
@@ -57,9 +61,10 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         if arguments.command == "info":
-            info(arguments.file, arguments.limit)
+            info(arguments.file, arguments.limit, arguments.network)
         else:
-            unpack(arguments.file, arguments.limit, arguments.output, arguments.dataset, arguments.raw_images)
+            file, limit, network = arguments.file, arguments.limit, arguments.network
+            unpack(file, limit, network, arguments.output, arguments.dataset, arguments.raw_images)
     except (StorageError, DataError, ModelError) as error:
         print(error, file=sys.stderr)
         return 1

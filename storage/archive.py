@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from data import PIXELS
-from models import on_paper, rebuild, spec_of
+from models import ModelError, allow, on_paper, rebuild, spec_of
 from models.quantized import bias_steps
 from storage.coding import Coder, Reader, Writer
 from storage.files import StorageError, atomic_write
@@ -86,18 +86,28 @@ def save_archive(model: nn.Module, path: Path) -> None:
             raise ArchiveError(f"{path} would give another {different[0]}: not written; this is a fault to report")
 
 
-def load_archive(path: Path, limit: int | None = None) -> nn.Module:
+def load_archive(path: Path, limit: int | None = None, network: str | None = None) -> nn.Module:
     """The model that an archive holds, in evaluation mode on the CPU.
 
     A few bytes may describe tensors of a gigabyte, all zero. More than `limit` bytes of tensors are not loaded: by
     default 256 MiB, or 200 times the length of the file if that is more. (A float network pruned by 98 % takes 100.)
 
+    No code of the user's runs that he did not name: a network of `MODULE:FUNCTION` has to be named as `network`, if no
+    recipe of this process did so before.
+
     Raises:
         ArchiveError: the file, which is named, is missing, no file, damaged, too large, too new, or of a network that
-            is built otherwise now.
+            is built otherwise now, or that was not named.
     """
+    if network is not None:
+        allow([network])
     try:
-        return decode(_read(path), limit)
+        content = _read(path)
+        if network is not None:
+            found = {str(member.get("architecture")) for member in _members(split(content)[0])}
+            if network not in found:
+                raise ArchiveError(f"it is of the network {' and '.join(sorted(found))}, not of {network}")
+        return decode(content, limit)
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}") from None
 
@@ -168,6 +178,8 @@ def _built(version: int, spec: dict, size: int, digest: bytes, reader: Reader) -
         return _filled(model, spec, tensors)
     except ArchiveError:
         raise
+    except ModelError as error:
+        raise ArchiveError(str(error)) from None
     except Exception as error:  # whatever a spec or a stream that nobody wrote may set off
         raise ArchiveError(f"the archive does not decode ({type(error).__name__}: {error})") from None
 
@@ -194,14 +206,14 @@ def split(content: bytes) -> tuple[dict, int, bytes, memoryview]:
     return spec, size, content[place : place + 4], memoryview(content)[place + 4 :]
 
 
-def archive_table(path: Path, limit: int | None = None) -> list[dict]:
+def archive_table(path: Path, limit: int | None = None, network: str | None = None) -> list[dict]:
     """Where an archive's bytes go: a row for its header, each large tensor, and the small tensors of each kind.
 
     `density` is the share of values that are not zero; `entropy` the order-0 entropy in bits a value (of floats, of
     their bytes, each place by itself), with nothing for telling frequencies; `bits` what a value takes; `bytes` add up
-    to the length of the file. `limit` is that of `load_archive`.
+    to the length of the file. `limit` and `network` are those of `load_archive`.
     """
-    model, content, writer = load_archive(path, limit), _read(path), Writer()
+    model, content, writer = load_archive(path, limit, network), _read(path), Writer()
     state = model.state_dict() | (_multiples(model) if content[4] >= 2 else {})
     rows: list[dict[str, Any]] = []
     head = len(content) - len(split(content)[3])
@@ -308,6 +320,11 @@ def _on_paper(spec: dict) -> nn.Module:
     if _networks(spec) > MEMBERS:
         raise ArchiveError(f"the archive is of more than {MEMBERS} networks in one")
     return on_paper(lambda: rebuild(spec))
+
+
+def _members(spec: dict) -> list[dict]:
+    """The descriptions of an ensemble's members, or that of the network itself."""
+    return [one for member in spec["members"] for one in _members(member)] if "members" in spec else [spec]
 
 
 def _networks(spec: dict) -> int:

@@ -5,6 +5,7 @@ from training.context import Context
 from training.loop import Logits, Loss, TrainingDiverged, autocast, evaluate, fit, forward, lay_out
 from training.objectives import Labels
 from training.optimizers import Muon
+from training.pretrained import Pretrained
 from training.schedules import one_cycle
 from training.techniques import check_start, check_techniques, first_epoch, fit_with
 from training.train import Train, check_objective, fresh, round_weights
@@ -16,6 +17,7 @@ __all__ = [
     "Logits",
     "Loss",
     "Muon",
+    "Pretrained",
     "Since",
     "Train",
     "TrainingDiverged",

@@ -71,9 +71,10 @@ class Train(Step, Training):
         if self.start is None:
             return
         first = self.start.steps[-1] if isinstance(self.start, Recipe) else None
-        if not isinstance(first, Train):
-            raise StepError(f"start is a recipe that ends in Train, not {getattr(self.start, 'label', self.start)!r}")
-        if (self.model, self.width) != (first.model, first.width):
+        if first is None or first.network is None or first.letter:
+            what = getattr(self.start, "label", self.start)
+            raise StepError(f"start is a recipe that ends in Train or Pretrained, not {what!r}")
+        if self.network != first.network:
             raise StepError(f"{self.model} cannot start from {self.start.label}, which is another network")
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
@@ -97,12 +98,17 @@ def _further(model: nn.Module, start: Recipe, context: Context) -> tuple[nn.Modu
         raise StepError(
             f"start is of {start.dataset}, the recipe of {context.dataset.name}: train on the same data set"
         )
-    model.load_state_dict(context.make(start).state_dict())
-    seen, earlier = 0, start.last(Train)
-    while earlier.start is not None:
-        seen, earlier = seen + earlier.epochs, earlier.start.last(Train)
-    seen += earlier.epochs
-    return model, dataclasses.replace(context, seed=epoch_seed(context.seed, seen))
+    begun = context.make(start)
+    model.load_state_dict(begun.state_dict())
+    pixels = spec_of(begun).get("pixels", context.dataset.pixels)
+    spec_of(model)["pixels"] = pixels
+    seen: int = 0
+    earlier: Step | None = start.steps[-1]
+    while isinstance(earlier, Train):
+        seen += earlier.epochs
+        earlier = earlier.start.steps[-1] if earlier.start is not None else None
+    seed = epoch_seed(context.seed, seen) if seen else context.seed
+    return model, dataclasses.replace(context, dataset=context.dataset.on_scale(pixels), seed=seed)
 
 
 def fresh(name: str, width: float, context: Context) -> nn.Module:

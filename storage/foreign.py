@@ -1,0 +1,54 @@
+"""Weights that others saved: safetensors, or torch.save read without running anything that is in the file."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from storage.files import StorageError
+
+INSIDE = ("state_dict", "model_state_dict", "model", "net", "network", "model_ema", "ema", "weights")
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file by name, also if they stand inside a dictionary beside other things.
+
+    Raises:
+        StorageError: the file is missing, damaged, no such file, or one that would have to run code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return _unwrapped(load_file(path), path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise StorageError(f"{path} is no readable file of safetensors ({error}): fetch it again") from None
+    except pickle.UnpicklingError:
+        raise StorageError(
+            f"{path} holds more than tensors, which only code that is in the file could build, and is not run: save "
+            "the network's state_dict() alone, best as safetensors"
+        ) from None
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StorageError(f"{path} is no readable file of torch.save ({_first_line(error)}): fetch it again") from None
+    return _unwrapped(loaded, path)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _unwrapped(loaded: object, path: Path) -> dict[str, torch.Tensor]:
+    while isinstance(loaded, Mapping) and not any(isinstance(value, torch.Tensor) for value in loaded.values()):
+        inside = next((loaded[name] for name in INSIDE if isinstance(loaded.get(name), Mapping)), None)
+        if inside is None:
+            break
+        loaded = inside
+    if not isinstance(loaded, Mapping):
+        raise StorageError(f"{path} holds a {type(loaded).__name__}, not a state_dict: save model.state_dict()")
+    tensors = {str(name): value.detach() for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise StorageError(f"{path} holds no tensors: save model.state_dict()")
+    return tensors

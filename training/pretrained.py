@@ -1,0 +1,148 @@
+"""`Pretrained`: a network with weights from a file."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from models import check_model, spec_of
+from recipe import DataError, Step, StepError, is_number
+from storage import StorageError, read_tensors, sha256
+from training.context import Context
+from training.train import fresh
+
+SCALES = {"imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}}
+
+
+@dataclass(frozen=True)
+class Pretrained(Step):
+    """Take a network with weights from a file: `Pretrained("torchvision:resnet18", weights="resnet18.pth")`.
+
+    weights: a file of safetensors, or of torch.save, read with `weights_only=True`: nothing in it is run. Tensors may
+        stand under "state_dict" and the like, and their names begin with "module.". The last layer, if it is for
+        another number of classes, and the first, if it is for another number of channels, get fresh weights.
+    sha256: the file's checksum, which is what counts in the recipe's identity. It is found from the file.
+    pixels: the scale of pixels that the network was trained on: "imagenet", or (mean, std) with a number per channel,
+        of pixels from 0 to 1. None for the data set's own.
+    """
+
+    letter: ClassVar[str] = ""
+    kind: ClassVar[str] = "FP32"
+    begins: ClassVar[bool] = True
+
+    model: str
+    _: KW_ONLY
+    weights: str | Path = field(default="", compare=False, metadata={"identity": False})
+    sha256: str = ""
+    width: float = 1.0
+    pixels: str | tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def check(self) -> None:
+        check_model(self.model, self.width)
+        _check_pixels(self.pixels)
+        if not self.weights and not self.sha256:
+            raise StepError("Pretrained needs weights: give it the file, as weights='resnet18.pth'")
+        if not self.weights:
+            return
+        path = Path(self.weights).expanduser()
+        if not path.is_file():
+            raise DataError(f"{path} is no file: give weights a file of safetensors or of torch.save")
+        found = sha256(path)
+        if self.sha256 not in ("", found):
+            raise DataError(f"{path} has the SHA-256 {found[:12]}..., not {self.sha256[:12]}...: it is another file")
+        object.__setattr__(self, "sha256", found)
+
+    @property
+    def network(self) -> tuple[str, float]:
+        return self.model, self.width
+
+    def words(self) -> list[str]:
+        return ["from a file of weights"]
+
+    def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
+        if not self.weights:
+            raise StepError(f"give the file of weights whose SHA-256 is {self.sha256}: Pretrained(..., weights=PATH)")
+        model = fresh(self.model, self.width, context)
+        tensors = read_tensors(Path(self.weights).expanduser())
+        context.log["fresh_layers"] = load_into(model, tensors, str(self.weights))
+        if self.pixels is not None:
+            spec_of(model)["pixels"] = _scale(self.pixels, context.dataset.shape[0])
+        return model
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, torch.Tensor], file: str) -> list[str]:
+    """Load tensors into a network, and return the names of tensors that stay fresh: those of its first and last layer.
+
+    Raises:
+        StorageError: a tensor is missing or has another shape; the first one is named.
+    """
+    state = model.state_dict()
+    tensors = _without_prefix(tensors, state)
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    ends = {layers[0], *_last(model, layers)} if layers else set()
+    fresh_ones: list[str] = []
+    for name, own in state.items():
+        given = tensors.get(name)
+        if given is not None and given.shape == own.shape:
+            continue
+        if name.rpartition(".")[0] in ends and given is not None:
+            fresh_ones.append(name)
+            continue
+        if given is None and name.endswith("num_batches_tracked"):
+            continue
+        other = "is missing" if given is None else f"is {list(given.shape)} there and {list(own.shape)} in the network"
+        raise StorageError(f"{file} holds weights of another network than {_name(model)}: {name} {other}")
+    if unknown := [name for name in tensors if name not in state]:
+        warnings.warn(f"{len(unknown)} tensors of {file} are none of {_name(model)}: {unknown[0]}", stacklevel=2)
+    if fresh_ones:
+        warnings.warn(f"{', '.join(fresh_ones)}: of another shape in {file}, and so with fresh weights", stacklevel=2)
+    used = {name: tensors[name] for name in state if name in tensors and name not in fresh_ones}
+    model.load_state_dict(used, strict=False)
+    return fresh_ones
+
+
+def _without_prefix(tensors: Mapping[str, torch.Tensor], state: Mapping) -> Mapping[str, torch.Tensor]:
+    """The tensors without what stands before all of their names, `module.` for instance, if the network has it not."""
+    while not tensors.keys() & state.keys():
+        first = {name.partition(".")[0] for name in tensors}
+        if len(first) > 1 or not all("." in name for name in tensors):
+            break
+        tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
+    return tensors
+
+
+def _last(model: nn.Module, layers: list[str]) -> list[str]:
+    """The layers that may make the logits: the last by name of those that have as many outputs as there are classes."""
+    classes = spec_of(model)["classes"]
+    outputs = {name: len(model.get_submodule(name).get_parameter("weight")) for name in layers}
+    return [name for name in layers if outputs[name] == classes][-1:]
+
+
+def _name(model: nn.Module) -> str:
+    return spec_of(model)["architecture"]
+
+
+def _scale(pixels: Any, channels: int) -> dict:
+    mean, std = SCALES[pixels].values() if isinstance(pixels, str) else pixels
+    if channels == 1 and len(mean) == 3:  # a grey image stands for three alike
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    if len(mean) != channels:
+        raise StepError(f"pixels are of {len(mean)} channels, the images of {channels}: give a number per channel")
+    return {"mean": list(mean), "std": list(std)}
+
+
+def _check_pixels(pixels: Any) -> None:
+    if pixels is None or (isinstance(pixels, str) and pixels in SCALES):
+        return
+    if isinstance(pixels, tuple) and len(pixels) == 2 and all(isinstance(part, tuple) and part for part in pixels):
+        mean, std = pixels
+        if len(mean) == len(std) and all(map(is_number, (*mean, *std))) and min(std) > 0:
+            return
+    raise StepError(
+        f"pixels are 'imagenet', or (mean, std) with a number per channel, such as ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), "
+        f"not {pixels!r}"
+    )
