@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from data.sources import ImageArrays, cifar10_files, read_cifar10, read_digits, read_folder
-from recipe import check_dataset, folder_of
+from data.folders import read_folder
+from data.sources import ImageArrays, cifar10_files, read_cifar10, read_digits
+from recipe import DataError, check_dataset, folder_of, folder_options, written
 
 # The validation images are chosen by this seed alone, never by a recipe's, so that no recipe trains on an image
 # that another one is chosen by.
@@ -96,18 +97,20 @@ def load(name: str) -> Dataset:
 
     Args:
         name: `digits` (embedded), `cifar10` (from data/raw/ or $CIFAR10_ROOT, else downloaded to data/raw/), or
-            `folder:PATH` with one's own images as PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, cropped and
-            resized to 32x32 RGB.
+            `folder:PATH` with your own images as PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, 32x32 RGB if
+            nothing else stands behind it, as in `folder:PATH?side=96&colours=grey&mirror=no`: see `read_folder`.
 
     Raises:
         DataError: the name is unknown, or a file is missing, truncated or corrupt.
     """
+    name = str(written(name))
     check_dataset(name)
     if name == "digits":
         return _split(name, read_digits(), validation_share=0.1, flip=False)
     if name == "cifar10":
         return _split(name, read_cifar10(_cifar10_root()), validation_share=0.1, flip=True)
-    return _split(name, read_folder(folder_of(name)), validation_share=0.1, flip=True)
+    options = folder_options(name)
+    return _split(name, read_folder(folder_of(name), options), validation_share=0.1, flip=options.flip)
 
 
 def signature(name: str) -> str | None:
@@ -165,9 +168,7 @@ def _cifar10_root() -> Path:
 
 
 def _split(name: str, arrays: ImageArrays, validation_share: float, flip: bool) -> Dataset:
-    order = torch.randperm(len(arrays.train_labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    held_out = max(1, round(validation_share * len(order)))
-    validation, train = order[:held_out], order[held_out:]
+    train, validation = _held_out(arrays, validation_share, by_class=name.startswith("folder:"))
     images = arrays.train_images[train]
     # Integer sums: exact, so that the numbers do not depend on threads or on the machine.
     pixels = images.numel() // images.shape[1]
@@ -178,10 +179,29 @@ def _split(name: str, arrays: ImageArrays, validation_share: float, flip: bool) 
     return Dataset(
         name=name,
         train=Split(images, arrays.train_labels[train]),
-        validation=Split(arrays.train_images[validation], arrays.train_labels[validation]),
+        validation=Split(*(arrays.validation or (arrays.train_images[validation], arrays.train_labels[validation]))),
         test=Split(arrays.test_images, arrays.test_labels),
         classes=arrays.classes,
         mean=tuple((mean / 255).tolist()),
         std=tuple((std / 255).tolist()),
         flip=flip,
     )
+
+
+def _held_out(arrays: ImageArrays, share: float, by_class: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of the images for training and for validation: so many of each class, or of all together."""
+    labels = arrays.train_labels
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    if arrays.validation is not None:
+        return order, order[:0]
+    if not by_class:
+        held = max(1, round(share * len(order)))
+        return order[held:], order[:held]
+    chosen = torch.zeros(len(order), dtype=torch.bool)
+    for label in range(len(arrays.classes)):
+        own = order[labels[order] == label]
+        held = min(len(own) - 1, max(1, round(share * len(own))))  # a class of one image is trained on
+        chosen[own[:held]] = True
+    if not bool(chosen.any()):
+        raise DataError("no class has two training images, one to train on and one to choose by: add some")
+    return order[~chosen[order]], order[chosen[order]]

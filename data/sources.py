@@ -2,42 +2,38 @@
 
 import hashlib
 import io
-import unicodedata
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from recipe import DataError, readable
+from recipe import DataError
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_HUB = "uoft-cs/cifar10"
 CIFAR10_IMAGES = {"train": 50_000, "test": 10_000}
-FOLDER_SIDE = 32
-# Formats that Pillow knows by name but does not decode by itself: weather and measured data (BUFR, GRIB, HDF5), films
-# (MPEG), and drawings that it hands to Ghostscript (EPS, PostScript) or to Windows (WMF, EMF).
-NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
-NAMED = 5  # files that cannot be read, by name in one message; the others are counted
 # What Pillow raises on files that are damaged, or that would unpack into an unreasonable picture.
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """Images `[N, C, H, W]` uint8 and labels `[N]` int64, for training and for testing."""
+    """Images `[N, C, H, W]` uint8 and labels `[N]` int64, for training and for testing.
+
+    `validation` holds images and labels to choose by, if the data set comes with some.
+    """
 
     train_images: torch.Tensor
     train_labels: torch.Tensor
     test_images: torch.Tensor
     test_labels: torch.Tensor
     classes: tuple[str, ...]
+    validation: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def read_digits() -> ImageArrays:
@@ -111,7 +107,7 @@ def _read_shard(file: Path, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.nd
             raise ValueError("labels that are no whole numbers")
         images = np.stack(list(pool.map(_decode, encoded)))
     except (pyarrow.ArrowException, AttributeError, KeyError, *BROKEN) as error:
-        raise DataError(f"{file} is truncated or corrupt ({_first_line(error)}): fetch it again") from None
+        raise DataError(f"{file} is truncated or corrupt ({first_line(error)}): fetch it again") from None
     return images, labels
 
 
@@ -133,8 +129,8 @@ def _download_cifar10(root: Path) -> None:
             CIFAR10(str(root), train=True, download=True)  # checks the archive's MD5, shows progress
         except Exception as origin_error:
             raise DataError(
-                f"CIFAR-10 is not under {root} and cannot be downloaded (hub: {_first_line(hub_error)}; origin: "
-                f"{_first_line(origin_error)}): put cifar-10-batches-py or the Parquet files there, or set CIFAR10_ROOT"
+                f"CIFAR-10 is not under {root} and cannot be downloaded (hub: {first_line(hub_error)}; origin: "
+                f"{first_line(origin_error)}): put cifar-10-batches-py or the Parquet files there, or set CIFAR10_ROOT"
             ) from None
 
 
@@ -150,106 +146,6 @@ def _download_from_hub(root: Path) -> None:
             raise DataError(f"{entry.path} arrived damaged from the hub: run again")
 
 
-def read_folder(root: Path) -> ImageArrays:
-    """One's own images, root/train/CLASS/* and root/test/CLASS/*, centre-cropped and resized to 32x32 RGB.
-
-    Pictures are the files there with an ending of `picture_endings`, hidden ones aside; all other files are passed
-    over, and counted in one warning. A class is the name of its folder, composed (NFC): macOS stores accents apart.
-    """
-    for part in ("train", "test"):
-        if not (root / part).is_dir():
-            raise DataError(f"{readable(root / part)} is no folder: put images there as {part}/CLASS/*.png")
-    train, test = _class_folders(root / "train"), _class_folders(root / "test")
-    classes = tuple(sorted(train))
-    if len(classes) < 2:
-        raise DataError(f"{readable(root / 'train')} holds {len(classes)} class folder(s): at least two are needed")
-    if unknown := test.keys() - train.keys():
-        names = ", ".join(sorted(unknown))
-        raise DataError(f"{readable(root / 'test')} has classes that {readable(root / 'train')} lacks: {names}")
-    train_files = [_pictures(train[name]) for name in classes]
-    test_files = [_pictures(test.get(name, [root / "test" / name])) for name in classes]
-    _warn_of_others(root, {file for files in train_files + test_files for file in files})
-    train_images, train_labels, test_images, test_labels = _read_pictures(train_files, test_files)
-    return ImageArrays(train_images, train_labels, test_images, test_labels, classes)
-
-
-@cache
-def picture_endings() -> frozenset[str]:
-    """The endings, in lower case, of the formats that Pillow reads as a still picture, such as `.png` and `.jpg`."""
-    endings = Image.registered_extensions()  # also of formats that Pillow only writes, as PDF
-    readers = (set(Image.OPEN) | {"MPO"}) - NO_PICTURES  # MPO is opened as the JPEG that it begins with
-    return frozenset(ending for ending, form in endings.items() if form in readers)
-
-
-def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Its folders by class, without those that file managers, archives and editors leave.
-
-    A class may have two, one copied from macOS and one from elsewhere, whose names are stored differently.
-    """
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.name.startswith(".") and path.name != "__MACOSX":
-            found.setdefault(unicodedata.normalize("NFC", readable(path.name)), []).append(path)
-    return found
-
-
-def _pictures(folders: list[Path]) -> list[Path]:
-    """The pictures of a class, from all of its folders."""
-    files = [file for folder in folders for file in sorted(folder.glob("*")) if file.is_file()]
-    pictures = [file for file in files if file.suffix.lower() in picture_endings() and not file.name.startswith(".")]
-    if not pictures:
-        raise DataError(f"{readable(folders[0])} holds no image: add some, or remove the class from train/ and test/")
-    return pictures
-
-
-def _warn_of_others(root: Path, pictures: set[Path]) -> None:
-    """Count, in one warning, the files of a data set that are not among its pictures."""
-    others = sorted(
-        file
-        for part in ("train", "test")
-        for file in (root / part).rglob("*")
-        if file.is_file() and file not in pictures
-    )
-    if others:
-        warnings.warn(
-            f"{len(others)} file(s) in {readable(root)} are passed over, such as "
-            f"{readable(others[0].relative_to(root))}: pictures are train/CLASS/* and test/CLASS/*, not hidden, in a "
-            "format that Pillow decodes",
-            stacklevel=2,
-        )
-
-
-def _read_pictures(*parts: list[list[Path]]) -> list[torch.Tensor]:
-    """Images `[N, 3, H, W]` and labels `[N]` of each part, one after the other, from its files by class.
-
-    Raises:
-        DataError: with all files that cannot be read, the first `NAMED` of them by name.
-    """
-    read, unreadable = [], []
-    for part in parts:
-        images, labels = [], []
-        for label, file in ((label, file) for label, files in enumerate(part) for file in files):
-            try:
-                images.append(_read_picture(file))
-                labels.append(label)
-            except BROKEN as error:
-                unreadable.append(f"{readable(file)} ({readable(_first_line(error))})")
-        read.append((images, labels))
-    if unreadable:
-        more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
-        files = "file is no readable image" if len(unreadable) == 1 else "files are no readable images"
-        raise DataError(f"{len(unreadable)} {files}: replace or remove {', '.join(unreadable[:NAMED])}{more}")
-    return [
-        tensor
-        for images, labels in read
-        for tensor in (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
-    ]
-
-
-def _read_picture(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(ImageOps.fit(image.convert("RGB"), (FOLDER_SIDE, FOLDER_SIDE)))
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line without a full stop."""
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

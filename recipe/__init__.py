@@ -19,7 +19,7 @@ from recipe.checks import (
     refuse_unused,
 )
 from recipe.errors import CompressionError, DataError, StepError
-from recipe.names import check_dataset, folder_of, identity, readable
+from recipe.names import FolderOptions, check_dataset, folder_of, folder_options, identity, readable, written
 from recipe.part import PARTS, Objective, Part, Technique
 from recipe.step import STEPS, Step, traits
 from recipe.training import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TRAINING_FIELDS, Training, training_of
@@ -33,6 +33,7 @@ __all__ = [
     "TRAINING_FIELDS",
     "CompressionError",
     "DataError",
+    "FolderOptions",
     "Objective",
     "Part",
     "Recipe",
@@ -45,6 +46,7 @@ __all__ = [
     "check_whole",
     "fields_of",
     "folder_of",
+    "folder_options",
     "identity",
     "identity_of",
     "is_number",
@@ -59,4 +61,5 @@ __all__ = [
     "training_of",
     "traits",
     "words_of",
+    "written",
 ]

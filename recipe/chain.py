@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from recipe.checks import default_of, fields_of, in_identity, plain
 from recipe.errors import CompressionError, StepError
-from recipe.names import check_dataset, folder_of, identity
+from recipe.names import check_dataset, identity, written
 from recipe.part import PARTS, Part
 from recipe.step import STEPS, Step
 
@@ -32,9 +32,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
+        object.__setattr__(self, "dataset", written(self.dataset))
         check_dataset(self.dataset)
-        if self.dataset.startswith("folder:"):  # the same wherever it is written down
-            object.__setattr__(self, "dataset", f"folder:{folder_of(self.dataset)}")
         object.__setattr__(self, "seed", _seed(self.seed))
         if isinstance(self.steps, list):
             object.__setattr__(self, "steps", tuple(self.steps))

@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 
 from data import Dataset, Split, batches, load, normalize, sources
-from data.sources import picture_endings
-from recipe import AUGMENTATIONS, DataError, Training
+from data.folders import picture_endings
+from recipe import AUGMENTATIONS, DataError, Recipe, Training
+from training import Train
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -466,7 +467,7 @@ def test_folder(folder):
     dataset = load(f"folder:{folder}")
     assert dataset.classes == ("cat", "owl") and dataset.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
     np.testing.assert_array_equal(dataset.test.images.permute(0, 2, 3, 1).numpy(), IMAGES[6:12])
-    assert (len(dataset.train), len(dataset.validation)) == (5, 1)
+    assert (len(dataset.train), len(dataset.validation)) == (4, 2)
 
 
 def test_folder_crops_resizes_and_converts(folder):
@@ -500,7 +501,7 @@ def test_folder_passes_over_other_files_and_counts_them_once(folder):
     with pytest.warns(UserWarning, match=f"{len(OTHERS)} file") as warned:
         dataset = load(f"folder:{folder}")
     assert len(warned) == 1
-    assert (len(dataset.train), len(dataset.test), dataset.classes) == (5, 6, ("cat", "owl"))
+    assert (len(dataset.train), len(dataset.test), dataset.classes) == (4, 6, ("cat", "owl"))
 
 
 def test_folder_of_nothing_but_pictures_warns_of_nothing(folder):
@@ -570,7 +571,8 @@ def test_names_that_are_no_utf8(folder):
 
 
 def test_folder_that_is_not_there(tmp_path):
-    refused(f"folder:{tmp_path}", "train", "CLASS/*.png")
+    refused(f"folder:{tmp_path / 'no'}", "is no folder", "train", "CLASS/*.png")
+    refused(f"folder:{tmp_path}", "holds 0 class folder(s)")
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -623,6 +625,101 @@ def test_png_with_flipped_bytes_is_read_or_refused(folder):
             load(f"folder:{folder}")
         except DataError as error:
             assert str(file) in str(error)
+
+
+def picture(file, values, mode=None, **fields):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values, mode).save(file, **fields)
+
+
+def test_pictures_are_upright(folder):
+    """Orientation 6: the camera was held upright, and the file is to be turned by 90 degrees (vision#7977)."""
+    upright = np.zeros((32, 32, 3), np.uint8)
+    upright[:16] = 250  # the sky
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(upright).copy()).save(folder / "test/cat/0.png", exif=exif)
+    image = load(f"folder:{folder}").test.images[0]
+    assert (image[:, :16] == 250).all() and (image[:, 16:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("ending", "values"),
+    [
+        ("png", (np.arange(32) * 65535 / 31).round().astype(np.uint16)),
+        ("tiff", (np.arange(32) * 4095 / 31).round().astype(np.uint16)),  # 12 bits in 16
+        ("tiff", (np.arange(32) / 31).astype(np.float32)),
+        ("tiff", (np.arange(32) * 1e6).round().astype(np.int32)),
+    ],
+)
+def test_a_ramp_stays_a_ramp(folder, ending, values):
+    """Pillow clips pictures of more than 8 bits to white (vision#2218)."""
+    picture(folder / f"train/owl/ramp.{ending}", np.broadcast_to(values, (32, 32)).copy())
+    for file in folder.glob("test/cat/*"):
+        file.unlink()
+    picture(folder / f"test/cat/ramp.{ending}", np.broadcast_to(values, (32, 32)).copy())
+    image = load(f"folder:{folder}").test.images[0]
+    expected = np.round(values.astype(float) / values.max() * 255)
+    assert np.abs(image[0].numpy() - expected).max() <= 1
+
+
+def test_what_is_transparent_is_black(folder):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 4), np.uint8)
+    noise[..., 3] = 0
+    noise[:16, :, 3] = 255
+    picture(folder / "test/cat/0.png", noise)
+    image = load(f"folder:{folder}").test.images[0].permute(1, 2, 0).numpy()
+    assert (image[:16] == noise[:16, :, :3]).all() and (image[16:] == 0).all()
+
+
+def test_val_stands_for_test_and_beside_it_chooses(folder):
+    shutil.copytree(folder / "test", folder / "Val")
+    (folder / "train").rename(folder / "Train")
+    dataset = load(f"folder:{folder}")
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (6, 6, 6)
+    assert torch.equal(dataset.validation.images, dataset.test.images)
+    shutil.rmtree(folder / "test")
+    assert len(load(f"folder:{folder}").test) == 6 and len(load(f"folder:{folder}").validation) == 2
+
+
+def test_classes_without_train_and_test_are_split_and_that_is_said(tmp_path):
+    """A fifth of each class, in folders further down too; a class of one picture is trained on."""
+    for index, image in enumerate(IMAGES[:10]):
+        picture(tmp_path / f"flowers/rose/{index % 2}/{index}.png", image)
+    for index, image in enumerate(IMAGES[:5]):
+        picture(tmp_path / f"flowers/tulip/{index}.png", image + 1)
+    picture(tmp_path / "flowers/daisy/only.png", IMAGES[11])
+    with pytest.warns(UserWarning, match="16 pictures are split by a fixed seed, 13 for training and 3 for testing"):
+        dataset = load(tmp_path / "flowers")
+    assert dataset.classes == ("daisy", "rose", "tulip") and dataset.test.labels.tolist() == [1, 1, 2]
+    assert sorted(dataset.validation.labels.tolist()) == [1, 2] and 0 in dataset.train.labels
+    every = [*dataset.train.images, *dataset.validation.images, *dataset.test.images]
+    assert len({bytes(image.numpy()) for image in every}) == 16
+
+
+def test_the_side_the_colours_and_mirroring_are_part_of_the_name(folder):
+    grey = load(f"folder:{folder}?side=48&colours=grey&mirror=no")
+    assert grey.shape == (1, 48, 48) and not grey.flip and load(f"folder:{folder}").flip
+    plain, large = (Recipe(f"folder:{folder}{end}", (Train("resnet8"),)) for end in ("?side=32", "?side=48"))
+    assert plain.dataset == f"folder:{folder}" == Recipe(folder, (Train("resnet8"),)).dataset
+    assert plain.id == Recipe(f"folder:{folder}", (Train("resnet8"),)).id != large.id
+    assert large.describe()["dataset"] == f"folder:{folder.name}?side=48"
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("?sides=48", "option 'sides': use side=96"), ("?side=0", "side is a whole number of pixels"),
+        ("?side=x", "side is a whole number"), ("?colours=red", "colours is rgb or grey"), ("?mirror=1", "mirror is"),
+    ],
+)  # fmt: skip
+def test_options_that_are_none(folder, end, said):
+    refused(f"folder:{folder}{end}", said)
+
+
+def test_a_question_mark_in_a_path_is_one(folder):
+    folder.rename(folder.with_name("what?"))
+    assert load(f"folder:{folder.with_name('what?')}").shape == (3, 32, 32)
 
 
 def test_a_dataset_cannot_be_changed():

@@ -509,9 +509,9 @@ def test_a_start_of_another_kind(digits, tmp_path):
 
 
 def test_a_start_that_is_no_training():
-    with pytest.raises(StepError, match="ends in Train, not .resnet20 > Quantize."):
+    with pytest.raises(StepError, match="ends in Train or Pretrained, not .resnet20 > Quantize."):
         Recipe("digits", (Train("resnet20", start=Recipe("digits", (Train("resnet20"),)).then(Quantize())),))
-    with pytest.raises(StepError, match="ends in Train, not .resnet20."):
+    with pytest.raises(StepError, match="ends in Train or Pretrained, not .resnet20."):
         Recipe("digits", (Train("resnet20", start="resnet20"),))
 
 

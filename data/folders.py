@@ -1,0 +1,218 @@
+"""A folder of the user's own pictures, as people's folders are."""
+
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+from data.sources import BROKEN, ImageArrays, first_line
+from recipe import DataError, FolderOptions, readable
+
+# Formats that Pillow knows by name but does not decode by itself: weather and measured data (BUFR, GRIB, HDF5), films
+# (MPEG), and drawings that it hands to Ghostscript (EPS, PostScript) or to Windows (WMF, EMF).
+NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
+NAMED = 5  # files that cannot be read, by name in one message; the others are counted
+# What the folders of a split may be called, in any case.
+PARTS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+TEST_SHARE, SPLIT_SEED = 0.2, 20_201  # of a folder that has no test images of its own
+DEEP = {"I", "I;16", "I;16B", "I;16L", "F"}  # Pillow's modes of more than 8 bits per channel
+Files = dict[str, list[Path]]  # the pictures of each class
+
+
+def read_folder(root: Path, options: FolderOptions) -> ImageArrays:
+    """The pictures below root/train/CLASS, root/test/CLASS and, if there is one, root/val/CLASS.
+
+    Without test/, val/ takes its place; without train/, root/CLASS is split by a fixed seed, class by class, which a
+    warning says. Pictures are turned upright (EXIF), laid on black where they are transparent, centre-cropped to a
+    square and resized. Those of more than 8 bits are scaled by the range of all such pictures of the folder.
+
+    Pictures are the files with an ending of `picture_endings`, hidden ones aside; all others are passed over, and
+    counted in a warning. A class is the name of its folder, composed (NFC): macOS stores accents apart.
+
+    Raises:
+        DataError: there are fewer than two classes, a class has no picture, or pictures cannot be read, which are
+            named together.
+    """
+    if not root.is_dir():
+        raise DataError(f"{readable(root)} is no folder: put images there as train/CLASS/*.png and test/CLASS/*.png")
+    parts = _parts(root)
+    classes = tuple(sorted(parts["train"]))
+    _check_classes(root, classes, parts)
+    _warn_of_others(root, {file for files in parts.values() for own in files.values() for file in own})
+    read = _read({part: [files.get(name, []) for name in classes] for part, files in parts.items()}, options)
+    return ImageArrays(*read["train"], *read["test"], classes, read.get("validation"))
+
+
+def _parts(root: Path) -> dict[str, Files]:
+    """The pictures for training, for testing and, if they are apart, for validation."""
+    folders = {part: found for part, names in PARTS.items() if (found := _folders_named(root, names))}
+    if "train" not in folders:
+        return _split(root)
+    if "test" not in folders and "validation" in folders:
+        folders["test"] = folders.pop("validation")
+    if "test" not in folders:
+        raise DataError(
+            f"{readable(root)} has train/ and no test/ or val/: put images there as test/CLASS/*.png, or remove the "
+            "folder train/ around the classes, and they are split"
+        )
+    parts = {part: _pictures_by_class(found) for part, found in folders.items()}
+    for part in ("train", "test"):
+        for name in parts["train"]:
+            if not parts[part].get(name):
+                where = readable(folders[part][0] / name)
+                raise DataError(f"{where} holds no image: add some, or remove the class from train/ and test/")
+    return parts
+
+
+def _folders_named(root: Path, names: tuple[str, ...]) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if path.is_dir() and path.name.lower() in names]
+
+
+def _split(root: Path) -> dict[str, Files]:
+    """Classes without train/ and test/: of each class a fifth for testing, but for a class of one picture."""
+    classes = _pictures_by_class([root])
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    parts: dict[str, Files] = {"train": {}, "test": {}}
+    for name, files in classes.items():
+        order = torch.randperm(len(files), generator=generator).tolist()
+        held = min(len(files) - 1, max(1, round(TEST_SHARE * len(files)))) if files else 0
+        parts["test"][name] = [files[index] for index in sorted(order[:held])]
+        parts["train"][name] = [files[index] for index in sorted(order[held:])]
+    counts = {part: sum(map(len, files.values())) for part, files in parts.items()}
+    warnings.warn(
+        f"{readable(root)} has no folders train/ and test/: its {sum(counts.values())} pictures are split by a fixed "
+        f"seed, {counts['train']} for training and {counts['test']} for testing",
+        stacklevel=4,
+    )
+    return parts
+
+
+def _pictures_by_class(folders: Iterable[Path]) -> Files:
+    """The pictures of each class, from all folders of its name, also from folders further down.
+
+    A class may have two folders, one copied from macOS and one from elsewhere, whose names are stored differently.
+    """
+    found: Files = {}
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not _is_hidden(path):
+                files = found.setdefault(unicodedata.normalize("NFC", readable(path.name)), [])
+                files += (file for file in sorted(path.rglob("*")) if _is_picture(file, path))
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether file managers, archives and editors leave such a file or folder behind."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
+def _is_picture(file: Path, folder: Path) -> bool:
+    hidden = any(_is_hidden(Path(part)) for part in file.relative_to(folder).parts)
+    return not hidden and file.suffix.lower() in picture_endings() and file.is_file()
+
+
+@cache
+def picture_endings() -> frozenset[str]:
+    """The endings, in lower case, of the formats that Pillow reads as a still picture, such as `.png` and `.jpg`."""
+    endings = Image.registered_extensions()  # also of formats that Pillow only writes, as PDF
+    readers = (set(Image.OPEN) | {"MPO"}) - NO_PICTURES  # MPO is opened as the JPEG that it begins with
+    return frozenset(ending for ending, form in endings.items() if form in readers)
+
+
+def _check_classes(root: Path, classes: tuple[str, ...], parts: dict[str, Files]) -> None:
+    if len(classes) < 2:
+        raise DataError(f"{readable(root)} holds {len(classes)} class folder(s): at least two are needed")
+    for part, files in parts.items():
+        if unknown := sorted(files.keys() - set(classes)):
+            raise DataError(f"the {part} folder of {readable(root)} has classes that train lacks: {', '.join(unknown)}")
+    if empty := [name for name in classes if not parts["train"][name]]:
+        raise DataError(f"{readable(root / empty[0])} holds no image: add some, or remove the class")
+    if not any(parts["test"].values()):
+        raise DataError(f"{readable(root)} has a single picture of each class, and so none to test on: add some")
+
+
+def _warn_of_others(root: Path, pictures: set[Path]) -> None:
+    """Count, in one warning, the files of a data set that are not among its pictures."""
+    others = sorted(file for file in root.rglob("*") if file not in pictures and file.is_file())
+    if others:
+        endings = Counter(file.suffix.lower() or "no ending" for file in others)
+        kinds = ", ".join(f"{count} of {ending}" for ending, count in endings.most_common(3))
+        warnings.warn(
+            f"{len(others)} file(s) in {readable(root)} are passed over ({kinds}), such as "
+            f"{readable(others[0].relative_to(root))}: pictures lie in train/CLASS and test/CLASS, are not hidden, and "
+            "of a format that Pillow decodes",
+            stacklevel=3,
+        )
+
+
+def _read(parts: dict[str, list[list[Path]]], options: FolderOptions) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Images `[N, C, side, side]` and labels `[N]` of each part, from its files by class.
+
+    Raises:
+        DataError: with all files that cannot be read, the first `NAMED` of them by name.
+    """
+    files = [file for part in parts.values() for own in part for file in own]
+    high = _highest(files)
+    unreadable: list[str] = []
+
+    def read(file: Path) -> np.ndarray | None:
+        try:
+            return read_picture(file, options, high)
+        except BROKEN as error:
+            unreadable.append(f"{readable(file)} ({readable(first_line(error))})")
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        found_or_none = tqdm(pool.map(read, files), "pictures", len(files), leave=False, disable=len(files) < 1000)
+        pictures = [picture for picture in found_or_none if picture is not None]
+    if unreadable:
+        more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
+        what = "file is no readable image" if len(unreadable) == 1 else "files are no readable images"
+        named = ", ".join(sorted(unreadable)[:NAMED])
+        raise DataError(f"{len(unreadable)} {what}: replace or remove {named}{more}")
+    left, found = iter(pictures), {}
+    for part, by_class in parts.items():
+        labels = [label for label, own in enumerate(by_class) for _ in own]
+        images = torch.from_numpy(np.stack(list(islice(left, len(labels))))).permute(0, 3, 1, 2).contiguous()
+        found[part] = images, torch.tensor(labels)
+    return found
+
+
+def _highest(files: list[Path]) -> float:
+    """The largest value in all pictures of more than 8 bits per channel: what is white among them."""
+    highest = 0.0
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                if image.mode in DEEP:
+                    highest = max(highest, float(np.asarray(image).max()))
+        except BROKEN:
+            continue  # it is named later
+    return highest
+
+
+def read_picture(file: Path, options: FolderOptions, high: float = 0.0) -> np.ndarray:
+    """A picture `[side, side, C]` uint8. `high` is the value that is white in pictures of more than 8 bits."""
+    with Image.open(file) as opened:
+        image: Image.Image = ImageOps.exif_transpose(opened)
+        if image.mode in DEEP:
+            values = np.asarray(image, dtype=np.float64)
+            image = Image.fromarray((values.clip(min=0) * (255 / (high or 1))).round().clip(max=255).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+        image = ImageOps.fit(image.convert("L" if options.grey else "RGB"), (options.side, options.side))
+        return np.asarray(image).reshape(options.side, options.side, -1)
