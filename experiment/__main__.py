@@ -1,12 +1,15 @@
-"""`python -m experiment set-aside DATASET [ID ...]`: put records and all that was made from them away.
+"""`python -m experiment deploy RECORD -o FOLDER`: a model to deploy. `stale`, `set-aside`: records that are outdated.
 
-Without ids those that are not of the images or networks at hand, which `stale` lists.
+`set-aside DATASET [ID ...]` puts records away, with all that was made from them: without ids, those that are not of the
+images or networks at hand, which `stale DATASET` lists.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 from experiment.aside import outdated_ids, set_ids_aside
+from experiment.deploy import deploy_file
 from experiment.freshness import fingerprint
 from experiment.store import results_folder
 from recipe import DataError, check_dataset
@@ -21,8 +24,16 @@ def main() -> int:
         command = commands.add_parser(name, help=words)
         command.add_argument("dataset", help="digits, cifar10 or folder:PATH")
     commands.choices["set-aside"].add_argument("ids", nargs="*", help="of the records; none for the stale ones")
+    command = commands.add_parser("deploy", help="write a model and what is needed to run it into a folder")
+    command.add_argument("record", type=Path, help="results/DATASET/ID.json")
+    command.add_argument("-o", "--output", type=Path, required=True, help="the folder")
+    command.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
     arguments = parser.parse_args()
     try:
+        if arguments.command == "deploy":
+            for path in deploy_file(arguments.record, arguments.output, arguments.network):
+                print(f"{path}: {path.stat().st_size:,} bytes")
+            return 0
         check_dataset(arguments.dataset)
         if fingerprint(arguments.dataset) is None:
             print(f"The images of {arguments.dataset} are not at hand: only networks and files are compared.")

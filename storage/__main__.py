@@ -1,4 +1,4 @@
-"""`python -m storage info FILE`, `unpack FILE -o model.onnx`: what an archive holds."""
+"""`python -m storage info FILE`, `unpack FILE -o model.onnx`, `pack model.onnx -o FILE`: archives of models."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from data import load
 from models import ModelError, spec_of
 from recipe import DataError
 from storage import StorageError, archive_table, export_onnx, export_with_scale, load_archive, pixel_scale, sha256
+from storage.onnx_archive import is_onnx_archive, pack_onnx, unpack_onnx
 
 
 def info(path: Path, limit: int | None, network: str | None) -> None:
@@ -28,14 +29,28 @@ def unpack(
     path: Path, limit: int | None, network: str | None, output: Path, name: str | None, raw_images: bool
 ) -> None:
     """Write the model as ONNX; with a data set its classes and its scale of pixels go with it, as in the study."""
-    if output.exists() and output.samefile(path):
-        raise StorageError(f"{output} is the archive itself: write the model to another file")
+    _check_output(path, output)
+    if is_onnx_archive(path):
+        print(f"{output}: {unpack_onnx(path, output):,} bytes, the very file that was packed")
+        return
     model = load_archive(path, limit, network)
     if name is not None:
         export_with_scale(model, output, load(name), raw_images)
     else:
         export_onnx(model, output, raw_scale=pixel_scale(spec_of(model)) if raw_images else None)
     print(f"{output}: {output.stat().st_size:,} bytes")
+
+
+def pack(path: Path, output: Path) -> None:
+    """Write an ONNX file, whoever made it, as a smaller archive from which the same file comes back byte for byte."""
+    _check_output(path, output)
+    length, before = pack_onnx(path, output), path.stat().st_size
+    print(f"{output}: {length:,} bytes, {before / length:.2f} times smaller")
+
+
+def _check_output(path: Path, output: Path) -> None:
+    if output.exists() and path.exists() and output.samefile(path):
+        raise StorageError(f"{output} is the file that is read: write to another one")
 
 
 def _bytes(text: str) -> int:
@@ -48,12 +63,15 @@ def main() -> int:
     """The command; 0 if the file could be read."""
     parser = argparse.ArgumentParser(prog="python -m storage", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, run in (("info", info), ("unpack", unpack)):
+    for name, run in (("info", info), ("unpack", unpack), ("pack", pack)):
         command = commands.add_parser(name, help=run.__doc__)
         command.add_argument("file", type=Path)
+        if name != "info":
+            command.add_argument("-o", "--output", type=Path, required=True)
+        if name == "pack":
+            continue
         command.add_argument("--limit", type=_bytes, help="bytes of memory that its tensors may take")
         command.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
-    commands.choices["unpack"].add_argument("-o", "--output", type=Path, required=True)
     commands.choices["unpack"].add_argument("--dataset", help="digits, cifar10 or folder:PATH")
     commands.choices["unpack"].add_argument(
         "--raw-images", action="store_true", help="let the model take uint8 images and normalize them itself"
@@ -62,6 +80,8 @@ def main() -> int:
     try:
         if arguments.command == "info":
             info(arguments.file, arguments.limit, arguments.network)
+        elif arguments.command == "pack":
+            pack(arguments.file, arguments.output)
         else:
             file, limit, network = arguments.file, arguments.limit, arguments.network
             unpack(file, limit, network, arguments.output, arguments.dataset, arguments.raw_images)

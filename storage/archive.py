@@ -102,7 +102,7 @@ def load_archive(path: Path, limit: int | None = None, network: str | None = Non
     if network is not None:
         allow([network])
     try:
-        content = _read(path)
+        content = read_archive(path)
         if network is not None:
             found = {str(member.get("architecture")) for member in _members(split(content)[0])}
             if network not in found:
@@ -112,7 +112,7 @@ def load_archive(path: Path, limit: int | None = None, network: str | None = Non
         raise ArchiveError(f"{path}: {error}") from None
 
 
-def _read(path: Path) -> bytes:
+def read_archive(path: Path) -> bytes:
     """An archive's bytes, unless there are too many of them, or it is a pipe that would be waited for."""
     try:
         status = path.stat()
@@ -172,7 +172,7 @@ def _built(version: int, spec: dict, size: int, digest: bytes, reader: Reader) -
         coded = table | {name: table[name].to(torch.int32) for name in steps}
         tensors: dict[str, torch.Tensor] = {}
         for unit in units(coded):
-            tensors |= _decoded(reader, unit, coded)
+            tensors |= decode_unit(reader, unit, coded)
         for bias, scales in steps.items():
             tensors[bias] = _multiplied(tensors[bias], tensors[scales[0]] * tensors[scales[1]])
         return _filled(model, spec, tensors)
@@ -192,11 +192,11 @@ def split(content: bytes) -> tuple[dict, int, bytes, memoryview]:
         raise ArchiveError(
             f"the archive has format version {content[4]}, this code reads up to {VERSION}: update the code"
         )
-    if _digest(content[:5], memoryview(content)[13:]) != content[5:13]:
+    if digest_of(content[:5], memoryview(content)[13:]) != content[5:13]:
         raise ArchiveError("the archive is damaged (its checksum differs): fetch or make it again")
     try:
-        size, place = _varint(content, 13)
-        length, place = _varint(content, place)
+        size, place = varint(content, 13)
+        length, place = varint(content, place)
         if size > LIMIT or length > min(SPEC_LIMIT, len(content) - place - 4):
             raise ArchiveError("the archive declares more than an archive may hold")
         spec = _unpacked(content[place : place + length])
@@ -213,7 +213,7 @@ def archive_table(path: Path, limit: int | None = None, network: str | None = No
     their bytes, each place by itself), with nothing for telling frequencies; `bits` what a value takes; `bytes` add up
     to the length of the file. `limit` and `network` are those of `load_archive`.
     """
-    model, content, writer = load_archive(path, limit, network), _read(path), Writer()
+    model, content, writer = load_archive(path, limit, network), read_archive(path), Writer()
     state = model.state_dict() | (_multiples(model) if content[4] >= 2 else {})
     rows: list[dict[str, Any]] = []
     head = len(content) - len(split(content)[3])
@@ -275,7 +275,8 @@ def code_unit(coder: Coder, unit: Unit, state: dict[str, torch.Tensor]) -> None:
     code_words(coder, words, unit.shape, unit.kind, unit.dtype == torch.float32)
 
 
-def _decoded(reader: Reader, unit: Unit, table: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def decode_unit(reader: Reader, unit: Unit, table: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a unit by name, of the types and shapes that `table` has."""
     words = torch.from_numpy(code_words(reader, None, unit.shape, unit.kind, unit.dtype == torch.float32))
     own = words.split([table[name].numel() for name in unit.names])
     own = own if len(own) == 1 else [part.clone() for part in own]
@@ -361,7 +362,7 @@ def _head(spec: dict, table: dict[str, torch.Tensor], version: int) -> bytes:
     packed = packer.compress(text) + packer.flush()
     if max(len(text), len(packed)) > SPEC_LIMIT:
         raise ArchiveError(f"the model's spec is longer than {SPEC_LIMIT} bytes: shorten it")
-    lengths = _packed_varint(_size(table)) + _packed_varint(len(packed))
+    lengths = with_varint(_size(table)) + with_varint(len(packed))
     return MAGIC + bytes([version]) + lengths + packed + _table_digest(table)
 
 
@@ -378,17 +379,19 @@ def _unpacked(packed: bytes) -> dict:
 
 def _sealed(head: bytes, stream: bytes | memoryview = b"") -> bytes:
     """The archive with its checksum put in after magic and version."""
-    return b"".join([head[:5], _digest(head, stream), head[5:], stream])
+    return b"".join([head[:5], digest_of(head, stream), head[5:], stream])
 
 
-def _digest(*parts: bytes | memoryview) -> bytes:
+def digest_of(*parts: bytes | memoryview) -> bytes:
+    """Eight bytes of BLAKE2b of all parts together."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(part)
     return digest.digest()
 
 
-def _packed_varint(value: int) -> bytes:
+def with_varint(value: int) -> bytes:
+    """A number as seven bits per byte, the lowest first, all but the last byte with the highest bit set."""
     digits = []
     while value >= 128:
         digits.append(value % 128 + 128)
@@ -396,7 +399,7 @@ def _packed_varint(value: int) -> bytes:
     return bytes([*digits, value])
 
 
-def _varint(content: bytes, place: int) -> tuple[int, int]:
+def varint(content: bytes, place: int) -> tuple[int, int]:
     """The number at a place, seven bits a byte from the lowest on, and the place after it."""
     value = 0
     for digit in range(6):

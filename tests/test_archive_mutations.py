@@ -12,7 +12,7 @@ import torch
 from models import ARCHITECTURES, ResNet, build
 from models.quantized import insert_quantizers, round_biases
 from storage import ArchiveError
-from storage.archive import DICTIONARY, MAGIC, VERSION, _packed_varint, _sealed, _varint, decode, encode
+from storage.archive import DICTIONARY, MAGIC, VERSION, _sealed, decode, encode, varint, with_varint
 
 MANY = [1, pytest.param(10, marks=pytest.mark.slow)]  # times as many; the more in the slow tier
 
@@ -82,13 +82,13 @@ def test_forged_archives_with_a_right_checksum(content, times, seed):
 
 def forged(content: bytes, spec: bytes | None = None, size: int | None = None, length: int | None = None) -> bytes:
     """The archive with another spec, declared length of tensors, or length of the spec, and a right checksum."""
-    own_size, place = _varint(content, 13)
-    own_length, place = _varint(content, place)
+    own_size, place = varint(content, 13)
+    own_length, place = varint(content, place)
     packed = content[place : place + own_length]
     if spec is not None:
         packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=DICTIONARY)
         packed = packer.compress(spec) + packer.flush()
-    lengths = _packed_varint(own_size if size is None else size) + _packed_varint(length or len(packed))
+    lengths = with_varint(own_size if size is None else size) + with_varint(length or len(packed))
     return _sealed(MAGIC + bytes([VERSION]) + lengths + packed + content[place + own_length :])
 
 

@@ -6,13 +6,16 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import save_file
 
 from distillation import Distill
-from experiment import load_records, make, run
+from experiment import load_records, make, run, store
+from experiment.deploy import deploy_file
 from experiment.records import archive_path
 from models import ModelError, build, elsewhere, named, rebuild, spec_of, structure
 from pruning import Prune
@@ -291,3 +294,40 @@ def test_a_changed_function_is_noticed(nets, folders):
     """Its structure is in the record, as that of our networks is."""
     found = structure(f"{nets}:flower_net", shape=(1, 8, 8), classes=10)
     assert found != structure(f"{nets}:flower_net(channels=4)", shape=(1, 8, 8), classes=10)
+
+
+# --- To deploy --------------------------------------------------------------------------------------------------------
+
+
+def test_own_network_weights_and_pictures_to_a_folder_that_runs_by_itself(nets, folders, tmp_path, monkeypatch):
+    """Stripes and checks of 24x24, a network and weights of the user's: the deployed folder tells them apart."""
+    rng, pictures = np.random.default_rng(0), tmp_path / "my pictures"
+    for index in range(40):
+        stripes, checks = np.zeros((2, 24, 24), np.uint8)
+        stripes[:, index % 2 :: 2] = 200
+        checks[index % 2 :: 2, ::2] = 200
+        for name, picture in (("stripes", stripes), ("checks", checks)):
+            (pictures / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture + rng.integers(0, 30, picture.shape, np.uint8)).save(
+                pictures / name / f"{index}.png"
+            )
+    data = f"folder:{pictures}?side=24&colours=grey"
+    torch.save(
+        {"state_dict": build(f"{nets}:flower_net", shape=(1, 24, 24), classes=2).state_dict()}, tmp_path / "w.pt"
+    )
+    with pytest.warns(UserWarning, match="split by a fixed seed"):
+        base = Recipe(data, (Pretrained(f"{nets}:flower_net", weights=tmp_path / "w.pt"),))
+        tuned = Recipe(data, (Train(f"{nets}:flower_net", start=base, epochs=12, batch_size=16, augmentation=()),))
+        record = run(tuned.then(Quantize(images=32)))
+    assert record["accuracy"] == 1 and record["operators"]["integer_convolutions"] == 1
+    path = store.Store.of(tuned.then(Quantize(images=32))).record
+    deploy_file(path, tmp_path / "out", f"{nets}:flower_net")
+    command = [sys.executable, "-I", str(tmp_path / "out" / "predict.py"), str(pictures / "stripes" / "3.png")]
+    said = subprocess.run(command, cwd="/", capture_output=True, text=True)
+    assert said.returncode == 0 and ": stripes (" in said.stdout, said.stderr
+    assert (tmp_path / "out" / "labels.txt").read_text() == "checks\nstripes\n"
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "model.onnx", "labels.txt", "predict.py", "model.nna", "record.json",
+    }  # fmt: skip
+    with pytest.raises(StorageError, match="is no record"):
+        deploy_file(tmp_path / "w.pt", tmp_path / "out")

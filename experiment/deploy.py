@@ -1,0 +1,49 @@
+"""A folder to deploy: the model as an ONNX file that takes pictures as they are, and what one needs to run it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiment.records import archive_path, read_record
+from models import spec_of
+from storage import StorageError, atomic_write, export_onnx, load_archive, pixel_scale
+
+
+def deploy(record: Mapping, folder: Path, network: str | None = None) -> list[Path]:
+    """Write model.onnx, labels.txt, predict.py, the archive and the record into a folder; returns their paths.
+
+    The model normalizes uint8 images itself. predict.py needs onnxruntime, numpy and Pillow only. `network` names one
+    of the user's own, as `MODULE:FUNCTION`, if the archive is of such a one.
+
+    Raises:
+        StorageError: the archive is not at hand or damaged, or the folder cannot be written.
+    """
+    archive = archive_path(record)
+    if not archive.exists():
+        raise StorageError(f"the archive of {record['label']} is not at hand: run the recipe with remeasure=True")
+    classes = record.get("made_of", {}).get("data", {}).get("classes")
+    if classes is None:
+        raise StorageError(f"the record of {record['label']} does not name its classes: run the recipe again")
+    model = load_archive(archive, network=network)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder} ({error.strerror}): name another folder") from None
+    scale = pixel_scale(spec_of(model))
+    export_onnx(model, folder / "model.onnx", {"classes": classes}, raw_scale=scale)
+    texts = {"labels.txt": "\n".join(classes) + "\n", "record.json": json.dumps(dict(record), indent=1) + "\n"}
+    for name, text in texts.items():
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(text, "utf-8")
+    shutil.copyfile(Path(__file__).with_name("predict.py"), folder / "predict.py")
+    shutil.copyfile(archive, folder / "model.nna")
+    return [folder / name for name in ("model.onnx", "labels.txt", "predict.py", "model.nna", "record.json")]
+
+
+def deploy_file(path: Path, folder: Path, network: str | None = None) -> list[Path]:
+    """`deploy` of the record in a file. Raises StorageError if that holds none."""
+    record = read_record(path)
+    if record is None:
+        raise StorageError(f"{path} is no record: give one of results/DATASET/*.json")
+    return deploy(record, folder, network)

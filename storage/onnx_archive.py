@@ -1,0 +1,210 @@
+"""Any ONNX file as a smaller archive, from which the same file comes back byte for byte.
+
+    bytes       what
+    4           magic
+    1           format version
+    8           BLAKE2b of everything after it, and of the five bytes before
+    varint      length of the ONNX file
+    varint      length of the packed head
+    ...         the head: a JSON list of where tensors stood, of what type and shape; then the file without them (LZMA)
+    ...         one range-coded stream of the tensors (see `storage.modes`)
+
+Tensors are those that the file holds as raw data; the graph and everything else stays as it is.
+"""
+
+import json
+import lzma
+import math
+from pathlib import Path
+
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+
+from storage.archive import (
+    LIMIT,
+    ArchiveError,
+    code_unit,
+    decode_unit,
+    digest_of,
+    read_archive,
+    units,
+    varint,
+    with_varint,
+)
+from storage.coding import Meter, Reader, Writer
+from storage.files import atomic_write
+
+MAGIC, VERSION = b"\x8bNNO", 1
+LEAST = 128  # bytes of a tensor that is coded apart
+SIGN = 0x80
+FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9}]
+TYPES: dict[int, torch.dtype] = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.DOUBLE: torch.float64,
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.BFLOAT16: torch.bfloat16,
+    onnx.TensorProto.INT8: torch.int8,
+    onnx.TensorProto.UINT8: torch.int8,  # moved by 128, where the zero points of weights are
+    onnx.TensorProto.INT16: torch.int16,
+    onnx.TensorProto.INT32: torch.int32,
+    onnx.TensorProto.INT64: torch.int64,
+}
+Place = tuple[int, int, list[int]]  # where a tensor's bytes begin in the file, its type in ONNX, its shape
+
+
+def pack_onnx(path: Path, output: Path) -> int:
+    """Write the archive of an ONNX file, once what it decodes to is the same file; returns its length in bytes.
+
+    Raises:
+        ArchiveError: the file is missing, damaged, no ONNX file, too large, or keeps its tensors in other files.
+    """
+    content = read_archive(path)
+    packed = encode_onnx(content)
+    if decode_onnx(packed) != content:
+        raise ArchiveError(f"{path} would not come back as it is: not written; this is a fault to report")
+    with atomic_write(output) as temporary:
+        temporary.write_bytes(packed)
+    return len(packed)
+
+
+def unpack_onnx(path: Path, output: Path) -> int:
+    """Write the ONNX file that an archive holds; returns its length in bytes. Raises ArchiveError if it is damaged."""
+    content = decode_onnx(read_archive(path))
+    with atomic_write(output) as temporary:
+        temporary.write_bytes(content)
+    return len(content)
+
+
+def is_onnx_archive(path: Path) -> bool:
+    """Whether a file begins as an archive of an ONNX file does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == MAGIC
+    except OSError:
+        return False
+
+
+def encode_onnx(content: bytes) -> bytes:
+    """The archive of an ONNX file's bytes."""
+    places = [place for place in _places(content) if _pays(content, place)]
+    table = {str(index): _tensor(content, place) for index, place in enumerate(places)}
+    skeleton, end = [], 0
+    for start, kind, shape in places:
+        skeleton.append(content[end:start])
+        end = start + _length(kind, shape)
+    head = json.dumps(places, separators=(",", ":")).encode() + b"\0" + b"".join([*skeleton, content[end:]])
+    packed = lzma.compress(head, format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
+    writer = Writer()
+    for unit in units(table):
+        code_unit(writer, unit, table)
+    body = with_varint(len(content)) + with_varint(len(packed)) + packed + bytes(writer.content())
+    start_of = MAGIC + bytes([VERSION])
+    return start_of + digest_of(start_of, body) + body
+
+
+def _pays(content: bytes, place: Place) -> bool:
+    """Whether a tensor takes fewer bytes in a mode of ours than in LZMA, which finds words that come again."""
+    start, kind, shape = place
+    table, meter = {"0": _tensor(content, place)}, Meter()
+    for unit in units(table):
+        code_unit(meter, unit, table)
+    raw = content[start : start + _length(kind, shape)]
+    return meter.bits / 8 < len(lzma.compress(raw, format=lzma.FORMAT_RAW, filters=FILTERS))
+
+
+def decode_onnx(packed: bytes) -> bytes:
+    """The ONNX file in an archive's bytes.
+
+    Raises:
+        ArchiveError: the archive is damaged, too new, or none of an ONNX file.
+    """
+    if len(packed) > LIMIT or packed[:4] != MAGIC or len(packed) < 15:
+        raise ArchiveError("this is no archive of an ONNX file: give one that `python -m storage pack` wrote")
+    if packed[4] > VERSION:
+        version = f"the archive has format version {packed[4]}, this code reads up to {VERSION}"
+        raise ArchiveError(f"{version}: update the code")
+    if digest_of(packed[:5], packed[13:]) != packed[5:13]:
+        raise ArchiveError("the archive is damaged (its checksum differs): fetch or make it again")
+    try:
+        size, place = varint(packed, 13)
+        length, place = varint(packed, place)
+        if size > LIMIT or length > len(packed) - place:
+            raise ValueError("it declares more than an archive may hold")
+        unpacker = lzma.LZMADecompressor(format=lzma.FORMAT_ALONE)
+        head = unpacker.decompress(packed[place : place + length], max_length=2 * size + 4096)
+        listed, _, skeleton = head.partition(b"\0")
+        return _restored(json.loads(listed), skeleton, size, Reader(packed[place + length :]))
+    except ArchiveError:
+        raise
+    except Exception as error:  # malformed input may raise anything
+        raise ArchiveError(f"the archive does not decode ({type(error).__name__}: {error})") from None
+
+
+def _restored(places: list[Place], skeleton: bytes, size: int, reader: Reader) -> bytes:
+    lengths = [_length(kind, shape) for _, kind, shape in places]
+    if len(skeleton) + sum(lengths) != size or min(lengths, default=1) < 1:
+        raise ArchiveError("the archive's lengths do not add up to that of its file")
+    table = {
+        str(index): torch.empty(shape, dtype=TYPES[kind], device="meta")
+        for index, (_, kind, shape) in enumerate(places)
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    for unit in units(table):
+        tensors |= decode_unit(reader, unit, table)
+    parts, written, used = [], 0, 0
+    for index, ((start, kind, _), length) in enumerate(zip(places, lengths, strict=True)):
+        gap = start - written
+        parts += [skeleton[used : used + gap], _raw(tensors[str(index)], kind)]
+        used, written = used + gap, start + length
+    return b"".join([*parts, skeleton[used:]])
+
+
+def _places(content: bytes) -> list[Place]:
+    """Where the raw data of each tensor stands in a serialized ONNX model, in order, none overlapping."""
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        raise ArchiveError(f"this is no ONNX file, or a damaged one ({error})") from None
+    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
+        raise ArchiveError("its tensors lie in other files (external data): save it as one file, with onnx.save(model)")
+    if not model.graph.node:
+        raise ArchiveError("this is no ONNX file: it has no graph")
+    places: list[Place] = []
+    for tensor in tensors:
+        raw, shape = tensor.raw_data, list(tensor.dims)
+        if tensor.data_type in TYPES and LEAST <= len(raw) == _length(tensor.data_type, shape):
+            places += _found(content, raw, tensor.data_type, shape, {start for start, _, _ in places})
+    places.sort()
+    kept, end = [], 0
+    for place in places:
+        if place[0] >= end:
+            kept.append(place)
+            end = place[0] + _length(*place[1:])
+    return kept
+
+
+def _found(content: bytes, raw: bytes, kind: int, shape: list[int], taken: set[int]) -> list[Place]:
+    """The place of these bytes; equal tensors have a place each."""
+    start = content.find(raw)
+    while start in taken:
+        start = content.find(raw, start + 1)
+    return [(start, kind, shape)] if start >= 0 else []
+
+
+def _length(kind: int, shape: list[int]) -> int:
+    return math.prod(shape) * TYPES[kind].itemsize
+
+
+def _tensor(content: bytes, place: Place) -> torch.Tensor:
+    start, kind, shape = place
+    raw = torch.frombuffer(bytearray(content[start : start + _length(kind, shape)]), dtype=torch.uint8)
+    if kind == onnx.TensorProto.UINT8:
+        return (raw ^ SIGN).view(torch.int8).reshape(shape)
+    return raw.view(TYPES[kind]).reshape(shape)
+
+
+def _raw(tensor: torch.Tensor, kind: int) -> bytes:
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+    return (raw ^ SIGN if kind == onnx.TensorProto.UINT8 else raw).numpy().tobytes()
