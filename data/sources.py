@@ -1,4 +1,4 @@
-"""Where images come from: each reader returns the official train and test images, checked."""
+"""Readers of data sets. Each returns the official train and test images, after checks."""
 
 import hashlib
 import io
@@ -21,11 +21,11 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 CIFAR10_HUB = "uoft-cs/cifar10"
 CIFAR10_IMAGES = {"train": 50_000, "test": 10_000}
 FOLDER_SIDE = 32
-# Formats that Pillow knows by name but does not decode by itself: weather and measured data (BUFR, GRIB, HDF5), films
-# (MPEG), and drawings that it hands to Ghostscript (EPS, PostScript) or to Windows (WMF, EMF).
+# Formats that Pillow recognizes but does not decode itself: scientific data (BUFR, GRIB, HDF5), video (MPEG), and
+# vector graphics that it passes to Ghostscript (EPS, PostScript) or to Windows (WMF, EMF).
 NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
-NAMED = 5  # files that cannot be read, by name in one message; the others are counted
-# What Pillow raises on files that are damaged, or that would unpack into an unreasonable picture.
+NAMED = 5  # unreadable files that one message names; the rest are only counted
+# What Pillow raises for damaged files and for decompression bombs.
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -41,7 +41,7 @@ class ImageArrays:
 
 
 def read_digits() -> ImageArrays:
-    """scikit-learn's 1,797 hand-written digits, 8x8, every fifth one for testing (Alpaydin and Kaynak 1998)."""
+    """Read scikit-learn's 1,797 handwritten digits, 8x8; every fifth is a test image (Alpaydin and Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -52,7 +52,7 @@ def read_digits() -> ImageArrays:
 
 
 def read_cifar10(root: Path) -> ImageArrays:
-    """CIFAR-10 (Krizhevsky 2009) under `root`: torchvision's batches or the hub's Parquet files; else downloaded."""
+    """Read CIFAR-10 (Krizhevsky 2009) from torchvision's batches or the hub's Parquet files; download it if missing."""
     if (root / "cifar-10-batches-py").is_dir():
         return _read_cifar10_batches(root)
     if not sorted(root.rglob("train-*.parquet")):
@@ -65,7 +65,7 @@ def read_cifar10(root: Path) -> ImageArrays:
 
 
 def cifar10_files(root: Path) -> list[Path]:
-    """The files that CIFAR-10 would be read from: torchvision's batches, or else the Parquet files."""
+    """Return the files that CIFAR-10 would be read from: torchvision's batches, or else the Parquet files."""
     batches = root / "cifar-10-batches-py"
     if batches.is_dir():
         return [path for path in batches.iterdir() if path.is_file()]
@@ -80,7 +80,7 @@ def _read_cifar10_batches(root: Path) -> ImageArrays:
     except RuntimeError:
         raise DataError(
             f"{root / 'cifar-10-batches-py'} is incomplete or its checksums differ from the official ones: "
-            "delete that folder and run again to download it anew"
+            "delete that folder and run again to download it again"
         ) from None
     images = [torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous() for s in splits]
     labels = [torch.tensor(s.targets) for s in splits]
@@ -93,9 +93,9 @@ def _read_parquet(files: list[Path], expected: int) -> tuple[torch.Tensor, torch
     images = np.concatenate([part[0] for part in parts]) if parts else np.empty((0,))
     labels = np.concatenate([part[1] for part in parts]) if parts else np.empty((0,))
     if len(images) != expected:
-        where = files[0].parent if files else "the data folder"
+        folder = files[0].parent if files else "the data folder"
         raise DataError(
-            f"{where} holds {len(images)} of {expected} CIFAR-10 images: a shard is missing, fetch it again"
+            f"{folder} holds {len(images)} of {expected} CIFAR-10 images: a shard is missing, download it again"
         )
     if labels.min() < 0 or labels.max() >= len(CIFAR10_CLASSES):
         raise DataError(f"{files[0].parent} holds a label outside 0..9: the Parquet files are not CIFAR-10")
@@ -107,8 +107,8 @@ def _read_shard(file: Path, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.nd
         table = pyarrow.parquet.read_table(file, columns=["img", "label"]).combine_chunks()
         encoded = table["img"].combine_chunks().field("bytes").to_pylist()
         labels = table["label"].to_numpy()
-        if not np.issubdtype(labels.dtype, np.integer):  # text, or a number that is missing
-            raise ValueError("labels that are no whole numbers")
+        if not np.issubdtype(labels.dtype, np.integer):  # strings, or missing values
+            raise ValueError("labels are not whole numbers")
         images = np.stack(list(pool.map(_decode, encoded)))
     except (pyarrow.ArrowException, AttributeError, KeyError, *BROKEN) as error:
         raise DataError(f"{file} is truncated or corrupt ({_first_line(error)}): fetch it again") from None
@@ -123,7 +123,7 @@ def _decode(encoded: bytes) -> np.ndarray:
 
 
 def _download_cifar10(root: Path) -> None:
-    """The hub's Parquet files first; torchvision's archive, from a slow origin, where the hub is out of reach."""
+    """Download the hub's Parquet files or, if the hub cannot be reached, torchvision's archive from its slow server."""
     from torchvision.datasets import CIFAR10
 
     try:
@@ -151,14 +151,14 @@ def _download_from_hub(root: Path) -> None:
 
 
 def read_folder(root: Path) -> ImageArrays:
-    """One's own images, root/train/CLASS/* and root/test/CLASS/*, centre-cropped and resized to 32x32 RGB.
+    """Read the images in root/train/CLASS/* and root/test/CLASS/*, centre-cropped and resized to 32x32 RGB.
 
-    Pictures are the files there with an ending of `picture_endings`, hidden ones aside; all other files are passed
-    over, and counted in one warning. A class is the name of its folder, composed (NFC): macOS stores accents apart.
+    Files that are hidden or whose extension is not in `picture_endings` are skipped, and counted in one warning. A
+    class is named after its folder, in Unicode form NFC: macOS stores accents as separate characters.
     """
     for part in ("train", "test"):
         if not (root / part).is_dir():
-            raise DataError(f"{readable(root / part)} is no folder: put images there as {part}/CLASS/*.png")
+            raise DataError(f"{readable(root / part)} is not a folder: put images there as {part}/CLASS/*.png")
     train, test = _class_folders(root / "train"), _class_folders(root / "test")
     classes = tuple(sorted(train))
     if len(classes) < 2:
@@ -175,16 +175,16 @@ def read_folder(root: Path) -> ImageArrays:
 
 @cache
 def picture_endings() -> frozenset[str]:
-    """The endings, in lower case, of the formats that Pillow reads as a still picture, such as `.png` and `.jpg`."""
-    endings = Image.registered_extensions()  # also of formats that Pillow only writes, as PDF
-    readers = (set(Image.OPEN) | {"MPO"}) - NO_PICTURES  # MPO is opened as the JPEG that it begins with
+    """Return the lower-case file extensions that Pillow reads as a still image, such as `.png` and `.jpg`."""
+    endings = Image.registered_extensions()  # including formats that Pillow only writes, such as PDF
+    readers = (set(Image.OPEN) | {"MPO"}) - NO_PICTURES  # an MPO file begins with a JPEG, which is what Pillow opens
     return frozenset(ending for ending, form in endings.items() if form in readers)
 
 
 def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Its folders by class, without those that file managers, archives and editors leave.
+    """Return the subfolders by class, without those that file managers, archivers and editors leave behind.
 
-    A class may have two, one copied from macOS and one from elsewhere, whose names are stored differently.
+    A class may have two folders whose names differ only in Unicode form, such as one copied from macOS.
     """
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
@@ -194,7 +194,7 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def _pictures(folders: list[Path]) -> list[Path]:
-    """The pictures of a class, from all of its folders."""
+    """Return the image files of a class, from all of its folders."""
     files = [file for folder in folders for file in sorted(folder.glob("*")) if file.is_file()]
     pictures = [file for file in files if file.suffix.lower() in picture_endings() and not file.name.startswith(".")]
     if not pictures:
@@ -203,7 +203,7 @@ def _pictures(folders: list[Path]) -> list[Path]:
 
 
 def _warn_of_others(root: Path, pictures: set[Path]) -> None:
-    """Count, in one warning, the files of a data set that are not among its pictures."""
+    """Warn once about all files of a data set that are not among its images."""
     others = sorted(
         file
         for part in ("train", "test")
@@ -212,18 +212,18 @@ def _warn_of_others(root: Path, pictures: set[Path]) -> None:
     )
     if others:
         warnings.warn(
-            f"{len(others)} file(s) in {readable(root)} are passed over, such as "
-            f"{readable(others[0].relative_to(root))}: pictures are train/CLASS/* and test/CLASS/*, not hidden, in a "
+            f"{len(others)} file(s) in {readable(root)} are skipped, such as "
+            f"{readable(others[0].relative_to(root))}: images are train/CLASS/* and test/CLASS/*, not hidden, in a "
             "format that Pillow decodes",
             stacklevel=2,
         )
 
 
 def _read_pictures(*parts: list[list[Path]]) -> list[torch.Tensor]:
-    """Images `[N, 3, H, W]` and labels `[N]` of each part, one after the other, from its files by class.
+    """Read the images `[N, 3, H, W]` and labels `[N]` of each part, given as lists of files by class.
 
     Raises:
-        DataError: with all files that cannot be read, the first `NAMED` of them by name.
+        DataError: some files cannot be read; the message names the first `NAMED` of them.
     """
     read, unreadable = [], []
     for part in parts:
@@ -237,7 +237,7 @@ def _read_pictures(*parts: list[list[Path]]) -> list[torch.Tensor]:
         read.append((images, labels))
     if unreadable:
         more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
-        files = "file is no readable image" if len(unreadable) == 1 else "files are no readable images"
+        files = "file is not a readable image" if len(unreadable) == 1 else "files are not readable images"
         raise DataError(f"{len(unreadable)} {files}: replace or remove {', '.join(unreadable[:NAMED])}{more}")
     return [
         tensor
