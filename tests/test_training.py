@@ -504,7 +504,7 @@ def test_a_start_of_another_kind(digits, tmp_path):
     with pytest.raises(StepError, match="another network"):
         Recipe("digits", (Train("resnet20", width=2, start=Recipe("digits", (Train("resnet20"),))),))
     elsewhere = Train("resnet20", start=Recipe("cifar10", (Train("resnet20"),)))
-    with pytest.raises(StepError, match="start is of cifar10"):
+    with pytest.raises(StepError, match="start was trained on cifar10"):
         elsewhere.apply(None, context_of(digits, tmp_path / "state"))
 
 
