@@ -1,6 +1,6 @@
 """The networks, by name: `build("resnet18", shape=(3, 32, 32), classes=10)`."""
 
-import models.quantized  # noqa: F401 (registers what it does to networks)
+import models.quantized  # noqa: F401 (registers its transformation)
 from models.channels import channel_table
 from models.errors import ModelError
 from models.registry import ARCHITECTURES, build, check_model, check_network, combine, rebuild
