@@ -1,4 +1,4 @@
-"""`python -m storage info FILE`, `unpack FILE -o model.onnx`: what an archive holds."""
+"""`python -m storage info FILE`, `python -m storage unpack FILE -o model.onnx`: read an archive."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from storage import StorageError, archive_table, export_onnx, export_with_scale,
 
 
 def info(path: Path, limit: int | None) -> None:
-    """Where the file's bytes go, and of what network it is."""
+    """Print the network in the file and what its bytes are spent on."""
     model, table = load_archive(path, limit), pd.DataFrame(archive_table(path, limit))
     total = path.stat().st_size
     print(f"{path}: {total:,} bytes, SHA-256 {sha256(path)}\n{spec_of(model)}\n")
@@ -24,7 +24,7 @@ def info(path: Path, limit: int | None) -> None:
 
 
 def unpack(path: Path, limit: int | None, output: Path, name: str | None, raw_images: bool) -> None:
-    """Write the model as ONNX; with a data set its classes and its scale of pixels go with it, as in the study."""
+    """Write the model as ONNX; if a data set is given, with its classes and the mean and std of pixels."""
     if output.exists() and output.samefile(path):
         raise StorageError(f"{output} is the archive itself: write the model to another file")
     model = load_archive(path, limit)
@@ -37,18 +37,18 @@ def unpack(path: Path, limit: int | None, output: Path, name: str | None, raw_im
 
 def _bytes(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes: give a whole one above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes: give a whole number above 0")
     return int(text)
 
 
 def main() -> int:
-    """The command; 0 if the file could be read."""
+    """Run the command; return 0 if the file could be read."""
     parser = argparse.ArgumentParser(prog="python -m storage", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run in (("info", info), ("unpack", unpack)):
         command = commands.add_parser(name, help=run.__doc__)
         command.add_argument("file", type=Path)
-        command.add_argument("--limit", type=_bytes, help="bytes of memory that its tensors may take")
+        command.add_argument("--limit", type=_bytes, help="maximum size of its tensors in memory, in bytes")
     commands.choices["unpack"].add_argument("-o", "--output", type=Path, required=True)
     commands.choices["unpack"].add_argument("--dataset", help="digits, cifar10 or folder:PATH")
     commands.choices["unpack"].add_argument(
