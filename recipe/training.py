@@ -77,7 +77,7 @@ class Training:
             raise StepError(f"average is a decay from 0 to below 1, such as 0.999, not {self.average!r}")
         if self.views is not None and not (isinstance(self.views, int) and self.views >= 1):
             raise StepError(
-                f"views, the number of distinct epochs of batches, is a whole number from 1 or None, not {self.views}"
+                f"views, the epochs with different batches, is a whole number from 1 or None, not {self.views}"
             )
         if self.view_seed is not None and not (isinstance(self.view_seed, int) and 0 <= self.view_seed < 2**63):
             raise StepError(f"view_seed is a whole number from 0 to 2^63 - 1 or None, not {self.view_seed!r}")

@@ -445,7 +445,7 @@ def test_a_damaged_checkpoint_starts_over_with_a_warning(digits, tmp_path, damag
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes({"flip": bytes(content), "truncate": bytes(content[:-99]), "foreign": b"hello"}[damage])
-    with pytest.warns(UserWarning, match="what it held is computed again"):
+    with pytest.warns(UserWarning, match="its content is computed again"):
         again, _ = trained(digits, path, epochs=2)
     assert same_weights(whole, again)
 
