@@ -1,6 +1,6 @@
-"""Seconds and memory that an archive of the trained ResNet-18's integers takes on one core, each in its own process.
+"""Time and memory to write and read an archive of the trained, quantized ResNet-18 on one core, in separate processes.
 
-python benchmarks/archive_speed.py       (on Linux, whose kernel knows the most memory that a process held)
+python benchmarks/archive_speed.py       (on Linux, which reports a process's peak memory)
 """
 
 import re
@@ -25,12 +25,12 @@ def write(model: torch.nn.Module, path: Path) -> None:
 
 
 def measure(what: str, path: Path) -> None:
-    """Encode or decode, and print what that took beyond the process (and, to encode, the model) itself."""
+    """Encode or decode, and print the time and the memory beyond what process and model held before."""
     torch.set_num_threads(1)
     small = build("resnet8", shape=(3, 32, 32), classes=10)
-    write(small, path.with_name("small.nna"))  # what is loaded at the first archive of all counts as the process
+    write(small, path.with_name("small.nna"))  # loads lazily imported modules, which should not be counted
     model = load_archive(path) if what == "encode" else None
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, the parent's even, is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which includes the parent's
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     if model is not None:
         save_archive(model, path)

@@ -1,4 +1,4 @@
-"""Images/s of the training loop against plain FP32 NCHW training, timed by turns; and what the data costs in it.
+"""Images/s of the training loop and of plain FP32 NCHW training, timed alternately, and the share of data loading.
 
 python benchmarks/training_throughput.py
 """
@@ -19,20 +19,20 @@ BATCH, ROUNDS = 128, 5
 
 
 def noise() -> Dataset:
-    """Images like CIFAR-10's in shape, as many as the rounds take."""
+    """Return random images with the shape of CIFAR-10's, enough for all rounds."""
     images = torch.randint(0, 256, (BATCH * ROUNDS, 3, 32, 32), dtype=torch.uint8)
     split = Split(images, torch.randint(0, 10, (len(images),)))
     return Dataset("noise", split, split, split, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3, flip=True)
 
 
 def network(name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Fresh weights, and the optimizer that the loop has."""
+    """Return a network with fresh weights and the training loop's default optimizer."""
     model = build(name, shape=(3, 32, 32), classes=10)
     return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
 
 
 def plain(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
-    """One step in FP32 as most code has it."""
+    """Take one conventional FP32 step."""
     loss = cross_entropy(model(batch.images), batch.labels)
     optimizer.zero_grad()
     loss.backward()
@@ -40,12 +40,12 @@ def plain(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> N
 
 
 def ours(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
-    """One step of the training loop."""
+    """Take one step of the training loop."""
     loop.update(model, optimizer, 0.01, batch, lambda logits, batch: cross_entropy(logits, batch.labels))
 
 
 def rounds(kinds: dict, dataset: Dataset) -> Iterator[dict[str, float]]:
-    """Seconds of a step of each kind, on the same batches."""
+    """Yield the seconds of one step of each kind, on the same batch."""
     for batch in batches(dataset, dataset.train, BATCH, seed=0, epoch=0):
         times = {}
         for name, (step, model, optimizer) in kinds.items():
@@ -64,12 +64,13 @@ def main() -> None:
         kinds = {"plain": (plain, *network(name)), "ours": (ours, *network(name))}
         kinds["ours"][1].to(memory_format=torch.channels_last)
         times = list(rounds(kinds, dataset))[1:]  # the first one warms up
-        own, other = (sorted(t[kind] for t in times)[len(times) // 2] for kind in ("ours", "plain"))
-        print(f"{name}: plain FP32 NCHW {BATCH / other:.0f} images/s, ours {BATCH / own:.0f}: {other / own:.2f}x")
+        in_loop, in_plain = (sorted(t[kind] for t in times)[len(times) // 2] for kind in ("ours", "plain"))
+        speed = in_plain / in_loop
+        print(f"{name}: plain FP32 NCHW {BATCH / in_plain:.0f} images/s, ours {BATCH / in_loop:.0f}: {speed:.2f}x")
     started = time.perf_counter()
     for _ in batches(dataset, dataset.train, BATCH, seed=0, epoch=1):
         pass
-    share = (time.perf_counter() - started) / ROUNDS / own
+    share = (time.perf_counter() - started) / ROUNDS / in_loop
     print(f"shuffling, augmenting and normalizing a batch takes {share:.1%} of a {name} step")
 
 

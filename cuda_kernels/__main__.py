@@ -13,7 +13,7 @@ from .cpu import measure_cpu
 
 
 def run_check() -> bool:
-    """Check every kernel and print one line a case; True if all passed."""
+    """Check every kernel and print one line per case; return True if all passed."""
     reason = gpu.available()
     device = "cpu" if reason else "cuda"
     print(f"In the emulator: {reason}." if reason else f"On {torch.cuda.get_device_name()}.")
@@ -42,7 +42,7 @@ def run_measure() -> None:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m cuda_kernels", description="Check or measure the CUDA kernels.")
     parser.add_argument("command", choices=["check", "measure"])
     command = parser.parse_args().command
@@ -50,7 +50,7 @@ def main() -> int:
         if command == "check":
             return 0 if run_check() else 1
         run_measure()
-    except RuntimeError as error:  # no compiler, or a kernel that is wrong: said in one sentence
+    except RuntimeError as error:  # no compiler, or a wrong kernel
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""Every kernel against numpy in higher precision, on the GPU if there is one and in the emulator if not."""
+"""Compare every kernel with numpy in higher precision, on the GPU if there is one, else in the emulator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POISON = {torch.float32: float("nan"), torch.int32: -(2**31), torch.int8: 85}
 
 @dataclass(frozen=True)
 class Case:
-    """One product: `prepare(out=...)` makes the launch, `truth` is the float64 or int64 answer.
+    """One product: `prepare(out=...)` makes the launch, `truth` is the float64 or int64 result.
 
     size: the sums of the terms' magnitudes, to which errors are relative; None if every element must be equal.
     """
@@ -35,7 +35,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case. error: the largest error relative to the sum of the terms' magnitudes (0 = exact)."""
+    """Result of a case. error: the largest error relative to the sum of the terms' magnitudes (0 = exact)."""
 
     kernel: str
     what: str
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def run_case(case: Case, device: str, runner: Callable[[Launch], None] | None = None) -> Outcome:
-    """Run into a poisoned output and compare. Passed: written everywhere, nowhere else, and right to rounding."""
+    """Run into a poisoned output and compare. To pass, a kernel must fill exactly its output, up to rounding errors."""
     count = case.truth.size
     around = torch.full((count + 2 * MARGIN,), POISON[case.dtype], dtype=case.dtype, device=device)
     before = around.clone()
@@ -64,7 +64,7 @@ def run_case(case: Case, device: str, runner: Callable[[Launch], None] | None = 
 
 
 def all_cases(device: str, seed: int) -> Iterator[Case]:
-    """Every kernel on random inputs, drawn from the seed, of awkward sizes."""
+    """Yield a case for every kernel on random inputs of awkward sizes, drawn from the seed."""
     rng = np.random.default_rng(seed)
     for m, k in ((1, 1), (33, 31), (131, 1028)):
         yield from gemv_cases(rng, device, m, k)
@@ -77,7 +77,7 @@ def all_cases(device: str, seed: int) -> Iterator[Case]:
 
 
 def gemv_cases(rng: np.random.Generator, device: str, m: int, k: int) -> Iterator[Case]:
-    """Every matrix-vector kernel on one random (m, k) matrix."""
+    """Yield a case for every matrix-vector kernel on one random (m, k) matrix."""
     a, x = _normal(rng, m, k), _normal(rng, k)
     on = [torch.from_numpy(v).to(device) for v in (a, x)]
     truth, size = _product(a, x)
@@ -94,7 +94,7 @@ def gemv_cases(rng: np.random.Generator, device: str, m: int, k: int) -> Iterato
 
 
 def gemm_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) -> Iterator[Case]:
-    """Every FP32 matrix product kernel on one random (m, k) by (k, n) product."""
+    """Yield a case for every FP32 matrix product kernel on one random (m, k) by (k, n) product."""
     a, b = _normal(rng, m, k), _normal(rng, k, n)
     truth, size = _product(a, b)
     on = torch.from_numpy(a).to(device)
@@ -113,12 +113,12 @@ def gemm_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) ->
 
 
 def int8_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) -> Iterator[Case]:
-    """Every INT8 kernel with each kind of output; the sums and the requantized output must be equal."""
+    """Yield a case for every INT8 kernel and kind of output; the sums and the requantized output must be equal."""
     x, w = (rng.integers(-128, 128, shape, dtype=np.int8) for shape in ((m, k), (n, k)))
     sums = x.astype(np.int64) @ w.astype(np.int64).T
     scale = (rng.uniform(0.2, 1.5, n) * 40 / (5461 * np.sqrt(k))).astype(np.float32)
     offset = rng.uniform(-20, 20, n).astype(np.float32)
-    # What a fused multiply-add gives: one rounding, to float32. The exact product of two float32 fits a float64.
+    # As a fused multiply-add: a single rounding, to float32. The exact product of two float32 fits a float64.
     real = (sums.astype(np.float32).astype(np.float64) * scale + offset).astype(np.float32)
     kept = np.maximum(real, 0)
     bytes_ = np.clip(np.rint(kept).astype(np.float64) - 100, -128, 127).astype(np.int64)
@@ -143,7 +143,10 @@ def int8_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) ->
 
 
 def sparse_cases(rng: np.random.Generator, device: str, m: int, k: int, density: float) -> Iterator[Case]:
-    """Every sparse kernel on one random matrix with empty rows, a dense one, and one whose only entry is the last."""
+    """Yield a case for every sparse kernel on one random matrix.
+
+    It has empty rows, a dense row, and one whose only entry is the last.
+    """
     a = np.where(rng.random((m, k)) < density, _normal(rng, m, k), 0).astype(np.float32)
     if m > 8 and density:
         a[3:5] = 0
@@ -153,7 +156,7 @@ def sparse_cases(rng: np.random.Generator, device: str, m: int, k: int, density:
     x = _normal(rng, k)
     what = f"{m}x{k} at {density:.1%}"
     yield from _spmv_cases(matrix, a, x, what, device)
-    for n in (1, 16, 20, 33, 64, 132):  # all four variants of the row split, whole and not
+    for n in (1, 16, 20, 33, 64, 132):  # all four variants of the row split, filled and not
         b = _normal(rng, k, n)
         truth, size = _product(a, b)
         right = torch.from_numpy(b).to(device)
@@ -192,7 +195,7 @@ def _spmv_cases(matrix: sparse.CSR, a: np.ndarray, x: np.ndarray, what: str, dev
         size,
         a.shape[1],
     )
-    # The INT8 values are rounded, by numpy here; the product of what is stored must then be right to float32.
+    # INT8 values are rounded here by numpy; the product of the stored values must then be right up to float32 rounding.
     scale = np.abs(a).max(1, keepdims=True) / np.float32(127)
     scale[scale == 0] = 1
     stored = np.rint(a / scale).astype(np.float64) * scale
@@ -214,5 +217,5 @@ def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The product in float64, and the sums of the terms' magnitudes, to which rounding errors are relative."""
+    """Return the product in float64, and the sums of the terms' magnitudes, to which rounding errors are relative."""
     return a.astype(np.float64) @ b.astype(np.float64), np.abs(a).astype(np.float64) @ np.abs(b).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The CPU's own answer: FP32 against INT8 products in ONNX Runtime, dense against CSR products in numpy and scipy."""
+"""CPU measurements: FP32 and INT8 products in ONNX Runtime, dense and CSR products in numpy and scipy."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def measure_cpu(
     folder: Path | None = None,
     again: bool = False,
 ) -> pd.DataFrame:
-    """Measure what this CPU has no record of yet (or everything, again), write a record each, and return them.
+    """Measure what this CPU has no record of (`again`: everything), write one record each, and return all records.
 
-    products: (m, n, k) of x (m, k) times weights (k, n); square: edge of the sparse matrix; seconds: spent on each.
+    products: (m, n, k) of x (m, k) times weights (k, n); square: edge of the sparse matrix; seconds: per measurement.
     """
     for what, value in (("square", square), *(("a size", size) for product in products for size in product)):
         check_whole(what, value)
@@ -55,7 +55,7 @@ def measure_cpu(
 
 
 def product_runs(m: int, n: int, k: int, threads: int) -> list[tuple[Callable[[], object], int, int]]:
-    """The FP32 and the INT8 product of the same random numbers, checked with int64: (run, bytes, operations) each."""
+    """Return (run, bytes, operations) of an FP32 and an INT8 product of the same random numbers, checked with int64."""
     rng = np.random.default_rng()
     x, w = rng.integers(0, 256, (m, k), dtype=np.uint8), rng.integers(-64, 65, (k, n), dtype=np.int8)
     fp32, int8 = _session("MatMul", w.astype(np.float32), threads), _session("MatMulInteger", w, threads)
@@ -82,7 +82,7 @@ def spmv_runs(size: int, density: float) -> list[tuple[Callable[[], object], int
 
 
 def time_alternately(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
-    """Milliseconds of each run, taken in turn, so that a disturbance meets all of them; at least 5 samples each."""
+    """Return milliseconds of each run, at least 5 samples. Runs alternate, so that disturbances affect all of them."""
     samples: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()
@@ -114,7 +114,7 @@ def _key(kernel: str, case: str, m: int, n: int, k: int, density: float = 1.0, t
 def _measured(
     keys: list[dict], make: Callable[[], list], seconds: float, folder: Path | None, again: bool
 ) -> list[dict]:
-    """The stored records of these keys; if one is missing, all are measured together and written."""
+    """Return the stored records of these keys; if one is missing, measure all together and write their records."""
     stored = [record for key in keys if (record := records.read(key, folder))]
     if len(stored) == len(keys) and not again:
         return stored
@@ -140,7 +140,7 @@ def _measured(
 
 
 def _session(operator: str, weights: np.ndarray, threads: int) -> onnxruntime.InferenceSession:
-    """A model of one product with constant weights, which the runtime may lay out as it likes, as in a real layer."""
+    """Return a session of one product with constant weights, whose layout the runtime may choose, as in a layer."""
     integer = operator == "MatMulInteger"
     of_x, of_y = (TensorProto.UINT8, TensorProto.INT32) if integer else (TensorProto.FLOAT, TensorProto.FLOAT)
     graph = helper.make_graph(

@@ -1,7 +1,7 @@
 """Dense products: matrix-vector and matrix-matrix in FP32, and an INT8 layer with its epilogue.
 
-Each function checks its input, then runs one kernel; `prepare_...` stops before the run, so that a measurement can
-repeat the launch without the checks. Tensors on a GPU run there; tensors on the CPU run in the emulator.
+Each function checks its input, then runs one kernel; `prepare_...` only makes the launch, so that a measurement can
+repeat it without the checks. Tensors on a GPU run there; tensors on the CPU run in the emulator.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EPILOGUE_MODES = {torch.int32: 0, torch.float32: 1, torch.int8: 2}
 def prepare_gemv(
     a: torch.Tensor, x: torch.Tensor, *, kernel: str = "gemv_vector4", out: torch.Tensor | None = None
 ) -> Launch:
-    """The launch of y = A x. a: (m, k) float32; x: (k,) float32; out: (m,) float32."""
+    """Prepare y = A x. a: (m, k) float32; x: (k,) float32; out: (m,) float32."""
     check_kernel(kernel, GEMV_KERNELS)
     check_tensor("a", a, torch.float32, (None, None))
     m, k = a.shape
@@ -46,7 +46,7 @@ def prepare_gemv(
 
 
 def gemv(a: torch.Tensor, x: torch.Tensor, **options) -> torch.Tensor:
-    """y = A x in FP32; see `prepare_gemv` for the shapes and options."""
+    """Compute y = A x in FP32; see `prepare_gemv` for the shapes and options."""
     return prepare_gemv(a, x, **options).run()
 
 
@@ -59,9 +59,9 @@ def prepare_gemm_fp32(
     splits: int | None = None,
     out: torch.Tensor | None = None,
 ) -> Launch:
-    """The launch of C = A B. a: (m, k) float32; b: (k, n) float32; out: (m, n) float32.
+    """Prepare C = A B. a: (m, k) float32; b: (k, n) float32; out: (m, n) float32.
 
-    gemm_split_k, for few columns, takes b with contiguous columns: pass `inputs.T` of contiguous (n, k) inputs.
+    gemm_split_k, for few columns, needs b with contiguous columns: pass `inputs.T` of contiguous (n, k) inputs.
     tile: edge of the tile of gemm_tiled (8, 16 or 32); splits: blocks that share k in gemm_split_k.
     """
     check_kernel(kernel, GEMM_KERNELS)
@@ -87,7 +87,7 @@ def prepare_gemm_fp32(
 
 
 def gemm_fp32(a: torch.Tensor, b: torch.Tensor, **options) -> torch.Tensor:
-    """C = A B in FP32; see `prepare_gemm_fp32` for the shapes and options."""
+    """Compute C = A B in FP32; see `prepare_gemm_fp32` for the shapes and options."""
     return prepare_gemm_fp32(a, b, **options).run()
 
 
@@ -105,10 +105,10 @@ def prepare_gemm_int8(
     splits: int | None = None,
     out: torch.Tensor | None = None,
 ) -> Launch:
-    """The launch of an INT8 layer. x: (m, k) int8, a row an image or pixel; w: (n, k) int8, a row a channel.
+    """Prepare an INT8 layer. x: (m, k) int8, one row per image or pixel; w: (n, k) int8, one row per channel.
 
-    output int32: the exact sums of x W^T. float32: sum * scale + offset, then ReLU if asked. int8: that rounded to
-    even, plus zero_point, clamped: the next layer's input. scale, offset: (n,) float32; `fold_layer` makes them.
+    output int32: the exact sums of x W^T. float32: sum * scale + offset, then ReLU if `relu`. int8: the same rounded to
+    even, plus zero_point, clamped: the next layer's input. scale, offset: (n,) float32, see `fold_layer`.
     """
     check_kernel(kernel, INT8_KERNELS)
     check_tensor("x", x, torch.int8, (None, None))
@@ -133,7 +133,7 @@ def prepare_gemm_int8(
 
 
 def gemm_int8(x: torch.Tensor, w: torch.Tensor, **options) -> torch.Tensor:
-    """An INT8 layer, x W^T and its epilogue; see `prepare_gemm_int8` for the shapes and options."""
+    """Compute an INT8 layer, x W^T and its epilogue; see `prepare_gemm_int8` for the shapes and options."""
     return prepare_gemm_int8(x, w, **options).run()
 
 
@@ -145,10 +145,11 @@ def fold_layer(
     bias: torch.Tensor | None = None,
     output_scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, offset) of the epilogue: weights (n, k) int8 with a scale a channel, inputs (q - zero_point) * scale.
+    """Return (scale, offset) of the epilogue.
 
-    output_scale: the scale of the int8 output; 1 for a float output. bias: (n,) in real units.
-    The zero point's share, zero_point * sum of a channel's weights, does not depend on the input: it joins the bias.
+    Weights are (n, k) int8 with one scale per channel, inputs (q - zero_point) * scale. output_scale: the scale of the
+    int8 output; 1 for a float output. bias: (n,) in real units. The zero point contributes zero_point * the sum of a
+    channel's weights, which does not depend on the input and is added to the bias.
     """
     product_scale = weight_scale.double() * input_scale
     offset = -product_scale * input_zero_point * w.double().sum(1)
@@ -164,14 +165,14 @@ def _tiled_shape(m: int, n: int, tile: int) -> tuple[tuple, tuple, tuple]:
 
 
 def _splits(asked: int | None, tiles: int, chunks: int, blocks: int) -> int:
-    """Into how many parts k is cut: enough for `blocks` blocks in all, at least one chunk of k a part."""
+    """Return the number of parts to split k into: enough for `blocks` blocks in total, at least one chunk per part."""
     if asked is not None and not (isinstance(asked, int) and 1 <= asked <= chunks):
         raise ValueError(f"splits is {asked}, but must be a whole number in 1 to {chunks}, the pieces that k has")
     return asked or max(1, min(chunks, blocks // tiles))
 
 
 def _scratch(splits: int, outputs: int, tiles: int, dtype: torch.dtype, device: torch.device) -> tuple:
-    """The parts of the sums, and a ticket a tile (zero; the kernel leaves it zero)."""
+    """Return buffers for partial sums, and one ticket per tile (zero; the kernel leaves it zero)."""
     if splits == 1:
         return None, None
     if splits * outputs > LARGEST_INDEX:
@@ -220,7 +221,7 @@ def _epilogue(
         return out, None, None, 0, 0, 0
     for name, tensor in (("scale", scale), ("offset", offset)):
         if tensor is None:
-            raise ValueError(f"{name} is missing: a {out.dtype} output needs scale and offset, one value a channel")
+            raise ValueError(f"{name} is missing: a {out.dtype} output needs scale and offset, one value per channel")
         check_tensor(name, tensor, torch.float32, (out.shape[1],))
         check_same_device(out=out, **{name: tensor})
     if mode == 1 and zero_point:

@@ -1,4 +1,4 @@
-"""The .cu files on a CPU: compiled by the C++ compiler against kernels/emulator.h, for correctness only."""
+"""Run the .cu files on a CPU, compiled by a C++ compiler with kernels/emulator.h, to check correctness only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-w", 
 
 
 def compiler() -> list[str]:
-    """The C++ compiler and its flags: $CXX, which may be "g++ -m64", or g++. RuntimeError if there is none."""
+    """Return the C++ compiler and its flags: $CXX, such as "g++ -m64", or g++. RuntimeError if there is none."""
     name, *flags = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     found = shutil.which(name)
     if found is None:
@@ -31,9 +31,9 @@ def compiler() -> list[str]:
 def launch(work: Launch, reverse: bool = False) -> None:
     """Run every thread of the launch on this CPU.
 
-    reverse: run blocks, warps and lanes in the opposite order, and land asynchronous copies at once instead of when
-    they are waited for; the result must not depend on it. Blocks run one after another: races between blocks do not
-    show. RuntimeError if the kernel breaks a rule of the thread model (misaligned vector, barrier not reached by all).
+    reverse: run blocks, warps and lanes in the opposite order, and complete asynchronous copies at once instead of when
+    they are waited for; the result must not depend on it. Blocks run one after another, so races between blocks are not
+    found. RuntimeError if the kernel breaks a rule of the thread model (misaligned vector, barrier not reached by all).
     """
     run = getattr(_library(work.source, work.defines, work.stamp), f"launch_{work.kernel}")
     run.restype = ctypes.c_char_p
@@ -67,7 +67,7 @@ def _artifacts() -> Path:
 
 @functools.cache
 def _temporary() -> tempfile.TemporaryDirectory:
-    """A folder that goes with this process."""
+    """Return a folder that is deleted when this process ends."""
     return tempfile.TemporaryDirectory(prefix="emulator-")
 
 
@@ -78,7 +78,7 @@ def _loaded(source: str, macros: list[str], library: Path) -> ctypes.CDLL:
 
 
 def _compile(source: str, macros: list[str], library: Path) -> None:
-    """Compile the source with one plain C function a kernel, through which ctypes can start it."""
+    """Compile the source with one plain C function per kernel, through which ctypes can start it."""
     entries = "".join(
         f'extern "C" const char* launch_{name}(const unsigned* shape, unsigned shared, bool reverse, void** values) '
         f"{{ return emulator::launch({name}, {bound}, shape, shared, reverse, values); }}\n"

@@ -1,6 +1,6 @@
 """The launcher: PyCUDA compiles a .cu file once and starts its kernels on torch's CUDA tensors, without copies.
 
-PyCUDA is imported at the first launch only, so that nothing here needs it where there is no GPU.
+PyCUDA is imported at the first launch only, so that it is not needed on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ DEVICE = 0  # torch's index of the GPU that kernels run on
 
 
 def available() -> str | None:
-    """None if kernels can run on a GPU here, else the one sentence that says why not."""
+    """Return None if kernels can run on a GPU here, else a sentence that says why not."""
     if not torch.cuda.is_available():
         return "there is no CUDA GPU that torch can use on this machine"
     if shutil.which("nvcc") is None:
         return "there is a GPU, but no nvcc on the PATH; install the CUDA toolkit and add its bin folder to the PATH"
     try:
-        import pycuda.driver  # noqa: F401 (it, not `pycuda`, loads the libraries)
+        import pycuda.driver  # noqa: F401 (this module loads the libraries, `pycuda` does not)
     except ModuleNotFoundError:
         return "there is a GPU, but PyCUDA is not installed; run pip install -r requirements-gpu.txt"
     except ImportError as error:
@@ -33,7 +33,7 @@ def available() -> str | None:
 
 
 def require() -> None:
-    """RuntimeError, in one sentence, unless kernels can run on a GPU here."""
+    """Raise RuntimeError unless kernels can run on a GPU here."""
     reason = available()
     if reason is not None:
         raise RuntimeError(f"kernels cannot run on a GPU: {reason}")
@@ -45,8 +45,8 @@ def _driver() -> ModuleType:
     torch.cuda.init()
     from pycuda import driver
 
-    # The primary context is the one that torch uses: its tensors' addresses are valid in it. PyCUDA's own
-    # initializers make a second context, or take the GPU that $CUDA_DEVICE or ~/.cuda_device names.
+    # torch uses the primary context, in which its tensors' addresses are valid. PyCUDA's own initializers create a
+    # second context, or use the GPU named in $CUDA_DEVICE or ~/.cuda_device.
     driver.init()
     context = driver.Device(DEVICE).retain_primary_context()
     context.push()
@@ -56,13 +56,13 @@ def _driver() -> ModuleType:
 
 @functools.cache
 def stream():
-    """The stream for measurements, PyCUDA's own; torch sees the same one through `torch_stream`."""
+    """Return PyCUDA's stream for measurements; `torch_stream` is the same one for torch."""
     return _driver().Stream()
 
 
 @functools.cache
 def torch_stream() -> torch.cuda.ExternalStream:
-    """`stream` as torch knows it: work of both goes into one queue, and into one CUDA graph."""
+    """Return `stream` as torch's stream, so that work of both goes into one queue and one CUDA graph."""
     return torch.cuda.ExternalStream(stream().handle)
 
 
@@ -80,10 +80,10 @@ def _module(source: str, defines: tuple[tuple[str, int], ...], stamp: int):
 def _function(source: str, kernel: str, defines: tuple[tuple[str, int], ...], formats: str, stamp: int):
     function = _module(source, defines, stamp).get_function(kernel)
     attributes = _driver().function_attribute
-    # Beyond 48 KB a kernel has to ask: once, for all that its static arrays leave. A launch takes what it needs.
+    # More than 48 KB must be requested: once, for everything beside static arrays. A launch uses what it needs.
     largest = shared_memory_limit(torch.device("cuda", DEVICE)) - function.get_attribute(attributes.SHARED_SIZE_BYTES)
     function.set_attribute(attributes.MAX_DYNAMIC_SHARED_SIZE_BYTES, largest)
-    # A prepared call packs by this format. (The unprepared one caches by value, where an int equals a pointer.)
+    # A prepared call packs by this format. (An unprepared one caches by value, so an int may be taken for a pointer.)
     return function.prepare(formats)
 
 
@@ -91,7 +91,7 @@ def launch(work: Launch) -> None:
     """Queue the launch on torch's current stream: the default one, or `torch_stream`."""
     if (work.output.device.index or 0) != DEVICE:
         raise RuntimeError(
-            f"kernels run on the first GPU, but the tensors lie on {work.output.device}; choose the "
+            f"kernels run on the first GPU, but the tensors are on {work.output.device}; choose the "
             "card with CUDA_VISIBLE_DEVICES"
         )
     formats = "".join("i" if isinstance(argument, int) else "P" for argument in work.arguments)

@@ -1,4 +1,4 @@
-"""One kernel launch as a value: checked arguments, a grid, and the array that the kernel fills."""
+"""`Launch`: a kernel launch as a value, with checked arguments, a grid, and the array that the kernel fills."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).parent / "kernels"
-LARGEST_INDEX = 2**31 - 4096  # what kernels add to an index, before they compare it, must fit 32 bits too
+LARGEST_INDEX = 2**31 - 4096  # leaves room for what kernels add to an index before they compare it
 
 
-Checked = tuple[tuple[torch.Tensor, int], ...]  # index arrays, each with torch's count of the changes made in place
-RUNNERS: dict[str, Callable[[Launch], None]] = {}  # by the kind of device; `gpu` and `emulator` enter themselves
+Checked = tuple[tuple[torch.Tensor, int], ...]  # index arrays, each with torch's count of in-place changes
+RUNNERS: dict[str, Callable[[Launch], None]] = {}  # by device type; `gpu` and `emulator` register themselves
 
 
 @dataclass(frozen=True)
@@ -47,38 +47,38 @@ class Launch:
 
     @functools.cached_property
     def stamp(self) -> int:
-        """The edit of the source that this launch runs, looked up once: a measurement repeats a launch."""
+        """The source's modification time, looked up once, since a measurement repeats a launch."""
         return edited(self.source)
 
     def run(self) -> torch.Tensor:
-        """Launch on the GPU if the output lies there (asynchronously, as torch does), else in the emulator."""
+        """Launch on the GPU if the output is there (asynchronously, as torch does), else in the emulator."""
         check_unchanged(self.checked)
         RUNNERS[self.output.device.type](self)
         return self.output
 
 
 def kernel_names(source: str) -> dict[str, str]:
-    """The extern "C" kernels of a .cu file, in order, each with the expression of its launch bound (1024 if none)."""
+    """Return the extern "C" kernels of a .cu file, in order, each with its launch bound (1024 if none)."""
     text = (SOURCES / f"{source}.cu").read_text()
     found = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\(([^,)]*)[^)]*\)\s+)?(\w+)\(', text)
     return {name: bound or "1024" for bound, name in found}
 
 
 def edited(source: str) -> int:
-    """When a .cu file or a header was changed last, in ns: a kernel that was compiled before is compiled again."""
+    """Return when a .cu file or a header last changed, in ns; a kernel compiled before that is compiled again."""
     files = [SOURCES / f"{source}.cu", *SOURCES.glob("*.cuh"), *SOURCES.glob("*.h")]
     return max(path.stat().st_mtime_ns for path in files)
 
 
 def sources() -> list[str]:
-    """The kernel families: the stems of the .cu files."""
+    """Return the kernel families: the stems of the .cu files."""
     return sorted(path.stem for path in SOURCES.glob("*.cu"))
 
 
 def check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> None:
-    """Raise TypeError or ValueError, in one sentence, unless `tensor` can be handed to a kernel as a pointer.
+    """Raise TypeError or ValueError unless `tensor` can be passed to a kernel as a pointer.
 
-    shape: the expected sizes; None where any size will do.
+    shape: the expected sizes; None for any size.
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch tensor, but is a {type(tensor).__name__}; use torch.from_numpy")
@@ -102,36 +102,38 @@ def check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: Seq
 
 
 def own_copy(indices: torch.Tensor) -> torch.Tensor:
-    """A copy that no one else holds. Made outside of inference mode, in which torch does not count changes in place."""
+    """Return a private copy, made outside of inference mode, in which torch does not count in-place changes."""
     with torch.inference_mode(False):
         return indices.clone()
 
 
 def check_unchanged(checked: Checked) -> None:
-    """ValueError if an index array was written to since it was checked: it might lead a kernel out of its memory."""
+    """Raise ValueError if an index array changed after its check: a kernel might access memory out of bounds."""
     if any(indices._version != version for indices, version in checked):
-        raise ValueError("the sparse matrix's indices were changed after they were checked; make a new matrix of them")
+        raise ValueError(
+            "the sparse matrix's indices were changed after they were checked; make a new matrix from them"
+        )
 
 
 def check_same_device(**tensors: torch.Tensor | None) -> torch.device:
-    """The one device on which all the tensors lie; ValueError if there are several."""
+    """Return the device of all the tensors; ValueError if there are several."""
     devices = {str(tensor.device) for tensor in tensors.values() if tensor is not None}
     if len(devices) != 1:
-        raise ValueError(f"{', '.join(tensors)} must lie on one device, but lie on {' and '.join(sorted(devices))}")
+        raise ValueError(f"{', '.join(tensors)} must be on one device, but are on {' and '.join(sorted(devices))}")
     device = torch.device(devices.pop())
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{', '.join(tensors)} lie on {device}, where no kernel runs; move them to cuda or cpu")
+        raise ValueError(f"{', '.join(tensors)} are on {device}, where no kernel runs; move them to cuda or cpu")
     return device
 
 
 def check_not_empty(name: str, *sizes: int) -> None:
-    """ValueError unless every size is at least 1: a launch of no blocks is an error in CUDA."""
+    """Raise ValueError unless every size is at least 1: a launch without blocks is an error in CUDA."""
     if min(sizes) < 1:
         raise ValueError(f"{name} has an empty dimension: {sizes}; every size must be at least 1")
 
 
 def check_kernel(kernel: str, allowed: Sequence[str]) -> None:
-    """ValueError unless the family has that kernel."""
+    """Raise ValueError unless the family has that kernel."""
     if kernel not in allowed:
         raise ValueError(f"there is no kernel {kernel!r} for this product; choose one of {', '.join(allowed)}")
 
@@ -139,7 +141,7 @@ def check_kernel(kernel: str, allowed: Sequence[str]) -> None:
 def output_like(
     out: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device, *inputs: torch.Tensor
 ) -> torch.Tensor:
-    """`out` if it was given and fits, else a new tensor. It must not share memory with the inputs."""
+    """Return `out` after checking it, or a new tensor if it is None. It must not share memory with the inputs."""
     if out is None:
         if math.prod(shape) > LARGEST_INDEX:
             raise ValueError(f"the product is {shape}, which overflows 32-bit indexing; multiply parts of the matrices")
@@ -147,22 +149,22 @@ def output_like(
     check_tensor("out", out, dtype, shape)
     check_same_device(out=out, inputs=torch.empty(0, device=device))
     if any(out.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for tensor in inputs):
-        raise ValueError("out shares memory with an input, which is read while out is written; give out its own")
+        raise ValueError("out shares memory with an input, which is read while out is written; give out its own memory")
     return out
 
 
 def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """Return a / b, rounded up."""
     return -(-a // b)
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of the GPU; 4 for the emulator, so that work is split there as well."""
+    """Return the number of multiprocessors of the GPU; 4 for the emulator, so that work is split there as well."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 def shared_memory_limit(device: torch.device) -> int:
-    """Bytes of shared memory that one block can have; 64 KiB for the emulator, as on the smallest of the targets."""
+    """Return the bytes of shared memory that one block can have; 64 KiB for the emulator, as on the smallest target."""
     if device.type != "cuda":
         return 64 << 10
     properties = torch.cuda.get_device_properties(device)

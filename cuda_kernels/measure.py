@@ -1,4 +1,4 @@
-"""Times on a GPU: CUDA events around replayed graphs, buffers in turn, ceilings from the same run, a record each."""
+"""GPU measurements: CUDA events around replayed graphs, rotating buffers, and the GPU's peak rates in the same run."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .work import Sizes, Work, all_work, relative_error
 
 SAMPLES = 20
 SAMPLE_MS = 2.0  # one sample lasts about this long, so that the events' own resolution does not matter
-LARGEST_ERROR = 1e-4  # of FP32; INT8 must be equal
-MOST_BUFFERS = 1 << 16  # the smallest layer has 6 KB, and an L2 cache 50 MB
+LARGEST_ERROR = 1e-4  # relative, for FP32; INT8 must be equal
+MOST_BUFFERS = 1 << 16  # the smallest layer has 6 KB, an L2 cache 50 MB
 FIELDS = ("family", "kernel", "maker", "case", "m", "n", "k", "density", "bytes", "operations")
 
 
 def measure(sizes: Sizes | None = None, folder: Path | None = None, again: bool = True) -> pd.DataFrame:
-    """Measure every kernel and its peers on this machine's GPU, write a record each, and return them.
+    """Measure every kernel and its peers on this machine's GPU, write one record each, and return them.
 
-    again: False keeps the records of this GPU where they are whole, and takes up a run that was cut short.
-    RuntimeError, in one sentence, without a GPU.
+    again: if False, keep this GPU's records if they are complete, or continue an interrupted run. RuntimeError without
+    a GPU.
     """
     gpu.require()
     if not again and len(kept := _whole_run(folder)):
         return kept
-    torch.set_float32_matmul_precision("highest")  # the peer computes in full FP32, as we do
+    torch.set_float32_matmul_precision("highest")  # cuBLAS computes in full FP32, as our kernels do
     shared = {**device_facts(), **ceilings()}
     done = []
     progress = tqdm(all_work(sizes or Sizes(), "cuda", buffers_needed), desc="GPU kernels", unit="kernel")
@@ -39,19 +39,19 @@ def measure(sizes: Sizes | None = None, folder: Path | None = None, again: bool 
         progress.set_postfix_str(f"{work.case}: {work.kernel}")
         stored = None if again else records.read({**shared, **_fields(work)}, folder)
         done.append(stored or _finish(measure_work(work), shared, folder))
-    done += [_finish(record, shared, folder) for record in copy_records()]  # last: they tell that the run is whole
+    done += [_finish(record, shared, folder) for record in copy_records()]  # last: they mark a complete run
     return pd.DataFrame(done)
 
 
 def _whole_run(folder: Path | None) -> pd.DataFrame:
-    """The records of this GPU, if a run of it came to its end; else none."""
+    """Return the records of this GPU if a run of it was completed, else none."""
     stored = records.load(folder)
-    own = stored[stored["device"] == device_facts()["device"]] if len(stored) else stored
-    return own if len(own) and "copy" in set(own["family"]) else own.iloc[:0]
+    here = stored[stored["device"] == device_facts()["device"]] if len(stored) else stored
+    return here if len(here) and "copy" in set(here["family"]) else here.iloc[:0]
 
 
 def measure_work(work: Work) -> dict:
-    """The record of one kernel, without what all records of a run share. A wrong result is never timed."""
+    """Return the record of one kernel, without what all records of a run share. A wrong kernel is not timed."""
     error = relative_error(work)
     if not error <= (0 if work.family == "gemm_int8" else LARGEST_ERROR):
         raise RuntimeError(
@@ -69,10 +69,10 @@ def measure_work(work: Work) -> dict:
 
 
 def time_runs(runs: Sequence[Callable[[], object]]) -> tuple[list[float], str]:
-    """Milliseconds of one run, SAMPLES times, and how: launches replayed as a CUDA graph, or queued one by one.
+    """Return SAMPLES times of one run in ms, and the method: "graph" (a replayed CUDA graph) or "queued" launches.
 
-    The buffers are used in turn. A graph keeps the gaps between launches that last microseconds out of the time; work
-    that cannot be captured is queued.
+    Buffers are used in turn. A graph excludes the gaps between launches that last microseconds; work that cannot be
+    captured is queued.
     """
     stream = gpu.torch_stream()
     with torch.cuda.stream(stream):
@@ -112,13 +112,13 @@ def _events_ms(action: Callable[[], object]) -> float:
 
 
 def buffers_needed(size: int) -> int:
-    """How many buffers of `size` bytes, used in turn, are four times the L2 cache (at most MOST_BUFFERS)."""
+    """Return how many buffers of `size` bytes fill four times the L2 cache (at most MOST_BUFFERS)."""
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     return min(MOST_BUFFERS, max(1, math.ceil(4 * cache / max(size, 1))))
 
 
 def device_facts() -> dict:
-    """The GPU and the software, for the records."""
+    """Return the GPU and the software versions, for the records."""
     facts = torch.cuda.get_device_properties(0)
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
     return {
@@ -131,7 +131,7 @@ def device_facts() -> dict:
 
 
 def ceilings() -> dict:
-    """What this GPU reaches in this run: copy bandwidth (read + written), and the libraries' best arithmetic rates."""
+    """Measure this GPU's copy bandwidth (read + written) and the libraries' best arithmetic rates."""
     source = torch.randn(1 << 28, device="cuda")
     copy_ms = min(time_runs([functools.partial(torch.empty_like(source).copy_, source)])[0])
     a, b = torch.randn(8192, 8192, device="cuda"), torch.randn(8192, 8192, device="cuda")
@@ -146,7 +146,7 @@ def ceilings() -> dict:
 
 
 def copy_records(size: int = 1 << 28) -> list[dict]:
-    """Host-to-device copies of `size` floats, pageable and pinned, which Shettiwar and Shankar count apart."""
+    """Measure host-to-device copies of `size` floats, pageable and pinned, which Shettiwar and Shankar list apart."""
     host, target = torch.randn(size), torch.empty(size, device="cuda")
     out = []
     for kernel, source in (("copy pageable", host), ("copy pinned", host.pin_memory())):

@@ -1,4 +1,4 @@
-"""One JSON file a measurement, in results/kernels/, and what is computed from them."""
+"""Records in results/kernels/, one JSON file per measurement, and tables computed from them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from storage import atomic_write
 
 
 def record_path(record: dict, folder: Path | None = None) -> Path:
-    """The file of a record: its name says device, kernel, size, density and threads, so two machines never collide.
+    """Return the file of a record, named after device, kernel, size, density and threads: machines do not collide.
 
-    Here and below, `folder` is results/kernels, or under $RESULTS_DIR, unless it is given.
+    Here and below, `folder` is by default results/kernels, or kernels in $RESULTS_DIR.
     """
     size = "x".join(str(record[name]) for name in ("m", "n", "k"))
     parts = [record["device"], record["kernel"], size, f"d{record['density']:g}"]
@@ -33,7 +33,7 @@ def _folder(given: Path | None) -> Path:
 
 
 def write(record: dict, folder: Path | None = None) -> Path:
-    """Write the record under a temporary name, then rename: a reader never sees half a file."""
+    """Write the record atomically: under a temporary name, then renamed."""
     path = record_path(record, folder)
     sealed = record | {"seal": seal(record)}
     with atomic_write(path) as temporary:
@@ -42,12 +42,12 @@ def write(record: dict, folder: Path | None = None) -> Path:
 
 
 def read(record: dict, folder: Path | None = None) -> dict | None:
-    """The stored record of the same device, kernel, size, density and threads, if there is one."""
+    """Return the stored record of the same device, kernel, size, density and threads, or None."""
     return _read(record_path(record, folder))
 
 
 def load(folder: Path | None = None) -> pd.DataFrame:
-    """All records as a DataFrame, a row each; empty if there are none. Damaged ones are named and passed over."""
+    """Return all records as a DataFrame, one row each. Damaged ones are skipped with a warning that names them."""
     return pd.DataFrame(list(filter(None, map(_read, sorted(_folder(folder).glob("*.json"))))))
 
 
@@ -60,24 +60,24 @@ def _read(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        warnings.warn(f"{path} is no readable record ({error}): passed over", stacklevel=3)
+        warnings.warn(f"{path} is not a readable record ({error}): skipped", stacklevel=3)
         return None
 
 
 def provenance() -> dict:
-    """When this was measured, and on which commit."""
+    """Return the time and the commit of a measurement."""
     return {"commit": current_commit(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def summarize(milliseconds: list[float]) -> dict:
-    """Median and spread of repeated timings, in ms."""
+    """Return median and percentiles of repeated timings, in ms."""
     quantiles = np.percentile(milliseconds, [5, 25, 50, 75, 95])
     names = ("time_ms_p5", "time_ms_p25", "time_ms", "time_ms_p75", "time_ms_p95")
     return {**{name: float(value) for name, value in zip(names, quantiles, strict=True)}, "samples": len(milliseconds)}
 
 
 def rates(record: dict) -> dict:
-    """Achieved GB/s and Gop/s, from the counted bytes and operations; and their shares of the measured ceilings."""
+    """Return GB/s and Gop/s, from the counted bytes and operations, and their shares of the measured peak rates."""
     seconds = record["time_ms"] / 1e3
     out = {"gbytes_per_s": record["bytes"] / seconds / 1e9, "gops_per_s": record["operations"] / seconds / 1e9}
     if record.get("copy_gbytes_per_s"):
@@ -88,10 +88,10 @@ def rates(record: dict) -> dict:
 
 
 def beside_libraries(frame: pd.DataFrame) -> pd.DataFrame:
-    """Our fastest kernel beside the library, a row a product that both were measured on, in the same way.
+    """Compare our fastest kernel with the library: one row per product that both were timed on by the same method.
 
-    frame: GPU records. Speed is the library's time over ours: above 1, ours is faster. Left out are products that only
-    one of the two could replay as a graph: the other's time holds the gaps between launches.
+    frame: GPU records. Speed is the library's time over ours: above 1, ours is faster. A product is left out if only
+    one of the two could be replayed as a graph, since the other's time includes gaps between launches.
     """
     keys = ["family", "case", "density"]
     fastest = frame[frame.family != "copy"].sort_values("time_ms").groupby([*keys, frame.maker == "ours"]).first()
@@ -106,10 +106,10 @@ def beside_libraries(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def crossover(sparse: pd.DataFrame, dense_ms: float) -> float | None:
-    """The density at which a sparse product takes as long as the dense one, between measured densities.
+    """Return the density at which a sparse product takes as long as the dense one.
 
-    sparse: columns density and time_ms. Linear between the logarithms. None if the curve does not cross dense_ms
-    within the measured densities.
+    sparse: columns density and time_ms. Interpolated linearly between logarithms. None if the curve does not cross
+    dense_ms within the measured densities.
     """
     curve = sparse.sort_values("density")
     density, ratio = np.log(curve.density.to_numpy()), np.log(curve.time_ms.to_numpy() / dense_ms)

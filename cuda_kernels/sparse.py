@@ -1,6 +1,6 @@
 """Sparse matrices and their products: CSR, and a compact format of 8-bit column distances.
 
-A matrix is checked once, when it is made, on its own copy of the indices; products accept only such matrices, and none
+A matrix copies its indices and checks them once, when it is made. Products accept only such matrices, and refuse one
 whose indices were changed since, so no kernel sees unchecked indices. Values may be changed in place.
 """
 
@@ -66,12 +66,12 @@ class CSR:
 
     @property
     def nnz(self) -> int:
-        """Stored entries."""
+        """Number of stored entries."""
         return self.values.numel()
 
     @property
     def density(self) -> float:
-        """Stored entries as a share of all."""
+        """Stored entries as a share of all entries."""
         return self.nnz / (self.shape[0] * self.shape[1])
 
     @property
@@ -81,7 +81,7 @@ class CSR:
 
     @staticmethod
     def from_dense(a: torch.Tensor) -> CSR:
-        """The non-zeros of a float32 (m, k) tensor, taken in bands of rows, so that indices need little memory."""
+        """Convert a float32 (m, k) tensor, in bands of rows so that indices need little memory."""
         check_tensor("a", a, torch.float32, (None, None))
         m, k = a.shape
         check_not_empty("a", m, k)
@@ -96,20 +96,20 @@ class CSR:
         return CSR((m, k), pointers, torch.cat(columns), torch.cat(values))
 
     def to_torch(self) -> torch.Tensor:
-        """The same matrix as torch's sparse CSR tensor (cuSPARSE's input), sharing the arrays."""
+        """Return the matrix as torch's sparse CSR tensor (cuSPARSE's input), which shares the arrays."""
         check_unchanged(self.checked)
-        with warnings.catch_warnings():  # torch calls its sparse CSR tensors "beta" at the first one
+        with warnings.catch_warnings():  # torch warns once that sparse CSR tensors are in beta
             warnings.simplefilter("ignore", UserWarning)
             return torch.sparse_csr_tensor(self.pointers, self.columns, self.values, self.shape, check_invariants=False)
 
 
 @dataclass(frozen=True)
 class Delta8:
-    """A sparse (m, k) matrix in 8-bit column distances; make it with `compress`.
+    """A sparse (m, k) matrix with 8-bit column distances; make it with `compress`.
 
-    A row is a run of quads of 4 entries: quads pointers[i] to pointers[i + 1]. An entry's column is the sum of the
-    row's distances up to it. Gaps over 255 are bridged by entries of value 0, and rows end on whole quads; so x must
-    be finite. distances: uint8; values: float32, or int8 times scales (m,) float32.
+    A row is a sequence of quads of 4 entries: quads pointers[i] to pointers[i + 1]. An entry's column is the sum of the
+    row's distances up to it. Entries of value 0 bridge gaps over 255 and pad rows to whole quads; so x must be finite.
+    distances: uint8; values: float32, or int8 times scales (m,) float32.
     """
 
     shape: tuple[int, int]
@@ -128,7 +128,7 @@ class Delta8:
         check_tensor("distances", self.distances, torch.uint8, self.values.shape)
         check_tensor("pointers", self.pointers, torch.int32, (m + 1,))
         if (self.values.dtype == torch.int8) != (self.scales is not None):
-            raise ValueError("int8 values need scales, one a row, and float32 values take none")
+            raise ValueError("int8 values need scales, one per row, and float32 values take none")
         if self.scales is not None:
             check_tensor("scales", self.scales, torch.float32, (m,))
         check_same_device(pointers=self.pointers, distances=self.distances, values=self.values, scales=self.scales)
@@ -140,7 +140,7 @@ class Delta8:
             raise ValueError(f"a column index is out of range: distances lead past the {k} columns")
 
     def _last_columns(self) -> int:
-        """The largest column that any row's distances add up to."""
+        """Return the largest column that any row's distances add up to."""
         quads = self.distances.view(-1, 4).sum(1, dtype=torch.int64)
         total = torch.cat([quads.new_zeros(1), quads.cumsum(0)])
         ends = self.pointers.long()
@@ -154,7 +154,7 @@ class Delta8:
 
 
 def _sizes(shape: tuple[int, int]) -> tuple[int, int]:
-    """The shape of a sparse matrix, checked."""
+    """Check the shape of a sparse matrix and return it."""
     if not isinstance(shape, tuple) or [type(size) for size in shape] != [int, int]:
         raise TypeError(f"shape is {shape!r}, but must be a tuple of two whole numbers, (rows, columns)")
     check_not_empty("the sparse matrix", *shape)
@@ -164,7 +164,7 @@ def _sizes(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def _keep_copies(matrix: CSR | Delta8, *names: str) -> None:
-    """Replace index arrays by copies of their own, before they are checked, and note how often each was changed."""
+    """Replace index arrays by private copies, before they are checked, and record how often each was changed."""
     for name in names:
         object.__setattr__(matrix, name, own_copy(getattr(matrix, name)))
     copies = (getattr(matrix, name) for name in names)
@@ -172,7 +172,7 @@ def _keep_copies(matrix: CSR | Delta8, *names: str) -> None:
 
 
 def _check_matrix(matrix: CSR | Delta8, *kinds: type) -> None:
-    """TypeError or ValueError unless the matrix is of one of the kinds and as it was when it was checked."""
+    """Raise TypeError or ValueError unless the matrix is of one of the kinds and unchanged since it was checked."""
     if not isinstance(matrix, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise TypeError(f"matrix must be a {wanted} matrix, but is a {type(matrix).__name__}; use CSR.from_dense")
@@ -189,16 +189,16 @@ def _check_pointers(pointers: torch.Tensor, entries: int) -> None:
 
 
 def compress(matrix: CSR, dtype: torch.dtype = torch.float32) -> Delta8:
-    """The matrix in 8-bit distances, with float32 values, or int8 values and a scale a row (maximum / 127).
+    """Convert a matrix to 8-bit distances, with float32 values, or int8 values and one scale per row (maximum / 127).
 
-    ValueError if a value is infinite or no number, which int8 cannot say.
+    ValueError if a value to be stored as int8 is infinite or NaN.
     """
     if dtype not in (torch.float32, torch.int8):
         raise TypeError(f"values can be stored as torch.float32 or torch.int8, not {dtype}")
     _check_matrix(matrix, CSR)
     if dtype == torch.int8 and not bool(matrix.values.isfinite().all()):
         bad = float(matrix.values[~matrix.values.isfinite()][0])
-        raise ValueError(f"a value is {bad}, which int8 cannot hold; mend the weights, or compress to torch.float32")
+        raise ValueError(f"a value is {bad}, which int8 cannot hold; fix the weights, or compress to torch.float32")
     m, _ = matrix.shape
     device = matrix.values.device
     pointers = matrix.pointers.long()
@@ -207,7 +207,7 @@ def compress(matrix: CSR, dtype: torch.dtype = torch.float32) -> Delta8:
     gaps = matrix.columns.long()
     gaps[1:] = torch.where(rows[1:] == rows[:-1], gaps[1:] - gaps[:-1], gaps[1:])
     fillers = (gaps - 1).clamp(min=0) // LONGEST_STEP
-    # Where an entry goes: after all entries and fillers before it in its row, from the row's first quad on.
+    # An entry goes after all entries and fillers before it in its row, starting at the row's first quad.
     total = torch.cat([fillers.new_zeros(1), (fillers + 1).cumsum(0)])
     quads = (total[pointers[1:]] - total[pointers[:-1]] + 3) // 4
     starts = torch.cat([quads.new_zeros(1), quads.cumsum(0)])
@@ -232,7 +232,7 @@ def compress(matrix: CSR, dtype: torch.dtype = torch.float32) -> Delta8:
 def prepare_spmv(
     matrix: CSR | Delta8, x: torch.Tensor, *, kernel: str = "spmv_warp_per_row", out: torch.Tensor | None = None
 ) -> Launch:
-    """The launch of y = A x. x: (k,) float32; out: (m,) float32. A Delta8 matrix has one kernel for each value type."""
+    """Prepare y = A x. x: (k,) float32; out: (m,) float32. A Delta8 matrix has one kernel for each value type."""
     _check_matrix(matrix, CSR, Delta8)
     m, k = matrix.shape
     check_tensor("x", x, torch.float32, (k,))
@@ -248,14 +248,14 @@ def prepare_spmv(
 
 
 def spmv(matrix: CSR | Delta8, x: torch.Tensor, **options) -> torch.Tensor:
-    """y = A x with a sparse A; see `prepare_spmv` for the shapes and options."""
+    """Compute y = A x with a sparse A; see `prepare_spmv` for the shapes and options."""
     return prepare_spmv(matrix, x, **options).run()
 
 
 def _delta8(matrix: Delta8, x: torch.Tensor, y: torch.Tensor) -> Launch:
     m, k = matrix.shape
     shared = 4 * k <= shared_memory_limit(x.device)
-    # One block a multiprocessor, so that x is copied there once; its 32 warps take rows in turn.
+    # One block per multiprocessor, so that x is copied there once; its 32 warps take rows in turn.
     blocks = min(ceil_div(m, 32), multiprocessors(x.device))
     arrays = (matrix.pointers, matrix.distances, matrix.values)
     scales = () if matrix.scales is None else (matrix.scales,)
@@ -268,9 +268,9 @@ def _delta8(matrix: Delta8, x: torch.Tensor, y: torch.Tensor) -> Launch:
 def prepare_spmm(
     matrix: CSR, b: torch.Tensor, *, kernel: str = "spmm_row_split", out: torch.Tensor | None = None
 ) -> Launch:
-    """The launch of C = A B. matrix: (m, k) CSR; b: (k, n) float32; out: (m, n) float32.
+    """Prepare C = A B. matrix: (m, k) CSR; b: (k, n) float32; out: (m, n) float32.
 
-    spmm_row_split takes the variant whose lanes the n columns fill: 4, 8, 16 or 32 lanes of 4 columns.
+    spmm_row_split uses the variant whose lanes the n columns fill: 4, 8, 16 or 32 lanes of 4 columns.
     """
     _check_matrix(matrix, CSR)
     check_kernel(kernel, SPMM_KERNELS)
@@ -289,5 +289,5 @@ def prepare_spmm(
 
 
 def spmm(matrix: CSR, b: torch.Tensor, **options) -> torch.Tensor:
-    """C = A B with a sparse A; see `prepare_spmm` for the shapes and options."""
+    """Compute C = A B with a sparse A; see `prepare_spmm` for the shapes and options."""
     return prepare_spmm(matrix, b, **options).run()

@@ -1,4 +1,4 @@
-"""The kernel times that Shettiwar and Shankar report, measured on a Titan V without saying how; for comparison only."""
+"""The kernel times that Shettiwar and Shankar report for a Titan V, without their method; for comparison only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 
 
 def reported() -> pd.DataFrame:
-    """A row a reported time: case (as in our records), what it is, the density of A, and ms."""
+    """Return one row per reported time: case (as in our records), kind of kernel, density of A, and ms."""
     rows = [
         ("fully connected", "FP32, tiled", 1.0, 170.0),
         ("fully connected", "INT8", 1.0, 125.0),
@@ -21,7 +21,7 @@ def reported() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["case", "what", "density", "reported_ms"])
 
 
-# What answers a reported kernel: the one of its kind, and our fastest.
+# Our counterparts of a reported kernel: the one of the same kind, and our fastest.
 ANSWERS = {
     "FP32, tiled": ("gemm_tiled", "gemm_split_k"),
     "INT8": ("gemm_int8_tiled", "gemm_int8_skinny"),
@@ -33,9 +33,9 @@ ANSWERS = {
 
 
 def beside(frame: pd.DataFrame) -> pd.DataFrame:
-    """The reported times beside ours, for the same kind of kernel and for our fastest; empty where not yet measured.
+    """Compare the reported times with ours, for the same kind of kernel and for our fastest; NaN if not measured.
 
-    frame: our GPU records (columns kernel, case, density and time_ms), possibly without a row.
+    frame: our GPU records (columns kernel, case, density and time_ms); may be empty.
     """
     table = reported()
     for column, which in (("same kind, ms", 0), ("fastest, ms", 1)):

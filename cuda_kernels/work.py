@@ -1,4 +1,4 @@
-"""What is measured on a GPU: each product with its kernels, its peers, its bytes and its operations."""
+"""The products measured on a GPU, with our kernels, library calls, bytes and operations."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .check import POISON
 
 @dataclass(frozen=True)
 class Sizes:
-    """The products to measure: by default those published, ResNet-18's layers, and a large square for the rates."""
+    """The products to measure: by default the published ones, ResNet-18's layers, and a large square for the rates."""
 
     square_gemv: int = 25088
     fully_connected: tuple[int, int, int] = (4096, 16, 25088)  # outputs, images, inputs
     square_gemm: int = 4096
     square_spmm: int = 1000
-    spmm_columns: tuple[int, ...] = (16, 64, 256, 4096)  # and as many as the square's edge
+    spmm_columns: tuple[int, ...] = (16, 64, 256, 4096)  # and the square's edge
     densities: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
     study_densities: tuple[float, ...] = (0.85, 0.7, 0.1)  # published: compression by 15, 30 and 90 %
     batches: tuple[int, ...] = (1, 64)
-    # ResNet-18 for 32 x 32 images: name, pixels an image after the layer, inputs to a pixel (im2col), channels.
-    # Layers of one shape stand here once.
+    # ResNet-18 for 32 x 32 images: name, pixels per image after the layer, inputs per pixel (im2col), channels.
+    # Layers of the same shape are listed once.
     layers: tuple[tuple[str, int, int, int], ...] = (
         ("stem", 1024, 27, 64),
         ("layer1", 1024, 576, 64),
@@ -48,9 +48,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Work:
-    """One thing to time. runs: the same product on different buffers, used in turn; truth: the first one's answer.
+    """A product to time. runs: the same product on different buffers, used in turn; truth: the first one's result.
 
-    bytes: the fewest that the product must move in its own storage format; operations: multiplications and additions.
+    bytes: the least that the product must move in its own storage format; operations: multiplications and additions.
     """
 
     family: str
@@ -71,9 +71,9 @@ Copies = Callable[[int], int]
 
 
 def all_work(sizes: Sizes, device: str, copies: Copies) -> Iterator[Work]:
-    """Every measurement, lazily: a group's buffers exist only while its measurements run.
+    """Yield every measurement lazily: a group's buffers exist only while its measurements run.
 
-    copies(bytes): how many buffers of that size to take in turn, so that none is still in the L2 cache.
+    copies(bytes): how many buffers of that size to use in turn, so that none is still in the L2 cache.
     """
     for group in _groups(sizes, device, copies):
         try:
@@ -117,7 +117,7 @@ def gemv_work(case: str, m: int, k: int, device: str, copies: Copies) -> Iterato
 
 
 def fp32_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) -> Iterator[Work]:
-    """C = A B in FP32: our kernels and cuBLAS. The split-K kernel only for few columns, which it is for."""
+    """C = A B in FP32: our kernels and cuBLAS. The split-K kernel is measured only for few columns, its purpose."""
     moved = 4 * (m * k + k * n + m * n)
     sets = [
         (_normal(device, m, k), _normal(device, n, k).T, torch.empty(m, n, device=device)) for _ in range(copies(moved))
@@ -134,7 +134,7 @@ def fp32_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) ->
 
 
 def int8_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) -> Iterator[Work]:
-    """X W^T in INT8: our kernels and, where it takes the shape, cuBLASLt; the fast ones as a whole layer too."""
+    """X W^T in INT8: our kernels and, if it supports the shape, cuBLASLt; the fast kernels also as a whole layer."""
     moved = m * k + n * k + 4 * m * n
     sets = [
         (_bytes(device, m, k), _bytes(device, n, k), torch.empty(m, n, dtype=torch.int32, device=device))
@@ -147,7 +147,7 @@ def int8_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) ->
             continue
         yield make(kernel, [dense.prepare_gemm_int8(x, w, kernel=kernel, out=out).run for x, w, out in sets])
     yield from _int8_layers(case, [(x, w) for x, w, _ in sets], truth)
-    # cuBLASLt wants more than 16 rows on the left, and the other sizes in multiples of 8.
+    # cuBLASLt needs more than 16 rows on the left, and multiples of 8 for the other sizes.
     if k % 8 == 0 and m > 16 and n % 8 == 0:
         runs = [functools.partial(torch._int_mm, x, w.T) for x, w, _ in sets]
     elif k % 8 == 0 and n > 16 and m % 8 == 0:
@@ -158,7 +158,7 @@ def int8_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) ->
 
 
 def _int8_layers(case: str, sets: list[tuple[torch.Tensor, torch.Tensor]], sums: torch.Tensor) -> Iterator[Work]:
-    """INT8 in and out: the sums scaled, rectified and rounded before they are written, a quarter of their bytes."""
+    """INT8 in and out: sums are scaled, rectified and rounded before they are written, in a quarter of the bytes."""
     (m, k), n = sets[0][0].shape, len(sets[0][1])
     scale = 2.0 ** -round(math.log2(200 * math.sqrt(k)))  # a power of two, so that no rounding differs from float64's
     device = sets[0][0].device
@@ -174,7 +174,7 @@ def _int8_layers(case: str, sets: list[tuple[torch.Tensor, torch.Tensor]], sums:
 def spmv_work(case: str, size: int, density: float, device: str, copies: Copies) -> Iterator[Work]:
     """y = A x with a sparse square A: CSR, the compact formats, and cuSPARSE."""
     stored = int(size * size * density)
-    smallest = 2 * stored  # of the formats: their buffers must not fit the L2 cache either
+    smallest = 2 * stored  # bytes of the smallest format, whose buffers must not fit the L2 cache either
     sets = [(_sparse(device, size, density), _normal(device, size)) for _ in range(copies(smallest))]
     truth = _exact_sparse(*sets[0])
     make = functools.partial(_work, "spmv_csr", case=case, size=(size, 1, size), density=density, stored=sets[0][0].nnz)
@@ -188,7 +188,7 @@ def spmv_work(case: str, size: int, density: float, device: str, copies: Copies)
     for dtype, kernel in ((torch.float32, "spmv_delta8_fp32"), (torch.int8, "spmv_delta8_int8")):
         compact = [(sparse.compress(a, dtype), x) for a, x in sets]
         exact = truth if dtype == torch.float32 else _exact_sparse(_rounded(sets[0][0]), sets[0][1])
-        # Rounded values are another matrix, which no library kernel stands beside.
+        # Rounded values make a different matrix, so no library kernel is compared with it.
         name = case if dtype == torch.float32 else f"{case}, INT8 values"
         runs = [sparse.prepare_spmv(a, x).run for a, x in compact]
         yield make(kernel, runs, case=name, truth=exact, moved=compact[0][0].nbytes + vectors)
@@ -215,13 +215,13 @@ def spmm_work(case: str, size: int, n: int, density: float, device: str, copies:
     )
     for kernel in sparse.SPMM_KERNELS:
         yield make(kernel, [sparse.prepare_spmm(a, b, kernel=kernel, out=c).run for a, b, c in sets])
-    # torch.mm would also fill an array with zeros and copy it (seen in a CPU's profile; to be confirmed in a GPU's).
+    # torch.mm also fills an array with zeros and copies it (seen in a CPU profile; to be confirmed on a GPU).
     runs = [functools.partial(torch.addmm, c, a.to_torch(), b, beta=0, out=c) for a, b, c in sets]
     yield make("torch.sparse mm", runs, maker="cuSPARSE")
 
 
 def relative_error(work: Work) -> float:
-    """||out - truth|| / ||truth|| of the first run, into a poisoned output: kernels share it, and each must fill it."""
+    """Return ||out - truth|| / ||truth|| of the first run, into a poisoned output, which each kernel must fill."""
     out = work.runs[0]()
     out.fill_(POISON[out.dtype])
     out = work.runs[0]().double()
@@ -264,18 +264,18 @@ def _sparse(device: str, size: int, density: float) -> sparse.CSR:
 
 
 def _exact(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The product in float64, in bands of rows, so that no second copy of A is needed."""
+    """Return the product in float64, computed in bands of rows to avoid a second copy of A."""
     band = max(1, math.ceil((1 << 26) / a.shape[1]))
     return torch.cat([part.double() @ b.double() for part in a.split(band)])
 
 
 def _exact_sparse(a: sparse.CSR, b: torch.Tensor) -> torch.Tensor:
-    """The sparse product in float64."""
+    """Return the sparse product in float64."""
     return a.to_torch().double() @ b.double()
 
 
 def _rounded(a: sparse.CSR) -> sparse.CSR:
-    """The matrix with its values rounded to 255 levels a row: what INT8 storage keeps of it."""
+    """Return the matrix with its values rounded to 255 levels per row, as INT8 storage does."""
     rows = torch.repeat_interleave(torch.arange(a.shape[0], device=a.values.device), a.pointers.long().diff())
     largest = torch.zeros(a.shape[0], device=a.values.device).scatter_reduce(0, rows, a.values.abs(), "amax")
     scale = (largest / 127)[rows]

@@ -1,4 +1,4 @@
-"""Batches that live on the device: no worker processes, and the same for the same (seed, epoch) everywhere."""
+"""Batches made on the device, without worker processes. The same (seed, epoch) gives the same batches everywhere."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from recipe import AUGMENTATIONS, Training
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalized images `[B, C, H, W]` float32, labels `[B]`, and which batch of which epoch this is, how drawn."""
+    """Normalized images `[B, C, H, W]` float32 and labels `[B]`, with the epoch, index and settings they come from."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -23,14 +23,14 @@ class Batch:
 
 
 def normalize(images: torch.Tensor, dataset: Dataset) -> torch.Tensor:
-    """uint8 `[B, C, H, W]` -> float32 with zero mean and unit variance over the training images."""
+    """Convert uint8 `[B, C, H, W]` to float32 with zero mean and unit variance over the training images."""
     mean = torch.tensor(dataset.mean, device=images.device)[None, :, None, None]
     std = torch.tensor(dataset.std, device=images.device)[None, :, None, None]
     return images.float().sub_(255 * mean).div_(255 * std)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """What all that is random in an epoch is drawn from: another for every epoch of every seed."""
+    """Return the random seed of one epoch, different for every epoch of every seed."""
     return (1_000_003 * seed + epoch) % 2**63
 
 
@@ -43,10 +43,10 @@ def batches(
     epoch: int,
     augmentation: tuple[str, ...] = Training.augmentation,
 ) -> Iterator[Batch]:
-    """One epoch of shuffled training batches, augmented as `data.augmentation` has it, one after the other.
+    """Yield the shuffled training batches of one epoch, with the named augmentations applied in order.
 
-    Order and augmentation follow from (seed, epoch) alone, on every device, so a teacher can label an epoch once for
-    all of its students. The images left over after the last full batch wait for another epoch.
+    Order and augmentation depend on (seed, epoch) alone, on every device, so a teacher can label an epoch once for
+    all of its students. An incomplete last batch is dropped.
     """
     draws = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     count, device = len(split), split.images.device

@@ -1,4 +1,4 @@
-"""A data set by name -> uint8 images and labels, split into train, validation and test."""
+"""Load a data set by name: uint8 images and labels, split into train, validation and test."""
 
 import dataclasses
 import hashlib
@@ -15,10 +15,10 @@ from data.folders import read_folder
 from data.sources import ImageArrays, cifar10_files, read_cifar10, read_digits
 from recipe import DataError, check_dataset, folder_of, folder_options, written
 
-# The validation images are chosen by this seed alone, never by a recipe's, so that no recipe trains on an image
-# that another one is chosen by.
+# The validation split depends on this seed alone, never on a recipe's: no recipe trains on an image that is used to
+# select another one.
 SPLIT_SEED = 20_200
-# The scale of pixels of the data sets whose images never change, by which archives name it.
+# Pixel mean and std of the data sets whose images never change; archives refer to them by name.
 PIXELS = {
     "digits": {
         "mean": [0.3058705620965542],
@@ -46,7 +46,7 @@ class Split:
 
     @cached_property
     def fingerprint(self) -> dict:
-        """`count`, and a piece of the SHA-256 of `images` and of `labels`."""
+        """`count`, and the first digits of the SHA-256 of `images` and of `labels`."""
         return {"count": len(self), "images": _digest(self.images), "labels": _digest(self.labels)}
 
 
@@ -54,8 +54,8 @@ class Split:
 class Dataset:
     """A data set in memory.
 
-    `mean` and `std` are per channel, of the training images scaled to 0..1. `flip` says whether a mirrored image
-    keeps its label. Every choice is made on `validation`; `test` gives the reported number, once.
+    `mean` and `std` are per channel, over the training images scaled to 0..1. `flip` says whether a mirrored image
+    keeps its label. All selection uses `validation`; `test` is used only for the reported numbers.
     """
 
     name: str
@@ -75,21 +75,21 @@ class Dataset:
 
     @property
     def pixels(self) -> dict:
-        """The scale of pixels as a network's description holds it: `mean` and `std` per channel."""
+        """`mean` and `std` per channel, in the form that a network's spec holds them."""
         return {"mean": list(self.mean), "std": list(self.std)}
 
     def on_scale(self, pixels: Mapping | None) -> "Dataset":
-        """The same images, normalized as the network was trained whose `pixels` these are (None: as they are now)."""
+        """Return this data set with the `mean` and `std` in a network's `pixels`; unchanged if that is None."""
         if pixels is None:
             return self
         return dataclasses.replace(self, mean=tuple(pixels["mean"]), std=tuple(pixels["std"]))
 
     @cached_property
     def fingerprint(self) -> dict:
-        """What the images and labels are, as records keep it: see `changes`."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        own = {name: split.fingerprint for name, split in parts.items()}
-        return {"shape": list(self.shape), "classes": list(self.classes), **own}
+        """Checksums of images and labels, which records keep and `changes` compares."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        of_splits = {name: split.fingerprint for name, split in splits.items()}
+        return {"shape": list(self.shape), "classes": list(self.classes), **of_splits}
 
 
 def load(name: str) -> Dataset:
@@ -114,9 +114,9 @@ def load(name: str) -> Dataset:
 
 
 def signature(name: str) -> str | None:
-    """What tells, without reading them, whether a data set's files are still those; None where they are not here.
+    """Return a string that changes when a data set's files change, without reading them; None if there are no files.
 
-    Made of paths, sizes and times. The digits come with scikit-learn, whose version stands for them.
+    It is a hash of paths, sizes and modification times. For digits it is the version of scikit-learn, which ships them.
     """
     if name == "digits":
         return f"scikit-learn {importlib.metadata.version('scikit-learn')}"
@@ -132,9 +132,10 @@ def signature(name: str) -> str | None:
 
 
 def changes(then: Mapping, now: Mapping, parts: tuple[str, ...] = ("train", "validation", "test")) -> str | None:
-    """What differs between two fingerprints, in words; None if nothing does.
+    """Describe how two fingerprints differ; None if they do not.
 
-    `120 test images now, 30 then`; `other training images`; `the classes are cat, dog now, they were dog, cat`.
+    Examples: `120 test images now, 30 then`; `other training images`; `the classes are cat, dog now, they were dog,
+    cat`.
     """
     names = {"train": "training", "validation": "validation", "test": "test"}
     if list(then["shape"]) != list(now["shape"]):
@@ -170,7 +171,7 @@ def _cifar10_root() -> Path:
 def _split(name: str, arrays: ImageArrays, validation_share: float, flip: bool) -> Dataset:
     train, validation = _held_out(arrays, validation_share, by_class=name.startswith("folder:"))
     images = arrays.train_images[train]
-    # Integer sums: exact, so that the numbers do not depend on threads or on the machine.
+    # Integer sums are exact, so that the result does not depend on the number of threads or the machine.
     pixels = images.numel() // images.shape[1]
     sums = images.sum(dim=(0, 2, 3), dtype=torch.int64)
     squares = torch.stack([(images[:, c].to(torch.int32) ** 2).sum(dtype=torch.int64) for c in range(images.shape[1])])

@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from data.sources import BROKEN, ImageArrays, first_line
 from recipe import DataError, FolderOptions, readable
 
-# Formats that Pillow knows by name but does not decode by itself: weather and measured data (BUFR, GRIB, HDF5), films
-# (MPEG), and drawings that it hands to Ghostscript (EPS, PostScript) or to Windows (WMF, EMF).
+# Formats that Pillow recognizes but does not decode itself: scientific data (BUFR, GRIB, HDF5), video (MPEG), and
+# vector graphics that it passes to Ghostscript (EPS, PostScript) or to Windows (WMF, EMF).
 NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
-NAMED = 5  # files that cannot be read, by name in one message; the others are counted
+NAMED = 5  # unreadable files that one message names; the rest are only counted
 # What the folders of a split may be called, in any case.
 PARTS = {
     "train": ("train", "training"),
@@ -39,7 +39,7 @@ def read_folder(root: Path, options: FolderOptions) -> ImageArrays:
     warning says. Pictures are turned upright (EXIF), laid on black where they are transparent, centre-cropped to a
     square and resized. Those of more than 8 bits are scaled by the range of all such pictures of the folder.
 
-    Pictures are the files with an ending of `picture_endings`, hidden ones aside; all others are passed over, and
+    Pictures are the files with an ending of `picture_endings`, hidden ones aside; all others are skipped, and
     counted in a warning. A class is the name of its folder, composed (NFC): macOS stores accents apart.
 
     Raises:
@@ -47,7 +47,7 @@ def read_folder(root: Path, options: FolderOptions) -> ImageArrays:
             named together.
     """
     if not root.is_dir():
-        raise DataError(f"{readable(root)} is no folder: put images there as train/CLASS/*.png and test/CLASS/*.png")
+        raise DataError(f"{readable(root)} is not a folder: put images there as train/CLASS/*.png and test/CLASS/*.png")
     parts = _parts(root)
     classes = tuple(sorted(parts["train"]))
     _check_classes(root, classes, parts)
@@ -151,7 +151,7 @@ def _warn_of_others(root: Path, pictures: set[Path]) -> None:
         endings = Counter(file.suffix.lower() or "no ending" for file in others)
         kinds = ", ".join(f"{count} of {ending}" for ending, count in endings.most_common(3))
         warnings.warn(
-            f"{len(others)} file(s) in {readable(root)} are passed over ({kinds}), such as "
+            f"{len(others)} file(s) in {readable(root)} are skipped ({kinds}), such as "
             f"{readable(others[0].relative_to(root))}: pictures lie in train/CLASS and test/CLASS, are not hidden, and "
             "of a format that Pillow decodes",
             stacklevel=3,
@@ -180,7 +180,7 @@ def _read(parts: dict[str, list[list[Path]]], options: FolderOptions) -> dict[st
         pictures = [picture for picture in found_or_none if picture is not None]
     if unreadable:
         more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
-        what = "file is no readable image" if len(unreadable) == 1 else "files are no readable images"
+        what = "file is not a readable image" if len(unreadable) == 1 else "files are not readable images"
         named = ", ".join(sorted(unreadable)[:NAMED])
         raise DataError(f"{len(unreadable)} {what}: replace or remove {named}{more}")
     left, found = iter(pictures), {}

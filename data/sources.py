@@ -1,4 +1,4 @@
-"""Where images come from: each reader returns the official train and test images, checked."""
+"""Readers of data sets. Each returns the official train and test images, after checks."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from recipe import DataError
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_HUB = "uoft-cs/cifar10"
 CIFAR10_IMAGES = {"train": 50_000, "test": 10_000}
-# What Pillow raises on files that are damaged, or that would unpack into an unreasonable picture.
+# What Pillow raises for damaged files and for decompression bombs.
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -37,7 +37,7 @@ class ImageArrays:
 
 
 def read_digits() -> ImageArrays:
-    """scikit-learn's 1,797 hand-written digits, 8x8, every fifth one for testing (Alpaydin and Kaynak 1998)."""
+    """Read scikit-learn's 1,797 handwritten digits, 8x8; every fifth is a test image (Alpaydin and Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -48,7 +48,7 @@ def read_digits() -> ImageArrays:
 
 
 def read_cifar10(root: Path) -> ImageArrays:
-    """CIFAR-10 (Krizhevsky 2009) under `root`: torchvision's batches or the hub's Parquet files; else downloaded."""
+    """Read CIFAR-10 (Krizhevsky 2009) from torchvision's batches or the hub's Parquet files; download it if missing."""
     if (root / "cifar-10-batches-py").is_dir():
         return _read_cifar10_batches(root)
     if not sorted(root.rglob("train-*.parquet")):
@@ -61,7 +61,7 @@ def read_cifar10(root: Path) -> ImageArrays:
 
 
 def cifar10_files(root: Path) -> list[Path]:
-    """The files that CIFAR-10 would be read from: torchvision's batches, or else the Parquet files."""
+    """Return the files that CIFAR-10 would be read from: torchvision's batches, or else the Parquet files."""
     batches = root / "cifar-10-batches-py"
     if batches.is_dir():
         return [path for path in batches.iterdir() if path.is_file()]
@@ -76,7 +76,7 @@ def _read_cifar10_batches(root: Path) -> ImageArrays:
     except RuntimeError:
         raise DataError(
             f"{root / 'cifar-10-batches-py'} is incomplete or its checksums differ from the official ones: "
-            "delete that folder and run again to download it anew"
+            "delete that folder and run again to download it again"
         ) from None
     images = [torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous() for s in splits]
     labels = [torch.tensor(s.targets) for s in splits]
@@ -89,9 +89,9 @@ def _read_parquet(files: list[Path], expected: int) -> tuple[torch.Tensor, torch
     images = np.concatenate([part[0] for part in parts]) if parts else np.empty((0,))
     labels = np.concatenate([part[1] for part in parts]) if parts else np.empty((0,))
     if len(images) != expected:
-        where = files[0].parent if files else "the data folder"
+        folder = files[0].parent if files else "the data folder"
         raise DataError(
-            f"{where} holds {len(images)} of {expected} CIFAR-10 images: a shard is missing, fetch it again"
+            f"{folder} holds {len(images)} of {expected} CIFAR-10 images: a shard is missing, download it again"
         )
     if labels.min() < 0 or labels.max() >= len(CIFAR10_CLASSES):
         raise DataError(f"{files[0].parent} holds a label outside 0..9: the Parquet files are not CIFAR-10")
@@ -103,8 +103,8 @@ def _read_shard(file: Path, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.nd
         table = pyarrow.parquet.read_table(file, columns=["img", "label"]).combine_chunks()
         encoded = table["img"].combine_chunks().field("bytes").to_pylist()
         labels = table["label"].to_numpy()
-        if not np.issubdtype(labels.dtype, np.integer):  # text, or a number that is missing
-            raise ValueError("labels that are no whole numbers")
+        if not np.issubdtype(labels.dtype, np.integer):  # strings, or missing values
+            raise ValueError("labels are not whole numbers")
         images = np.stack(list(pool.map(_decode, encoded)))
     except (pyarrow.ArrowException, AttributeError, KeyError, *BROKEN) as error:
         raise DataError(f"{file} is truncated or corrupt ({first_line(error)}): fetch it again") from None
@@ -119,7 +119,7 @@ def _decode(encoded: bytes) -> np.ndarray:
 
 
 def _download_cifar10(root: Path) -> None:
-    """The hub's Parquet files first; torchvision's archive, from a slow origin, where the hub is out of reach."""
+    """Download the hub's Parquet files or, if the hub cannot be reached, torchvision's archive from its slow server."""
     from torchvision.datasets import CIFAR10
 
     try:

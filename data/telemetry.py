@@ -1,6 +1,6 @@
-"""No telemetry: ONNX Runtime and huggingface_hub read these variables once, as they are imported.
+"""Turn telemetry off: ONNX Runtime and huggingface_hub read these variables once, on import.
 
-A package whose modules import ONNX Runtime imports this module first. Set a variable to 0 to send telemetry after all.
+A package that imports ONNX Runtime must import this module first. Set a variable to 0 to allow telemetry.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""One way to measure, for every method: accuracy, size, operations and latency of the same ONNX file."""
+"""Measure every method in the same way: accuracy, size, operations and latency of the same ONNX file."""
 
 import data.telemetry  # noqa: F401 (before ONNX Runtime is imported)
 from measurement.costs import cost, operator_counts

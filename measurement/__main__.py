@@ -1,4 +1,4 @@
-"""`python -m measurement FILE.nna --dataset cifar10`: a model's test accuracy, from its archive alone."""
+"""`python -m measurement FILE.nna --dataset cifar10`: print a model's test accuracy, from its archive alone."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from storage import StorageError, export_with_scale, load_archive, open_onnx
 
 
 def main() -> int:
-    """The command; 0 if the file could be measured."""
+    """Run the command; return 0 if the file could be measured."""
     parser = argparse.ArgumentParser(prog="python -m measurement", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--dataset", required=True, help="digits, cifar10 or folder:PATH")

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-accumulates, and which of its operators run on integers."""
+"""Costs of a model: parameters, multiply-accumulates, and the number of operators that run on integers."""
 
 import tempfile
 from collections import Counter
@@ -15,10 +15,10 @@ from storage import open_onnx
 
 @torch.no_grad()
 def cost(model: nn.Module) -> dict[str, int]:
-    """Parameters and multiply-accumulates (MACs) for one image, in all and of non-zero weights only.
+    """Count parameters and multiply-accumulates (MACs) for one image, in total and for non-zero weights only.
 
-    MACs are those of the layers that the table of operators counts: each weight once for each position of the output,
-    padding included, as a dense kernel computes them; of attention also the products of its tokens.
+    MACs cover the layers that have a count in the table of operators. Each weight counts once per output position,
+    padding included, as in a dense kernel; attention also has the products of its tokens.
     """
     macs = {"macs": 0, "nonzero_macs": 0}
 
@@ -48,10 +48,10 @@ def _nonzero(weight: torch.Tensor) -> int:
 
 
 def operator_counts(path: Path) -> dict[str, int]:
-    """How many convolutions and additions ONNX Runtime runs on integers, and how many there are.
+    """Count convolutions and additions, and those of them that ONNX Runtime runs on integers.
 
-    Counted in the graph as the runtime has rewritten it on this machine: an operator that kept its float form pays
-    for the quantizers around it without gaining from them.
+    The latter are counted in the graph that the runtime optimized for this machine. An operator that stays in floating
+    point pays for the quantizers around it without gaining from them.
     """
     with tempfile.TemporaryDirectory() as folder:
         rewritten = Path(folder) / "optimized.onnx"

@@ -1,4 +1,4 @@
-"""Latency: the median of many runs, timed in turn with the FP32 base so that the ratio survives a noisy machine."""
+"""Latency: the median of many runs, alternating with the FP32 base so that the ratio is robust on a noisy machine."""
 
 import contextlib
 import math
@@ -22,26 +22,26 @@ from storage import open_onnx, run_onnx
 
 BATCHES = (1, 64)
 WARMUP_RUNS = 3
-RUNS = (7, 200)  # at least, at most
-SECONDS = 1.5  # at most for each batch size and thread count, between the least and the most runs; $MEASURE_SECONDS
-PRECISION = 0.01  # standard error of the ratio to the base at which timing may end sooner
-PAUSE = 0.01  # seconds for the threads of the one before to stop spinning: they would take this one's cores
-AWAKE = 0.01  # seconds of calls that fill the caches again and wake all threads: a single short call may wake but one
-LEAST_TURNS = 40  # pauses that fit into the budget: a smaller one has shorter pauses, and coarser times
+RUNS = (7, 200)  # minimum, maximum
+SECONDS = 1.5  # time limit per batch size and thread count once the minimum of runs is done; see $MEASURE_SECONDS
+PRECISION = 0.01  # timing ends early at this standard error of the ratio to the base
+PAUSE = 0.01  # seconds for the previous session's threads to stop spinning, which would take cores from this one
+AWAKE = 0.01  # seconds of warm-up before each timed call, to fill the caches and wake all threads
+LEAST_TURNS = 40  # pauses that must fit into the budget: a small budget gets shorter pauses and less precise times
 QUIET = 0.1  # share of the cores that other programs may use
 
 
 def latency(file: Path, base_file: Path, base: nn.Module) -> dict:
-    """Time an ONNX file, its FP32 base in ONNX Runtime and that base in eager PyTorch, by turns.
+    """Time an ONNX file, its FP32 base in ONNX Runtime and that base in eager PyTorch, alternating between them.
 
     Returns, under `batch1`, `batch1_one_thread`, `batch64` and `batch64_one_thread`: `median` and `p95` in ms,
     `base_median` and `eager_median` in ms, and `speedup` and `speedup_over_eager`, which are medians of the ratios of
-    neighbouring runs. `contention` is the share of the cores that other programs took meanwhile.
+    neighbouring runs. `contention` is the share of the cores that other programs used meanwhile.
 
     Raises:
-        ValueError: $MEASURE_SECONDS, the seconds for each of the four, is no number of them.
+        ValueError: $MEASURE_SECONDS, the seconds for each of the four, is not a positive number.
     """
-    result: dict[str, Any] = {"contention": 0.0}  # first in the record
+    result: dict[str, Any] = {"contention": 0.0}  # the first key in the record
     shape, before = spec_of(base)["shape"], _processor_seconds()
     for batch in BATCHES:
         images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
@@ -53,7 +53,7 @@ def latency(file: Path, base_file: Path, base: nn.Module) -> dict:
     return result
 
 
-@cache  # once, not for every record: each says how disturbed it is
+@cache  # warn once, not for every record: each record holds its own contention
 def _warn_of_contention() -> None:
     warnings.warn(
         f"other programs use more than {QUIET:.0%} of the cores: some latencies are disturbed (see "
@@ -63,7 +63,7 @@ def _warn_of_contention() -> None:
 
 
 def measuring_seconds() -> float:
-    """The budget of one timing: `SECONDS`, or $MEASURE_SECONDS where less or more is wanted."""
+    """Return the time budget of one timing: $MEASURE_SECONDS if it is set, else `SECONDS`."""
     text = os.environ.get("MEASURE_SECONDS") or str(SECONDS)
     try:
         seconds = float(text)
@@ -75,13 +75,13 @@ def measuring_seconds() -> float:
 
 
 def available_cores() -> int:
-    """Cores that this process may use; where the system does not say, all of them."""
+    """Return the number of cores that this process may use; all cores if the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
 def hardware() -> dict:
-    """The processor by name, its cores, and the instructions that matter for INT8 and bfloat16."""
+    """Return the processor's name, its cores, its instructions for INT8 and bfloat16, and the GPU."""
     name, flags = _processor()
     wanted = {"avx2", "avx512f", "avx512_vnni", "avx512vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
     return {
@@ -93,11 +93,11 @@ def hardware() -> dict:
 
 
 def _processor() -> tuple[str, set[str]]:
-    """Its name, and its instructions, as Linux says them; elsewhere as py-cpuinfo does, after a second."""
+    """Return its name and instructions from /proc/cpuinfo, else from py-cpuinfo, which takes a second."""
     with contextlib.suppress(OSError):
-        said = dict(re.findall(r"^(model name|flags)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
-        if len(said) == 2:
-            return said["model name"], set(said["flags"].split())
+        found = dict(re.findall(r"^(model name|flags)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+        if len(found) == 2:
+            return found["model name"], set(found["flags"].split())
     import cpuinfo
 
     info = cpuinfo.get_cpu_info()
@@ -105,13 +105,13 @@ def _processor() -> tuple[str, set[str]]:
 
 
 def machine() -> str:
-    """The hardware in one line: the name under which times that were taken here are kept."""
+    """Return the hardware in one line, the key under which times measured here are stored."""
     here = hardware()
     return " ".join([here["cpu"], str(here["cores"]), *here["instructions"], *filter(None, [here["gpu"]])])
 
 
 def time_by_turns(file: Path, base_file: Path, base: nn.Module, images: np.ndarray, threads: int) -> dict:
-    """One setting of `latency`: normalized images `[B, C, H, W]` (float32), so many threads."""
+    """Time one setting of `latency`: normalized images `[B, C, H, W]` (float32) and a number of threads."""
     session, base_session = open_onnx(file, threads), open_onnx(base_file, threads)
     tensor = torch.from_numpy(images)
     base.cpu().eval()
@@ -141,9 +141,9 @@ def time_by_turns(file: Path, base_file: Path, base: nn.Module, images: np.ndarr
 
 
 def _alternate(*functions: Callable[[], object], seconds: float, pausing: bool = False) -> np.ndarray:
-    """Milliseconds `[function, run]`: the functions are called by turns, after a pause if that is asked for.
+    """Call the functions in turn, after a pause if `pausing`, and return milliseconds `[function, run]`.
 
-    So many `seconds` at most, but for the fewest runs of `RUNS`.
+    Takes at most `seconds`, unless the minimum number of runs needs longer.
     """
     for function in functions * WARMUP_RUNS:
         function()
@@ -170,7 +170,7 @@ def _warm(function: Callable[[], object], seconds: float) -> None:
 
 
 def _settled(rows: list[list[float]]) -> bool:
-    """Whether the median ratio of the first function's time to the second's is known well enough."""
+    """Return whether the median ratio of the first function's time to the second's is precise enough."""
     if len(rows) < 20:
         return False
     own, base, *_ = np.log(rows).T
@@ -178,7 +178,7 @@ def _settled(rows: list[list[float]]) -> bool:
 
 
 class _ProcessorSeconds(NamedTuple):
-    """Seconds of all cores so far: in all, at work, and at work for this process."""
+    """Seconds so far, summed over all cores: total, busy, and busy with this process."""
 
     total: float
     busy: float
@@ -187,11 +187,11 @@ class _ProcessorSeconds(NamedTuple):
 
 def _processor_seconds() -> _ProcessorSeconds:
     times = psutil.cpu_times()._asdict()
-    total = sum(times.values()) - times.get("guest", 0) - times.get("guest_nice", 0)  # which user and nice hold too
+    total = sum(times.values()) - times.get("guest", 0) - times.get("guest_nice", 0)  # user and nice include them
     return _ProcessorSeconds(total, total - times["idle"] - times.get("iowait", 0), time.process_time())
 
 
 def _others_share(before: _ProcessorSeconds, after: _ProcessorSeconds) -> float:
-    """The share of the cores' time between the two that other programs took."""
+    """Return the share of the cores' time between two readings that other programs used."""
     others = (after.busy - before.busy) - (after.own - before.own)
     return max(0.0, others) / max(after.total - before.total, 1e-9)

@@ -1,6 +1,6 @@
 """The networks, by name: `build("resnet18", shape=(3, 32, 32), classes=10)`."""
 
-import models.quantized  # noqa: F401 (registers what it does to networks)
+import models.quantized  # noqa: F401 (registers its transformation)
 from models.channels import channel_table
 from models.elsewhere import allow, is_allowed, named
 from models.errors import ModelError

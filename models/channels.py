@@ -1,4 +1,4 @@
-"""Networks with some of their channels cut away: how wide each layer is left, and such a network built anew."""
+"""Networks with some channels removed: record the size of each layer, and build a network with those sizes."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 from models.errors import ModelError
 from models.spec import transformation
 
-# What is written down of a module that may lose channels: its outputs first.
+# The sizes recorded for each kind of module that may lose channels, outputs first.
 SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv1d: ("out_channels", "in_channels", "groups"),
     nn.Conv2d: ("out_channels", "in_channels", "groups"),
@@ -19,16 +19,16 @@ SIZES: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 def channel_table(model: nn.Module) -> list[list[int]]:
-    """What is left of each convolution (outputs, inputs, groups), linear layer (outputs, inputs) and batch norm.
+    """Return the sizes of each convolution (outputs, inputs, groups), linear layer (outputs, inputs), norm and PReLU.
 
-    Also of other norms and PReLU; and the shape of the parameters that a module has for itself, such as a layer scale.
+    For any other module with parameters of its own, such as a layer scale, their shapes.
     """
     return [sizes for module in model.modules() if (sizes := _sizes(module))]
 
 
 @transformation("channels")
 def cut(model: nn.Module, table: list[list[int]]) -> nn.Module:
-    """Give the layers of a fresh network the sizes that `channel_table` found; their weights are to be loaded.
+    """Resize the layers of a fresh network to a `channel_table`; weights must be loaded afterwards.
 
     Raises:
         ModelError: the table belongs to another network.
@@ -39,7 +39,7 @@ def cut(model: nn.Module, table: list[list[int]]) -> nn.Module:
         for sizes, whole in zip(table, map(_sizes, modules), strict=False)
     )
     if not fits:
-        raise ModelError("the table of channels belongs to another network: its layers are not those")
+        raise ModelError("the table of channels belongs to another network: the layers differ")
     for module, sizes in zip(modules, table, strict=True):
         _resize(module, sizes)
     return model
@@ -68,13 +68,13 @@ def _resize(module: nn.Module, sizes: list[int]) -> None:
 
 
 def _shapes(module: nn.Module, sizes: list[int]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a module's own tensors, but for those of a single value."""
+    """Return the shapes of a module's own tensors, except scalars."""
     if isinstance(module, nn.LayerNorm):
         return {name: tuple(sizes) for name, _ in module.named_parameters(recurse=False)}
     if not _names(module):
-        left = iter(sizes)
+        remaining = iter(sizes)
         return {
-            name: tuple(next(left) for _ in parameter.shape)
+            name: tuple(next(remaining) for _ in parameter.shape)
             for name, parameter in module.named_parameters(recurse=False)
         }
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Ensemble(nn.Module):
-    """The logarithm of the weighted mean of its members' probabilities: logits `[B, classes]` of one network."""
+    """Average of its members: logits `[B, classes]` are the logarithm of the weighted mean of their probabilities."""
 
     weights: torch.Tensor
 
@@ -22,10 +22,10 @@ class Ensemble(nn.Module):
 
 
 def mean_logits(logits: Iterable[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-    """The logarithm of the weighted mean of probabilities, from logits `[B, classes]` of each network.
+    """Return the logarithm of the weighted mean of probabilities, from the logits `[B, classes]` of each network.
 
-    Kept above log(1e-12): where all are sure enough to round a class to nothing it would be minus infinity, under
-    which a student's loss is no number. In float32 also where the networks compute in less.
+    Values are at least log(1e-12): a class whose probability all networks round to zero would give minus infinity, and
+    a student's loss would be NaN. Computed in float32 even if the networks use a lower precision.
     """
-    weighted = (weights[index] * own.float().softmax(1) for index, own in enumerate(logits))
+    weighted = (weights[index] * each.float().softmax(1) for index, each in enumerate(logits))
     return functools.reduce(torch.add, weighted).clamp(min=1e-12).log()

@@ -1,7 +1,7 @@
-"""What the networks refuse."""
+"""The error of this package."""
 
 from recipe import CompressionError
 
 
 class ModelError(CompressionError):
-    """A network that does not exist, or that cannot be made as asked."""
+    """A network that does not exist or cannot be built as requested."""

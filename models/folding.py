@@ -1,4 +1,4 @@
-"""Batch norm folded into the layer before it: at inference the two are one layer with other weights."""
+"""Fold batch norm into the layer before it: at inference, the two equal one layer with different weights."""
 
 from typing import cast
 
@@ -11,9 +11,9 @@ FOLDING = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def fold_norms(traced: fx.GraphModule) -> fx.GraphModule:
-    """A traced network in evaluation mode without the batch norm that can be folded, nor modules that nothing calls.
+    """Return a traced network in evaluation mode with batch norm folded where possible, and unused modules removed.
 
-    The network that it was traced from keeps its own layers.
+    The network that it was traced from is not changed.
     """
     calls = folding_norms(traced)
     for layer, norm in dict.fromkeys((str(source(node).target), str(node.target)) for node in calls):
@@ -29,9 +29,9 @@ def fold_norms(traced: fx.GraphModule) -> fx.GraphModule:
 
 
 def folding_norms(traced: fx.GraphModule) -> list[fx.Node]:
-    """The calls of batch norm that can be folded: each behind a layer that nothing else reads.
+    """Return the batch norm calls that can be folded: each follows a layer whose output nothing else reads.
 
-    A module that is called several times counts only if the two stand so at all of its calls.
+    A module that is called several times must be paired with the same other module at each call.
     """
     modules = dict(traced.named_modules())
     pairs = {node: {source(node).target, node.target} for node in traced.graph.nodes if _follows(node, modules)}
@@ -44,7 +44,7 @@ def folding_norms(traced: fx.GraphModule) -> list[fx.Node]:
 
 
 def _follows(node: fx.Node, modules: Modules) -> bool:
-    """Whether the node is batch norm with statistics right behind a layer whose weight is a parameter of its own."""
+    """Return whether a node is batch norm with statistics right after a layer whose weight is its own parameter."""
     norm = called(node, modules)
     if not isinstance(norm, NORMS) or norm.running_var is None:
         return False

@@ -1,8 +1,8 @@
-"""The operators that networks are made of, one row each. Quantizers, layer graph, narrowing and costs read this table.
+"""Table of operators, one row each, used to place quantizers, build the layer graph, prune channels and count costs.
 
-A row holds for modules (their subclasses too), functions and methods. One's own operator is one more row:
-`register(Operator("swish", PASSES, modules=(Swish,)))`. What stands in no row is a wall: what it does to channels is
-not known, and it stays in floats.
+A row covers modules (and their subclasses), functions and methods. Add your own operator as another row:
+`register(Operator("swish", PASSES, modules=(Swish,)))`. An operator without a row is a wall: its effect on channels is
+unknown, and it stays in floating point.
 """
 
 import traceback
@@ -37,26 +37,26 @@ class Channels(Enum):
 
 PASSES, MIXES, ADDS, CONCATENATES, SPLITS, SCALES, FLATTENS, REARRANGES, READS_SIZE, UNKNOWN = Channels
 
-# Of a module, what it was given and what it gave for one image, and how to count a weight (all values, or those that
-# are not zero): the multiply-accumulates.
+# Returns multiply-accumulates from a module, its input and output for one image, and a function that counts the values
+# of a weight (all, or only the non-zero ones).
 Count = Callable[[torch.Tensor], int]
 Macs = Callable[[nn.Module, torch.Tensor, torch.Tensor, Count], int]
 
 
 @dataclass(frozen=True)
 class Operator:
-    """A row of the table.
+    """One row of the table.
 
-    modules: classes of modules.
-    calls: functions; or names, of a function of torch or Python and of the method, in-place forms included.
-    when: a condition on the call, if only some calls are meant. The first row whose condition holds counts.
-    pools: whether it looks at each channel by itself and leaves one that is zero all over as it is.
-    quantizer: "own", one stands behind it; "none", it only moves or reads values, which the one before it has rounded;
-        "again", the same, but the runtime wants to see that quantizer behind it once more.
-    taken_in: whether what stands right before it computes it along, so that no quantizer comes between: what clips is
-        taken in by anything, a norm by a layer with weights.
-    integer: ONNX Runtime's operator on integers; None for what stays in floats, or is taken in.
-    macs: how to count its multiply-accumulates; None if it has none.
+    modules: module classes.
+    calls: functions, or names of torch or Python functions and of methods; a name covers the in-place form too.
+    when: condition on the call. The first row whose condition holds applies.
+    pools: whether it treats each channel separately and maps an all-zero channel to zeros.
+    quantizer: "own": a quantizer follows it; "none": it only moves or reads values that are already rounded; "again":
+        the same, but the runtime needs the previous quantizer repeated after it.
+    taken_in: whether it is fused into the operator before it, without a quantizer in between: activations that clip
+        into any operator, norms into layers with weights.
+    integer: ONNX Runtime's integer operator; None if it stays in floating point or is fused.
+    macs: counts its multiply-accumulates; None if it has none.
     """
 
     name: str
@@ -71,38 +71,38 @@ class Operator:
     macs: Macs | None = None
 
 
-# Of a call
+# Calls and their inputs
 
 
 def called(node: fx.Node, modules: Modules) -> nn.Module | None:
-    """The module that a node calls, None for any other node."""
+    """Return the module that a node calls, or None if it calls none."""
     return modules[str(node.target)] if node.op == "call_module" else None
 
 
 def source(node: fx.Node) -> fx.Node:
-    """The first input of a call, also where it is given by name, as in `relu(input=x)`."""
+    """Return the first input of a call, also if it is passed by name, as in `relu(input=x)`."""
     return node.all_input_nodes[0]
 
 
-def argument(node: fx.Node, place: int, name: str, default: object = None) -> object:
-    """An argument of a function or method, given by place or by name."""
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+def argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
+    """Return an argument of a function or method, passed by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a call that are computed from the images: neither weights nor what follows from those alone."""
+    """Return the inputs of a call that depend on the images: not weights or anything computed from weights alone."""
     return [given for given in node.all_input_nodes if _is_of_images(given)]
 
 
 def _is_of_images(node: fx.Node) -> bool:
-    if "of images" not in node.meta:  # else each would be asked anew along every path to it
-        own = node.op in ("placeholder", "call_module")
-        node.meta["of images"] = own or any(map(_is_of_images, node.all_input_nodes))
+    if "of images" not in node.meta:  # cached: otherwise a node is visited once per path to it
+        depends = node.op in ("placeholder", "call_module")
+        node.meta["of images"] = depends or any(map(_is_of_images, node.all_input_nodes))
     return node.meta["of images"]
 
 
 def _is_number(node: fx.Node, modules: Modules) -> bool:
-    """Whether a call reads sizes, or is computed from such calls and constants alone."""
+    """Return whether a call reads sizes, or is computed from sizes and constants alone."""
     if "number" not in node.meta:
         is_call = node.op in ("call_function", "call_method")
         rows = [row for row in OPERATORS if row.channels is READS_SIZE and _name(node) in row.calls] if is_call else []
@@ -113,7 +113,7 @@ def _is_number(node: fx.Node, modules: Modules) -> bool:
 
 def _by_a_constant(node: fx.Node, modules: Modules) -> bool:
     given = [source for source in operands(node) if not _is_number(source, modules)]
-    return len(given) == 1 and [*node.args, *node.kwargs.values()].count(given[0]) == 1  # x + x is no constant
+    return len(given) == 1 and [*node.args, *node.kwargs.values()].count(given[0]) == 1  # not x + x
 
 
 def _along_channels(node: fx.Node, modules: Modules) -> bool:
@@ -125,7 +125,7 @@ def _cat_of_channels(node: fx.Node, modules: Modules) -> bool:
 
 
 def _over_pixels(node: fx.Node, modules: Modules) -> bool:
-    """A mean over the dimensions behind the channels; without a dimension it runs over all."""
+    """A mean over the dimensions after the channels; one without a dimension covers all of them."""
     dims = argument(node, 1, "dim", 1)
     return all(dim in (2, 3, -1, -2) for dim in (dims if isinstance(dims, tuple | list) else [dims]))
 
@@ -152,7 +152,7 @@ def _to_pixels(node: fx.Node, modules: Modules) -> bool:
 
 
 def _drops_pixels(node: fx.Node, modules: Modules) -> bool:
-    """A squeeze of dimensions behind the channels; without a dimension it squeezes all that are 1."""
+    """A squeeze of dimensions after the channels; one without a dimension squeezes every dimension of size 1."""
     return (len(node.args) == 1 and not node.kwargs) or _over_pixels(node, modules)
 
 
@@ -161,7 +161,7 @@ def _adds_pixels(node: fx.Node, modules: Modules) -> bool:
 
 
 def _of_parts(node: fx.Node, modules: Modules) -> bool:
-    """One of the tensors that a split gives."""
+    """One of the tensors that a split returns."""
     source = operands(node)[0]
     return isinstance(node.args[1], int) and operator_of(source, modules).channels is SPLITS
 
@@ -187,12 +187,11 @@ def _reads_shape(node: fx.Node, modules: Modules) -> bool:
     return node.args[1] in ("shape", "ndim", "dtype", "device")
 
 
-# Multiply-accumulates: each weight once for each position of the output, padding included, as a dense kernel does
+# Multiply-accumulates: each weight counts once per output position, padding included, as in a dense kernel
 
 
 def _weight(layer: nn.Module) -> torch.Tensor:
-    """Of a layer with a norm of its weight, one that is computed from others."""
-    weight = layer.weight
+    weight = layer.weight  # not always a parameter: weight normalization computes it
     assert isinstance(weight, torch.Tensor)
     return weight
 
@@ -210,7 +209,7 @@ def _of_transposed(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, count: Co
 
 
 def _of_attention(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, count: Count) -> int:
-    """Of self-attention: its projections, the products of all pairs of tokens, and their weighted sums."""
+    """Count the MACs of self-attention: projections, products of all pairs of tokens, and weighted sums."""
     assert isinstance(layer, nn.MultiheadAttention)
     weights = sum(count(p) for name, p in layer.named_parameters() if name.endswith("weight"))
     tokens = x.shape[1 if layer.batch_first else 0]
@@ -228,7 +227,7 @@ OPERATORS: list[Operator] = [
     Operator("transposed convolution", MIXES,
              (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), macs=_of_transposed),
     Operator("attention", UNKNOWN, (nn.MultiheadAttention,), macs=_of_attention),
-    # Norms. Those that take their statistics over several channels still pass each as itself, scaled and shifted.
+    # Norms. Even if the statistics cover several channels, each channel passes as itself, scaled and shifted.
     Operator("batch norm", PASSES, NORMS, ("batch_norm",), taken_in="by a layer"),
     Operator("instance norm", PASSES, (nn.InstanceNorm1d, nn.InstanceNorm2d), ("instance_norm",)),
     Operator("group norm", PASSES, (nn.GroupNorm,), ("group_norm",)),
@@ -243,7 +242,7 @@ OPERATORS: list[Operator] = [
               nn.Tanh, nn.Softplus, nn.Softsign),
              ("prelu", "silu", "gelu", "mish", "elu", "celu", "selu", "hardswish", "hardsigmoid", "hardtanh", "tanh",
               "softplus", "softsign", "clamp", "clip", "abs", "square", "exp", "log", "sqrt", "rsqrt")),
-    # Pooling, and what only moves values within their channels
+    # Pooling, and operators that only move values within their channel
     Operator("max-pooling", PASSES, (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d),
              ("max_pool1d", "max_pool2d", "adaptive_max_pool2d"), pools=True, integer="MaxPool"),
     Operator("average pooling", PASSES, (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
@@ -262,7 +261,7 @@ OPERATORS: list[Operator] = [
     Operator("squeeze", FLATTENS, calls=("squeeze",), when=_drops_pixels, pools=True, quantizer="none"),
     Operator("unsqueeze", PASSES, calls=("unsqueeze",), when=_adds_pixels, pools=True, quantizer="none"),
     Operator("expand", PASSES, calls=("expand_as", "expand"), pools=True, quantizer="none"),
-    # Several inputs, or several outputs
+    # Several inputs or outputs
     Operator("arithmetic with a constant", PASSES,
              calls=("add", "iadd", "sub", "isub", "rsub", "mul", "imul", "div", "truediv", "itruediv", "neg", "pow"),
              when=_by_a_constant),
@@ -289,15 +288,14 @@ _NUMBER = Operator("arithmetic with sizes and constants", READS_SIZE, quantizer=
 
 
 def register(operator: Operator) -> None:
-    """Put a row before all others, so that it counts also for what another row would hold for."""
+    """Insert a row before all others, so that it takes precedence."""
     OPERATORS.insert(0, operator)
 
 
 def operator_of(node: fx.Node, modules: Modules) -> Operator:
-    """The row that holds for a call in a traced network; for what is in no row, one of channels UNKNOWN.
+    """Return the row for a call in a traced network; if there is none, a row with channels UNKNOWN.
 
-    What is computed from sizes and constants alone reads sizes too. Inputs, constants and the output are no calls, and
-    walls.
+    Arithmetic on sizes and constants alone counts as reading sizes. Inputs, constants and the output are UNKNOWN.
     """
     rows: Iterable[Operator] = ()
     if (module := called(node, modules)) is not None:
@@ -310,31 +308,31 @@ def operator_of(node: fx.Node, modules: Modules) -> Operator:
 
 
 def operator_of_module(module: nn.Module) -> Operator:
-    """The first row of a module's class, whatever the condition on its calls."""
+    """Return the first row for a module's class, ignoring conditions on the call."""
     return next(iter(_rows_of(type(module))), _WALL)
 
 
 def _rows_of(kind: type) -> list[Operator]:
-    """The rows of the nearest class that has some."""
+    """Return the rows of the nearest base class that has any."""
     return next((rows for parent in kind.__mro__ if (rows := [row for row in OPERATORS if parent in row.modules])), [])
 
 
 def _name(node: fx.Node) -> str | Callable:
-    """A function or method by its name, without the _ of in-place forms; a function that is not of torch by itself."""
+    """Return the name of a method or of a torch or Python function, without a trailing _; else the function itself."""
     if isinstance(node.target, str):
         return node.target.rstrip("_")
-    home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
-    ours = home in ("torch", "torchvision", "_operator", "builtins")
-    return node.target.__name__.rstrip("_") if ours else node.target
+    package = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    by_name = package in ("torch", "torchvision", "_operator", "builtins")
+    return node.target.__name__.rstrip("_") if by_name else node.target
 
 
 def has_integer_form(layer: nn.Module) -> bool:
-    """Whether it is a convolution or linear layer whose weight is a parameter of its own, not computed from others."""
+    """Return whether a module is a convolution or linear layer whose weight is a parameter, not a computed tensor."""
     return isinstance(layer, LAYERS) and "weight" in layer._parameters
 
 
 def integer_layers(traced: fx.GraphModule) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The layers of a traced network that have an integer form, by name, in the order of their first use."""
+    """Return the layers of a traced network that have an integer form, by name, in order of first use."""
     modules = dict(traced.named_modules())
     layers = {str(node.target): called(node, modules) for node in traced.graph.nodes if node.op == "call_module"}
     return {name: layer for name, layer in layers.items() if isinstance(layer, LAYERS) and has_integer_form(layer)}
@@ -344,7 +342,7 @@ def integer_layers(traced: fx.GraphModule) -> dict[str, nn.Conv2d | nn.Linear]:
 
 
 class Tracer(fx.Tracer):
-    """Looks into modules of one's own, but not into those that only are called otherwise than a class of the table."""
+    """Traces into user-defined modules, but not into subclasses of a class in the table that keep its forward."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         parents = (parent for row in OPERATORS for parent in row.modules if isinstance(module, parent))
@@ -353,22 +351,22 @@ class Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module, tracer: type[fx.Tracer] = Tracer) -> fx.GraphModule:
-    """The calls of a network in evaluation mode, as a graph that shares the network's modules.
+    """Trace a network in evaluation mode into a graph that shares its modules.
 
     Raises:
-        ModelError: the network's forward depends on values that only running it would give.
+        ModelError: the network's forward depends on values known only at run time.
     """
     training = model.training
     try:
         traced = fx.GraphModule(model, tracer().trace(model.eval()), type(model).__name__)
         modules = dict(traced.named_modules())
-        for node in traced.graph.nodes:  # in order, so that no look back goes deeper than one call
+        for node in traced.graph.nodes:  # fills its cache in order, so that no recursion goes deep
             _is_number(node, modules)
         return traced
-    except Exception as error:  # whatever a forward does that depends on its input
+    except Exception as error:  # tracing a forward that depends on its input may raise anything
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if Path(torch.__file__).parent not in Path(frame.filename).parents][-1]
-        where = f"{Path(own.filename).name}, line {own.lineno}, in {own.name}: {own.line}"
-        raise ModelError(f"the network cannot be traced at {where} ({type(error).__name__}: {error})") from None
+        last = [frame for frame in frames if Path(torch.__file__).parent not in Path(frame.filename).parents][-1]
+        location = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}: {last.line}"
+        raise ModelError(f"the network cannot be traced at {location} ({type(error).__name__}: {error})") from None
     finally:
         model.train(training)

@@ -1,8 +1,8 @@
-"""Where quantizers stand, by the table of operators.
+"""Placement of quantizers, by the table of operators.
 
-The placement is the one that ONNX Runtime's integer operators want: a tensor that leaves a layer is quantized once,
-after the ReLU that follows a convolution or an addition, so that convolution and addition both see integers on all
-sides. Between what stays in floats there are none.
+It matches ONNX Runtime's integer operators: the output of a convolution or an addition is quantized once, after the
+ReLU that follows, so that all inputs and outputs of both are integers. There are no quantizers between operators that
+stay in floating point.
 """
 
 import copy
@@ -24,7 +24,7 @@ IN_PLACE: dict[object, Callable] = {
 
 
 def ready_for_quantizers(traced: fx.GraphModule) -> fx.GraphModule:
-    """A traced network with room for quantizers: nothing is changed in place, padding stands by itself."""
+    """Return a traced network without in-place operations and identities, and with non-zero padding as its own call."""
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         module = called(node, modules)
@@ -32,7 +32,7 @@ def ready_for_quantizers(traced: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(source(node))
             traced.graph.erase_node(node)
         elif _is_in_place(node, modules):
-            _give_a_new_tensor(node)
+            _make_out_of_place(node)
         elif isinstance(module, nn.Conv2d) and module.padding_mode != "zeros" and has_integer_form(module):
             sides = module._reversed_padding_repeated_twice
             with traced.graph.inserting_before(node):
@@ -40,9 +40,9 @@ def ready_for_quantizers(traced: fx.GraphModule) -> fx.GraphModule:
             node.replace_input_with(source(node), padded)
     for name, module in modules.items():
         if getattr(module, "inplace", False):
-            own = copy.copy(module)
-            vars(own)["inplace"] = False
-            traced.set_submodule(name, own)
+            copied = copy.copy(module)
+            vars(copied)["inplace"] = False
+            traced.set_submodule(name, copied)
     return fx.GraphModule(traced, traced.graph)
 
 
@@ -53,8 +53,8 @@ def _is_in_place(node: fx.Node, modules: Modules) -> bool:
     return in_place or getattr(called(node, modules), "inplace", False)
 
 
-def _give_a_new_tensor(node: fx.Node) -> None:
-    """What read the changed input afterwards reads the new tensor."""
+def _make_out_of_place(node: fx.Node) -> None:
+    """Replace an in-place call; later readers of the changed input read its result."""
     source(node).replace_all_uses_with(node, lambda user: user > node)
     if node.op == "call_method":
         node.target = str(node.target).rstrip("_")
@@ -65,7 +65,7 @@ def _give_a_new_tensor(node: fx.Node) -> None:
 
 
 def place_quantizers(traced: fx.GraphModule, make: Callable[[], nn.Module]) -> None:
-    """Put a module of `make` behind everything that the deployed model rounds, named after what it rounds."""
+    """Insert a module from `make` after every result that the deployed model rounds, named after that result."""
     for node, rounded in Placement(traced).places().items():
         name = f"quantizer_{rounded.name}"
         if not hasattr(traced, name):
@@ -78,7 +78,7 @@ def place_quantizers(traced: fx.GraphModule, make: Callable[[], nn.Module]) -> N
 
 
 class Placement:
-    """Which results of a traced network are rounded."""
+    """Decides which results of a traced network are rounded."""
 
     def __init__(self, traced: fx.GraphModule):
         self.nodes = list(traced.graph.nodes)
@@ -86,10 +86,10 @@ class Placement:
         self.norms = set(folding_norms(traced))
 
     def places(self) -> dict[fx.Node, fx.Node]:
-        """What a quantizer stands behind, and what it is named after.
+        """Map each node that a quantizer follows to the node that names the quantizer.
 
-        That is the layer before batch norm that is not folded yet, for the folded form is named so; and what was
-        rounded before, where the same quantizer stands once more.
+        Usually the two are the same. For batch norm that is not folded yet, it is the layer before, as in the folded
+        network. For a repeated quantizer, it is the node that was rounded first.
         """
         found: dict[fx.Node, fx.Node] = {}
         for node in self.nodes:
@@ -104,7 +104,7 @@ class Placement:
         return found
 
     def on_integers(self, node: fx.Node) -> bool:
-        """Whether the runtime computes it on integers, if there are quantizers around it."""
+        """Return whether the runtime computes a node on integers, given quantizers around it."""
         if self._is_taken_in(node):
             return self.on_integers(source(node))
         layer = called(node, self.modules)
@@ -112,12 +112,12 @@ class Placement:
         return operator_of(node, self.modules).integer is not None and not in_floats
 
     def computes(self, node: fx.Node) -> bool:
-        """Whether it gives new values: a call that does not only move or read some."""
+        """Return whether a node computes new values, rather than only moving or reading values."""
         row = operator_of(node, self.modules)
         return node.op.startswith("call") and row.quantizer == "own" and row.channels is not READS_SIZE
 
     def _is_rounded(self, node: fx.Node) -> bool:
-        """Not before a ReLU or batch norm that it takes in, not the logits, and not where nothing needs integers."""
+        """Return False before a fused ReLU or batch norm, for the logits, and if nothing around it uses integers."""
         users, readers = list(self._users(node)), list(self._readers(node))
         if not users or all(map(self._is_taken_in, users)) or any(reader.op == "output" for reader in readers):
             return False
@@ -135,6 +135,6 @@ class Placement:
         return (user for user in node.users if operator_of(user, self.modules).channels is not READS_SIZE)
 
     def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
-        """What reads its values, through what only moves them."""
+        """Yield the nodes that use the values of a node, looking through those that only move values."""
         for user in self._users(node):
             yield from self._readers(user) if self._moves(user) else (user,)

@@ -1,8 +1,7 @@
-"""Integer networks: the layers of a deployed INT8 model, and where its quantizers stand.
+"""Integer networks: the layers and quantizers of a deployed INT8 model.
 
-The placement is the one that ONNX Runtime's integer operators want: a tensor that leaves a layer is quantized once,
-after the ReLU that follows a convolution or an addition, so that convolution and addition both see integers on all
-sides. Jacob et al., CVPR 2018, describe the arithmetic.
+Quantizers are placed for ONNX Runtime's integer operators (see `models.placement`). Jacob et al., CVPR 2018, describe
+the arithmetic.
 """
 
 import copy
@@ -20,14 +19,14 @@ from models.operators import Tracer, has_integer_form, integer_layers, trace
 from models.placement import Placement, place_quantizers, ready_for_quantizers
 from models.spec import set_spec, spec_of, transformation, was_done, with_done
 
-LARGEST_BIAS = 2**29  # in steps: the runtime adds it to a sum of 32 bits
-OPSET = 21  # of ONNX: the first that the exporter's QuantizeLinear and DequantizeLinear are asked for in
+LARGEST_BIAS = 2**29  # in quantization steps: the runtime adds it to a 32-bit sum
+OPSET = 21  # ONNX opset in which QuantizeLinear and DequantizeLinear are exported
 
 
 class Quantizer(nn.Module):
-    """Rounds a float32 tensor to 256 levels: `scale * (q - zero_point)` with q in 0..255, one scale a tensor.
+    """Rounds a float32 tensor to 256 levels, `scale * (q - zero_point)` with q in 0..255 and one scale per tensor.
 
-    With `enabled` False it passes its input on, for calibration.
+    If `enabled` is False, it returns its input unchanged, for calibration.
     """
 
     scale: torch.Tensor
@@ -56,28 +55,29 @@ Rounding = Callable[[str, nn.Conv2d | nn.Linear], tuple[torch.Tensor, torch.Tens
 
 
 def int8_rounding(name: str, layer: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-    """The layer's weight as int8 with one scale per output channel, symmetric: -127..127, so that zero is exactly zero.
+    """Round a layer's weight to symmetric int8, -127..127, with one scale per output channel; zero stays exactly zero.
 
     Returns the integers in the weight's shape and the scales `[O]`; their product is the rounded weight.
     """
     largest = layer.weight.detach().flatten(1).abs().amax(1)
-    scale = torch.where(largest > 0, largest / 127, 1.0)  # the weight of a channel that is all zero takes any
+    scale = torch.where(largest > 0, largest / 127, 1.0)  # any scale will do for an all-zero channel
     integers = torch.round(layer.weight.detach() / by_channel(scale, layer.weight)).clamp(-127, 127)
     return integers.to(torch.int8), scale
 
 
 def bias_safe(integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The scales `[O]`, where a channel of `integers` `[O, ...]` is all zero replaced by the median of the others.
+    """Return the scales `[O]`, with those of all-zero channels of `integers` `[O, ...]` set to the median of the rest.
 
-    Its weight is zero at any scale, but ONNX Runtime rounds the bias, all that such a channel gives, to multiples of
-    the scales of weight and input. Batch norm over a dead channel divides by nearly zero: its scale may be thousands.
+    The weight of such a channel is zero at any scale. But ONNX Runtime rounds its bias, which is all that it outputs,
+    to multiples of weight scale times input scale, and after batch norm over a dead channel, which divides by nearly
+    zero, the weight scale may be in the thousands.
     """
     live = torch.where(integers.flatten(1).ne(0).any(1), scale, torch.nan)
     return torch.where(live.isnan(), live.nanmedian().nan_to_num(1.0), live)
 
 
 def by_channel(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`[O]` in a shape that multiplies `[O, ...]`."""
+    """Reshape scales `[O]` to broadcast over a weight `[O, ...]`."""
     return scale.reshape(-1, *[1] * (weight.ndim - 1))
 
 
@@ -87,7 +87,7 @@ class _IntegerWeight(nn.Module):
     weight: torch.Tensor
     weight_scale: torch.Tensor
 
-    def take(self, layer: nn.Conv2d | nn.Linear, integers: torch.Tensor, scale: torch.Tensor) -> None:
+    def set_weight(self, layer: nn.Conv2d | nn.Linear, integers: torch.Tensor, scale: torch.Tensor) -> None:
         self.weight = nn.Parameter(integers, requires_grad=False)
         self.register_buffer("weight_scale", bias_safe(integers, scale))
         if layer.bias is not None:
@@ -103,7 +103,7 @@ class _IntegerWeight(nn.Module):
 
 
 def geometry(layer: nn.Conv2d) -> dict[str, Any]:
-    """The arguments that make another convolution of the same shape; padding with other than zeros goes before it."""
+    """Return the arguments for a convolution of the same shape; non-zero padding is a separate call before it."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
     padding = {} if layer.padding_mode == "zeros" else {"padding": 0}
     return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None} | padding
@@ -114,7 +114,7 @@ class QuantizedConv2d(_IntegerWeight, nn.Conv2d):
 
     def __init__(self, layer: nn.Conv2d, integers: torch.Tensor, scale: torch.Tensor):
         super().__init__(**geometry(layer))
-        self.take(layer, integers, scale)
+        self.set_weight(layer, integers, scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, self.dequantized(), self.bias)
@@ -125,20 +125,20 @@ class QuantizedLinear(_IntegerWeight, nn.Linear):
 
     def __init__(self, layer: nn.Linear, integers: torch.Tensor, scale: torch.Tensor):
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        self.take(layer, integers, scale)
+        self.set_weight(layer, integers, scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.dequantized(), self.bias)
 
 
 def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> fx.GraphModule:
-    """The integer form of a float model: batch norm folded, integer weights, quantizers yet to be calibrated.
+    """Return the integer form of a float model: batch norm folded, integer weights, and uncalibrated quantizers.
 
-    `rounding` gives the integers and scales of the weight of a layer, by its name and with batch norm folded in. What
-    has no integer form stays in floats (see `left_in_floats`).
+    `rounding` returns the integers and scales of a layer's weight, given its name and the layer with batch norm folded
+    in. Operators without an integer form stay in floating point (see `left_in_floats`).
 
     Raises:
-        ModelError: a weight holds what integers cannot, or two layers share one.
+        ModelError: a weight is infinite or NaN, or two layers share one.
     """
     spec = with_done(spec_of(model), "quantized")
     _check_untied(model)
@@ -148,7 +148,7 @@ def insert_quantizers(model: nn.Module, rounding: Rounding = int8_rounding) -> f
         _check_finite(name, layer)
         traced.set_submodule(name, _quantized(layer, *rounding(name, layer)))
     for name in {str(node.target) for node in traced.graph.nodes if node.op == "call_module"} - layers.keys():
-        traced.set_submodule(name, copy.deepcopy(traced.get_submodule(name)))  # it was the float model's
+        traced.set_submodule(name, copy.deepcopy(traced.get_submodule(name)))  # not shared with the float model
     place_quantizers(traced, Quantizer)
     set_spec(traced, spec)
     return traced.eval()
@@ -160,15 +160,15 @@ def _integer_form(model: nn.Module, value: bool) -> fx.GraphModule:
 
 
 def holds_integers(spec: dict) -> bool:
-    """Whether the network that a `model.spec` describes is an integer one, or an ensemble with such a member."""
+    """Return whether a `model.spec` describes an integer network, or an ensemble with such a member."""
     return was_done(spec, "quantized")
 
 
 def folded(model: nn.Module) -> fx.GraphModule:
-    """The graph to deploy: batch norm folded into the layer before it, integer networks as they are.
+    """Return the graph to deploy: batch norm folded into the layer before it, an integer network unchanged.
 
-    Layers without batch norm are shared with the model. The graph of an ensemble is one of all of its members, whose
-    tensors keep the names they have in the ensemble.
+    Layers without batch norm are shared with the model. An ensemble becomes a single graph, in which the members'
+    tensors keep their names.
     """
     if isinstance(model, fx.GraphModule) and holds_integers(spec_of(model)):
         return model
@@ -180,7 +180,7 @@ def folded(model: nn.Module) -> fx.GraphModule:
 
 
 class _Tracer(Tracer):
-    """Looks into the members of an ensemble, and not into their integer layers, which are not made to be traced."""
+    """Traces into the members of an ensemble, but not into their integer layers, which cannot be traced."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, Quantizer | _IntegerWeight) or super().is_leaf_module(module, name)
@@ -191,25 +191,25 @@ def _check_untied(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         if has_integer_form(layer) and owners.setdefault(layer.get_parameter("weight"), name) != name:
             raise ModelError(
-                f"{owners[layer.get_parameter('weight')]} and {name} share one weight, which integers with scales of "
-                "their own would untie: give each layer its own before the network is quantized"
+                f"{owners[layer.get_parameter('weight')]} and {name} share one weight, which quantization with a scale "
+                "per layer would untie: give each layer its own weight before the network is quantized"
             )
 
 
 def _check_finite(name: str, layer: nn.Conv2d | nn.Linear) -> None:
     if not layer.weight.is_meta and not bool(layer.weight.isfinite().all()):
         raise ModelError(
-            f"{name} has a weight that is infinite or no number, which integers cannot hold: train the network again, "
-            "with a lower learning rate"
+            f"{name} has a weight that is infinite or NaN, which cannot be quantized: train the network again with a "
+            "lower learning rate"
         )
 
 
 def round_biases(integer: fx.GraphModule) -> None:
-    """Round biases as the deployed runtime does: to multiples of the scales of input and weight, what integers add up.
+    """Round biases as the deployed runtime does, to multiples of input scale times weight scale.
 
-    Left to it alone, one activation in a thousand falls on another level there, and of ResNet-20's answers on CIFAR-10
-    as many as 1 in 200 differ. Where the scale of a weight is so small that the bias would not fit the runtime's 32
-    bits (a channel that is nearly dead), the weight takes a larger one first.
+    If only the runtime did so, one activation in a thousand would fall on another level there, and up to 1 in 200 of
+    ResNet-20's predictions on CIFAR-10 would differ. If a weight scale is so small that the bias would not fit the
+    runtime's 32 bits (in a channel that is nearly dead), it is enlarged first.
     """
     tensors = integer.state_dict()
     for bias, (of_input, of_weight) in bias_steps(integer).items():
@@ -219,13 +219,13 @@ def round_biases(integer: fx.GraphModule) -> None:
         weight.copy_(torch.round(weight * by_channel(scale / larger, weight)))
         scale.copy_(larger)
         step = tensors[of_input] * scale
-        tensors[bias].copy_(torch.round(tensors[bias] / step) * step + 0.0)  # which makes -0 to 0
+        tensors[bias].copy_(torch.round(tensors[bias] / step) * step + 0.0)  # turns -0 into 0
 
 
 def bias_steps(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Of each bias in an integer network, or in the members of an ensemble, the scales of its layer's input and weight.
+    """Map each bias of an integer network, or of an ensemble's members, to its layer's input and weight scales.
 
-    Names are those of the state dict. In a calibrated network a bias is a whole multiple of the product of the two.
+    All are names in the state dict. In a calibrated network, a bias is a whole multiple of the product of its scales.
     """
     steps = {}
     for prefix, graph_module in model.named_modules():
@@ -233,7 +233,7 @@ def bias_steps(model: nn.Module) -> dict[str, tuple[str, str]]:
             if not _calls(graph_module, node, QuantizedConv2d, QuantizedLinear):
                 continue
             source = node.args[0]
-            while not _calls(graph_module, source, Quantizer):  # what only moves values
+            while not _calls(graph_module, source, Quantizer):  # operators that only move values
                 source = source.args[0]
             if graph_module.get_submodule(node.target).bias is not None:
                 layer, quantizer = (".".join(filter(None, (prefix, name))) for name in (node.target, source.target))
@@ -252,7 +252,7 @@ def _quantized(layer: nn.Conv2d | nn.Linear, integers: torch.Tensor, scale: torc
 
 
 def left_in_floats(model: nn.Module) -> list[str]:
-    """What an integer network, or a member of an ensemble, computes in floats: names of modules and of other calls."""
+    """Return the names of modules and other calls that an integer network, or an ensemble's member, runs in floats."""
     names = []
     for prefix, traced in model.named_modules():
         if isinstance(traced, fx.GraphModule):

@@ -1,4 +1,4 @@
-"""Networks by name, and networks from their description, as a weight file carries it."""
+"""Build networks by name, or from the spec that a weight file holds."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from models.resnet import Shape, resnet8, resnet14, resnet18, resnet20
 from models.spec import TRANSFORMATIONS, Spec, done_to, set_spec, spec_of, with_done
 from models.students import PLAIN, PlainStudent, ds_cnn, tiny_mixer
 
-# Each takes an image's shape, the number of classes, and a width that its numbers of channels are multiplied with.
+# Each takes an image's shape, the number of classes, and a width that multiplies its numbers of channels.
 ARCHITECTURES: dict[str, Callable[[Shape, int, float], nn.Module]] = {
     "resnet18": resnet18,
     "resnet20": resnet20,
@@ -30,8 +30,8 @@ ARCHITECTURES: dict[str, Callable[[Shape, int, float], nn.Module]] = {
 def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """Build a network with fresh weights from torch's global random state.
 
-    Its `spec` says which it is. Whoever trains it adds `pixels`, the scale (`mean` and `std` per channel, of pixels
-    from 0 to 1) on which it sees images: that belongs to the network, as its weights do.
+    Its `spec` describes it. Training adds `pixels` to the spec: the `mean` and `std` per channel (of pixels scaled to
+    0..1) that normalize its images, which belong to the network as its weights do.
 
     Args:
         name: one of `ARCHITECTURES`, or of another's: see `models.elsewhere`.
@@ -40,7 +40,7 @@ def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Mo
         width: factor of the number of channels.
 
     Raises:
-        ModelError: the name is unknown, or the width not above 0 and finite.
+        ModelError: the name is unknown, or the width is not above 0 and finite.
     """
     check_model(name, width)
     allow([name])
@@ -51,7 +51,7 @@ def build(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> nn.Mo
 
 
 def check_model(name: str, width: float) -> None:
-    """Raise ModelError where there is no such network."""
+    """Raise ModelError unless there is such a network."""
     if not is_elsewhere(name) and (not isinstance(name, str) or name not in ARCHITECTURES):
         raise ModelError(f"unknown model {name!r}{near(name, ARCHITECTURES)}")
     if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < math.inf:
@@ -62,9 +62,9 @@ def check_model(name: str, width: float) -> None:
 
 @torch.no_grad()
 def check_network(model: nn.Module, shape: Shape, classes: int) -> None:
-    """Raise ModelError unless a network maps images `[B, *shape]` to logits `[B, classes]`, and can be traced.
+    """Raise ModelError unless a network maps images `[B, *shape]` to logits `[B, classes]` and can be traced.
 
-    It takes a forward pass of two images: to be called once, before a training.
+    This runs a forward pass of two images: call it once, before training.
     """
     name, training = type(model).__name__, model.training
     images = torch.zeros(2, *shape, device=next(model.parameters()).device)
@@ -75,7 +75,7 @@ def check_network(model: nn.Module, shape: Shape, classes: int) -> None:
     ]
     try:
         logits = model.eval()(images)
-    except Exception as error:  # whatever the network's own code raises
+    except Exception as error:  # the network's code may raise anything
         where = f" at {reached[-1]}" if reached[-1] else ""
         raise ModelError(
             f"{name} does not take images {tuple(shape)}: {str(error).splitlines()[0]}{where}; give it images "
@@ -86,58 +86,57 @@ def check_network(model: nn.Module, shape: Shape, classes: int) -> None:
         for hook in hooks:
             hook.remove()
     if not isinstance(logits, torch.Tensor):
-        raise ModelError(f"{name} gives a {type(logits).__name__} in evaluation mode: return the logits alone")
+        raise ModelError(f"{name} returns a {type(logits).__name__} in evaluation mode: return the logits alone")
     if logits.shape != (2, classes):
         raise ModelError(
-            f"{name} gives a tensor {list(logits.shape)} for 2 images of {classes} classes: let it return one logit "
-            f"per class, [2, {classes}]"
+            f"{name} returns a tensor {list(logits.shape)} for 2 images of {classes} classes: return one logit per "
+            f"class, [2, {classes}]"
         )
     trace(model)
 
 
 def combine(members: list[nn.Module]) -> nn.Module:
-    """The ensemble of networks of the same images and classes, all weighted alike.
+    """Return an ensemble with equal weights of networks for the same images and classes.
 
     Raises:
-        ModelError: the members are of different shapes of images, or different numbers of classes, or were trained on
-            pixels of different scales.
+        ModelError: the members differ in image shape, number of classes or normalization of pixels.
     """
     model = Ensemble(members)
     first = spec_of(members[0])
     for member in members:
-        if (own := _takes(spec_of(member))) != _takes(first):
-            raise ModelError(f"an ensemble's members take the same images: one is of {own}, another of {_takes(first)}")
+        if (images := _images_of(spec_of(member))) != (expected := _images_of(first)):
+            raise ModelError(f"an ensemble's members need the same images: one takes {images}, another {expected}")
         if spec_of(member).get("pixels") != first.get("pixels"):
-            raise ModelError("the members of an ensemble were trained on pixels of different scales: train them on one")
+            raise ModelError("an ensemble's members were trained with different mean and std of pixels: use the same")
     specs = [{key: value for key, value in spec_of(member).items() if key != "pixels"} for member in members]
     of_images: Spec = {key: first[key] for key in ("shape", "classes", "pixels") if key in first}
     set_spec(model, {"architecture": "ensemble", **of_images, "members": specs})
     return model
 
 
-def _takes(spec: Spec) -> str:
-    """`images (3, 32, 32) of 10 classes`."""
+def _images_of(spec: Spec) -> str:
+    """Return the input of a network: `images (3, 32, 32) of 10 classes`."""
     return f"images {tuple(spec['shape'])} of {spec['classes']} classes"
 
 
 def rebuild(spec: Spec) -> nn.Module:
-    """Build the network that a `model.spec` describes, and do to it all that was done; its weights are to be loaded.
+    """Build the network that a `model.spec` describes, transformations included; weights must be loaded afterwards.
 
     Raises:
-        ModelError: the network, or something that was done to it, is unknown.
+        ModelError: the network or one of its transformations is unknown.
     """
-    own = {"pixels": spec["pixels"]} if "pixels" in spec else {}
+    pixels = {"pixels": spec["pixels"]} if "pixels" in spec else {}
     if "members" in spec:
         model = combine([rebuild(member) for member in spec["members"]])
-        spec_of(model).update(own)
+        spec_of(model).update(pixels)
         return model
     check_allowed(spec["architecture"])
     shape, width = tuple(spec["shape"]), spec.get("width", 1.0)
     model = build(spec["architecture"], shape=shape, classes=spec["classes"], width=width)
-    spec_of(model).update(own)
+    spec_of(model).update(pixels)
     for transform, value in done_to(spec):
         if transform not in TRANSFORMATIONS:
-            raise ModelError(f"{transform!r} was done to the network, which no module at hand does: import the one")
+            raise ModelError(f"unknown transformation {transform!r} of the network: import the module that defines it")
         before = spec_of(model)
         model = TRANSFORMATIONS[transform](model, value)
         set_spec(model, with_done(before, transform, value))

@@ -7,7 +7,7 @@ Shape = tuple[int, int, int]
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem, stages of basic blocks (each but the first halving the side), global average, linear layer."""
+    """A 3x3 stem, stages of basic blocks (all but the first halve the side), global average pooling, linear layer."""
 
     def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...], channels: int, classes: int):
         super().__init__()
@@ -59,20 +59,20 @@ def resnet18(shape: Shape, classes: int, width: float) -> ResNet:
 
 
 def resnet20(shape: Shape, classes: int, width: float) -> ResNet:
-    """ResNet-20 of the paper's CIFAR section, with convolutional shortcuts: 272,474 parameters."""
+    """ResNet-20 from the paper's CIFAR section, with convolutional shortcuts: 272,474 parameters."""
     return ResNet(scaled((16, 32, 64), width), (3, 3, 3), shape[0], classes)
 
 
 def resnet14(shape: Shape, classes: int, width: float) -> ResNet:
-    """Two blocks a stage: 175,258 parameters."""
+    """ResNet-14, with two blocks per stage: 175,258 parameters."""
     return ResNet(scaled((16, 32, 64), width), (2, 2, 2), shape[0], classes)
 
 
 def resnet8(shape: Shape, classes: int, width: float) -> ResNet:
-    """One block a stage, as in MLPerf Tiny: 78,042 parameters."""
+    """ResNet-8, with one block per stage as in MLPerf Tiny: 78,042 parameters."""
     return ResNet(scaled((16, 32, 64), width), (1, 1, 1), shape[0], classes)
 
 
 def scaled(channels: tuple[int, ...], width: float) -> tuple[int, ...]:
-    """Numbers of channels times a width, at least one each."""
+    """Multiply numbers of channels by a width; each is at least 1."""
     return tuple(max(1, round(width * count)) for count in channels)

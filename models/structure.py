@@ -1,4 +1,4 @@
-"""What a network computes, as a checksum: so that another one under the same name is noticed."""
+"""Checksum of what a network computes, to notice when the code behind a name changes."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from torch.overrides import TorchFunctionMode
 from models.registry import ARCHITECTURES, build
 from models.resnet import Shape
 
-OURS: dict[str, Callable] = dict(ARCHITECTURES)  # before a user adds or replaces any
+OURS: dict[str, Callable] = dict(ARCHITECTURES)  # built-in ones, before a user adds or replaces any
 
 
 class OnPaper(TorchFunctionMode):
-    """Builds networks without memory, inside `torch.device("meta")`: no fresh weights are drawn."""
+    """Lets networks be built inside `torch.device("meta")`, without memory and without drawing random weights."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -27,9 +27,9 @@ class OnPaper(TorchFunctionMode):
 
 
 def on_paper(make: Callable[[], nn.Module]) -> nn.Module:
-    """The network that `make` builds, on the meta device; no fresh weights are drawn.
+    """Return the network that `make` builds, on the meta device; no random weights are drawn.
 
-    One whose constructor computes with tensors is built in memory, and its tensors are thrown away.
+    If its constructor computes with tensors, it is built in memory and its tensors are discarded.
     """
     try:
         with torch.device("meta"), OnPaper():
@@ -40,13 +40,13 @@ def on_paper(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def structure(name: str, *, shape: Shape, classes: int, width: float = 1.0) -> str:
-    """Twelve hexadecimal digits that stay the same as long as the network of that name computes the same.
+    """Return twelve hexadecimal digits that change if the network of that name computes something else.
 
-    They cover its traced graph (operators, what they are given, what feeds them) and the names, types and shapes of
-    its tensors; of a network that cannot be traced, its modules in place of the graph. Raises ModelError as `build`.
+    They cover its traced graph (operators, their settings and inputs) and the names, types and shapes of its tensors.
+    If a network cannot be traced, its modules stand for the graph. Raises ModelError as `build` does.
     """
-    ours = name in OURS and ARCHITECTURES.get(name) is OURS[name]
-    find = _kept_structure if ours else _structure  # in a notebook, one's own may be defined anew at any time
+    built_in = name in OURS and ARCHITECTURES.get(name) is OURS[name]
+    find = _cached_structure if built_in else _structure  # a user's network may be redefined in a notebook
     channels, height, side = shape
     return find(name, (channels, height, side), classes, float(width))
 
@@ -57,13 +57,13 @@ def _structure(name: str, shape: Shape, classes: int, width: float) -> str:
     return hashlib.sha256(json.dumps([_operators(model), table]).encode()).hexdigest()[:12]
 
 
-_kept_structure = lru_cache(maxsize=256)(_structure)
+_cached_structure = lru_cache(maxsize=256)(_structure)
 
 
 def _operators(model: nn.Module) -> list:
     try:
         nodes = fx.Tracer().trace(model.eval()).nodes
-    except Exception:  # whatever a forward with a choice of its own raises
+    except Exception:  # tracing a forward that depends on its input may raise anything
         return [[name, *_settings(module)] for name, module in model.named_modules()]
     rows = []
     for node in nodes:
@@ -75,7 +75,7 @@ def _operators(model: nn.Module) -> list:
 
 
 def _settings(module: nn.Module) -> list[Any]:
-    """A module's class and its public settings, which do not change between versions of torch."""
+    """Return a module's class and its public settings, which do not change between versions of torch."""
     kinds = (bool, int, float, str, tuple, list, type(None))
     own = {key: value for key, value in vars(module).items() if isinstance(value, kinds) and not key.startswith("_")}
     return [type(module).__name__, sorted((k, repr(v)) for k, v in own.items() if k not in ("training", "inplace"))]

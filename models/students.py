@@ -1,6 +1,6 @@
 """Small networks: the students of the published study (Shettiwar and Shankar), and better ones.
 
-All are made of operators that become integer ones.
+All of their operators have an integer form.
 """
 
 import torch
@@ -8,8 +8,8 @@ from torch import nn
 
 from models.resnet import Shape, scaled
 
-# Of each convolution its channels, its kernel's side, and whether a 2x2 max-pool follows; then the hidden layers.
-# The published parameter counts of students 3 to 6 are met within 1 %; how their channels were laid out is not known.
+# For each convolution: channels, kernel size, and whether a 2x2 max-pool follows; then the widths of hidden layers.
+# The parameter counts of students 3 to 6 match the published ones within 1 %; their exact channels are not known.
 PLAIN: dict[str, tuple[tuple[tuple[int, int, bool], ...], tuple[int, ...]]] = {
     "student_baseline": (((32, 3, True), (64, 3, True), (128, 3, True), (256, 3, True)), (256,)),
     "student_1": (((32, 3, True), (64, 3, True), (128, 3, True), (256, 3, True)), ()),
@@ -25,8 +25,8 @@ PLAIN: dict[str, tuple[tuple[tuple[int, int, bool], ...], tuple[int, ...]]] = {
 class PlainStudent(nn.Module):
     """Convolutions with batch norm, ReLU and pooling, then linear layers: a student of the published study.
 
-    Without its dropout, which short trainings under a teacher do not need. A pool is left out where the image is down
-    to a pixel.
+    Without its dropout, which short trainings with a teacher do not need. Once the feature map is one pixel, there is
+    no more pooling.
     """
 
     def __init__(self, name: str, shape: Shape, classes: int, width: float):
@@ -55,8 +55,8 @@ class PlainStudent(nn.Module):
 def ds_cnn(shape: Shape, classes: int, width: float) -> nn.Sequential:
     """Depthwise-separable convolutions (Howard et al., MobileNets, 2017): about 136,000 parameters.
 
-    Max-pools halve the side where MobileNets has strided depthwise convolutions, whose gradient takes CPUs ten times
-    as long.
+    Max-pools halve the side in place of MobileNet's strided depthwise convolutions, whose gradient takes ten times as
+    long on CPUs.
     """
     stem, *outputs = scaled((32, 64, 128, 128, 256, 256), width)
     layers = _normalized(nn.Conv2d(shape[0], stem, 3, padding=1, bias=False))
@@ -70,9 +70,9 @@ def ds_cnn(shape: Shape, classes: int, width: float) -> nn.Sequential:
 
 
 class MixerBlock(nn.Module):
-    """Mixes channels into `factor` times as many, looks around with a depthwise 3x3 in each, and mixes back; added.
+    """An inverted residual (Sandler et al., "MobileNetV2", 2018).
 
-    An inverted residual (Sandler et al., "MobileNetV2", 2018).
+    A 1x1 convolution to `factor` times as many channels, a depthwise 3x3, and a 1x1 back; added to the input.
     """
 
     def __init__(self, channels: int, factor: int):
@@ -88,10 +88,10 @@ class MixerBlock(nn.Module):
 
 
 def tiny_mixer(shape: Shape, classes: int, width: float) -> nn.Sequential:
-    """Depthwise and pointwise convolutions in 98,746 parameters, in the spirit of cifar10-tiniest.
+    """Depthwise and pointwise convolutions with 98,746 parameters, in the spirit of cifar10-tiniest.
 
-    Batch norm and ReLU stand where that has layer norm and an exponential gate, so that all of it becomes integers;
-    and 3x3 where it has 7x7, whose gradient takes CPUs forty times as long.
+    It has batch norm and ReLU in place of layer norm and an exponential gate, so that all of it can run on integers,
+    and 3x3 in place of 7x7 kernels, whose gradient takes forty times as long on CPUs.
     """
     inputs, *outputs = scaled((16, 32, 64), width)
     layers = _normalized(nn.Conv2d(shape[0], inputs, 3, padding=1, bias=False))

@@ -1,4 +1,4 @@
-"""How a model is made, as a value: `Recipe("digits", (Train("resnet20"),))`, and what its steps are. Without torch."""
+"""Recipes and their steps as plain values: `Recipe("digits", (Train("resnet20"),))`. Needs no torch."""
 
 from recipe.chain import (
     Recipe,

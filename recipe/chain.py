@@ -1,4 +1,4 @@
-"""How a model is made, as a value: a data set, a seed, and a chain of steps."""
+"""`Recipe`: a data set, a seed and a chain of steps, as a value."""
 
 import dataclasses
 import hashlib
@@ -20,11 +20,14 @@ S = TypeVar("S", bound=Step)
 
 @dataclass(frozen=True)
 class Recipe:
-    """A data set by name, the steps that make the model, and the seed of all that is random in them.
+    """The name of a data set, the steps that make the model, and the random seed.
 
-    `Recipe("digits", (Train("resnet20", epochs=10),)).then(Quantize())`. It is checked when it is written down: a
-    step that cannot follow the one before it raises StepError, and so does one whose teachers, members or earlier
-    weights are of another data set; an unknown data set raises DataError.
+    Example: `Recipe("digits", (Train("resnet20", epochs=10),)).then(Quantize())`.
+
+    Raises:
+        StepError: a step cannot follow the one before it, or its teachers, members or initial weights are from another
+            data set.
+        DataError: the data set is unknown.
     """
 
     dataset: str
@@ -41,80 +44,80 @@ class Recipe:
             raise StepError(f"steps must be a tuple of steps, (a,) or (a, b), not {reprlib.repr(self.steps)}")
         if not self.steps:
             raise StepError("a recipe needs at least one step, such as Train('resnet20')")
-        for place, step in enumerate(self.steps):
+        for index, step in enumerate(self.steps):
             if not isinstance(step, Step):
                 raise StepError(f"a step is a value such as Train('resnet20') or Quantize(), not {reprlib.repr(step)}")
-            step.check_after(self.steps[:place])
+            step.check_after(self.steps[:index])
             for field, recipe in recipes_of(step):
                 if recipe.dataset != self.dataset:
                     raise StepError(
-                        f"{field} of {step.name} must be of {self.dataset}, as the recipe is, not of {recipe.dataset}"
+                        f"{field} of {step.name} must use the recipe's data set {self.dataset}, not {recipe.dataset}"
                     )
 
     def then(self, step: Step) -> "Recipe":
-        """This recipe with one more step."""
+        """Return this recipe with one more step."""
         return dataclasses.replace(self, steps=(*self.steps, step))
 
     def with_seed(self, seed: int) -> "Recipe":
-        """The same chain from another seed; teachers and members too."""
+        """Return the same chain with another seed, which its teachers and members get as well."""
         steps = tuple(_reseeded(step, seed) for step in self.steps)
         return dataclasses.replace(self, steps=steps, seed=seed)
 
     @property
     def base(self) -> "Recipe":
-        """What the model is compared with: the network that the chain starts from.
+        """The model to compare with: the network that the chain starts from.
 
-        Of an ensemble or of teachers that start it, the one that the first of them starts from.
+        If the chain starts with an ensemble or with teachers, the base of the first of them.
         """
-        other = self.steps[0].base
-        return self.prefix(1) if other is None else other.base
+        first = self.steps[0].base
+        return self.prefix(1) if first is None else first.base
 
     @property
     def model(self) -> str | None:
-        """The network's name, as the last step that starts one gives it; None for an ensemble."""
+        """The name of the network that the last step to build one builds; None for an ensemble."""
         return next((step.network[0] for step in reversed(self.steps) if step.network is not None), None)
 
     @property
     def letters(self) -> str:
-        """The methods in order of use, a letter each; empty for a network that was only trained."""
+        """One letter per method, in order of use; empty for a network that was only trained."""
         return "".join(step.letters for step in self.steps)
 
     @property
     def words(self) -> str:
-        """For readers who do not want the recipe: `resnet20, distilled, pruned 72 %, ternary`."""
+        """A short description for readers: `resnet20, distilled, pruned 72 %, ternary`."""
         return _words(self.steps)
 
     def last(self, kind: type[S]) -> S:
-        """The last step, which is of this kind: `recipe.last(Joint).bits`."""
+        """Return the last step: `recipe.last(Joint).bits`. Raises StepError if it is not of this kind."""
         step = self.steps[-1]
         if not isinstance(step, kind):
             raise StepError(f"{self.label} does not end in {kind.__name__}")
         return step
 
     def prefix(self, length: int) -> "Recipe":
-        """The recipe of the first `length` steps alone. Raises StepError where the chain has not so many."""
+        """Return the recipe of the first `length` steps. Raises StepError if the chain is shorter."""
         if not 1 <= length <= len(self.steps):
-            raise StepError(f"{self.label} has {len(self.steps)} step(s): a prefix of {length} is none")
+            raise StepError(f"{self.label} has {len(self.steps)} step(s): it has no prefix of {length}")
         return dataclasses.replace(self, steps=self.steps[:length])
 
     def describe(self) -> dict:
-        """The recipe as JSON values, fields at their default left out; of a folder of images, its name alone."""
+        """The recipe as JSON values without fields at their default; a folder of images is given by name only."""
         return _describe(self, whole=False)
 
     def resolved(self) -> dict:
-        """The recipe as JSON values with every field, also those at their default: what `id` does not say."""
+        """The recipe as JSON values with every field, including those at their default, which `id` omits."""
         return _describe(self, whole=True)
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of the canonical JSON.
+        """The first twelve hexadecimal digits of the SHA-256 of the canonical JSON.
 
-        Fields that have their default are left out of it, so that a field added later leaves old identities alone.
+        Fields at their default are left out, so that adding a field does not change existing ids.
         """
         return identity_of(self.describe())
 
     def networks(self) -> list[tuple[str, float]]:
-        """Name and width of each network that is built for this recipe, its teachers and members, each once."""
+        """Name and width of each network built for this recipe, its teachers and its members, without duplicates."""
         found: list[tuple[str, float]] = []
         for step in self.steps:
             if step.network is not None:
@@ -124,7 +127,7 @@ class Recipe:
         return list(dict.fromkeys(found))
 
     def files(self) -> dict[str, Path]:
-        """The files that fields of the steps name, by what is written there: what they hold is part of the recipe."""
+        """The files named in the steps' fields, keyed by that name: their contents are part of the recipe."""
         found: dict[str, Path] = {}
         for step in self.steps:
             for _, value in _values(step):
@@ -136,12 +139,12 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """For people: `resnet20 > Quantize`, `resnet18 > Distill(resnet20, epochs=60)`."""
-        return " > ".join(_label(step, self.prefix(place) if place else None) for place, step in enumerate(self.steps))
+        """A readable name: `resnet20 > Quantize`, `resnet18 > Distill(resnet20, epochs=60)`."""
+        return " > ".join(_label(step, self.prefix(index) if index else None) for index, step in enumerate(self.steps))
 
 
 def identity_of(description: dict) -> str:
-    """The `id` of a recipe from its `describe()`, as records hold it."""
+    """Return the `id` of a recipe from its `describe()`, which records hold."""
     canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -156,17 +159,17 @@ def _seed(value: Any) -> int:
 def _is_file(name: str | Path) -> bool:
     try:
         return Path(name).is_file()
-    except (OSError, ValueError):  # too long, or with a null character
+    except (OSError, ValueError):  # the name is too long or contains a null character
         return False
 
 
 def _label(step: Step, before: Recipe | None) -> str:
     if before is None and step.network is not None and step.base is None and not step.techniques:
         return step.network[0]
-    return _written(step, before)
+    return _as_text(step, before)
 
 
-def _written(step: Part, before: Recipe | None) -> str:
+def _as_text(step: Part, before: Recipe | None) -> str:
     words = []
     for field in fields_of(step):
         value = getattr(step, field.name)
@@ -175,22 +178,22 @@ def _written(step: Part, before: Recipe | None) -> str:
         if isinstance(value, tuple) and value and isinstance(value[0], Recipe):
             words.append(" + ".join(recipe.label for recipe in value))
         elif isinstance(value, tuple) and value and isinstance(value[0], Part):
-            words.append(" + ".join(_written(part, before) for part in value))
+            words.append(" + ".join(_as_text(part, before) for part in value))
         elif isinstance(value, Part):
-            words.append(_written(value, before))
-        elif field.name == "layer_bits":  # a pair a layer: too long for people
+            words.append(_as_text(value, before))
+        elif field.name == "layer_bits":  # one pair per layer: too long for a label
             words.append("bits by layer")
         else:
-            named = default_of(field) is not dataclasses.MISSING
+            has_default = default_of(field) is not dataclasses.MISSING
             value = "itself" if value == before else value.label if isinstance(value, Recipe) else value
-            words.append(f"{field.name}={value}" if named else str(value))
+            words.append(f"{field.name}={value}" if has_default else str(value))
     return step.name + (f"({', '.join(words)})" if words else "")
 
 
 def _words(steps: Sequence[Step]) -> str:
     words: list[str] = []
     for step in steps:
-        if step.network is not None:  # another one than before
+        if step.network is not None:  # a new network: what was done before does not apply to it
             name, width = step.network
             words = [name if width == 1 else f"{name} of width {width:g}"]
         words += step.words()
@@ -198,12 +201,12 @@ def _words(steps: Sequence[Step]) -> str:
 
 
 def recipes_of(step: Step) -> Iterator[tuple[str, Recipe]]:
-    """The recipes that a step's fields hold, teachers for instance, each behind the field's name."""
+    """Yield the name of a field and a recipe in it, for each recipe in the step's fields, such as a teacher."""
     return ((field, value) for field, value in _values(step) if isinstance(value, Recipe))
 
 
 def _values(part: Part) -> Iterator[tuple[str, Any]]:
-    """Each value that a step's fields hold, those of its parts and of tuples singly, behind the field's name."""
+    """Yield the name of a field and a value in it; parts and tuples are flattened."""
     for field in dataclasses.fields(part):
         value = getattr(part, field.name) if in_identity(field) else None
         for item in value if isinstance(value, tuple) else (value,):
@@ -226,7 +229,7 @@ def _describe(value: Any, whole: bool) -> Any:
         steps = [_describe(step, whole) for step in value.steps]
         return {"dataset": identity(value.dataset), "seed": value.seed, "steps": steps}
     if isinstance(value, Part):
-        changed = value.changed  # once: it compares every field, recipes that are held among them
+        changed = value.changed  # computed once: it compares every field, including nested recipes
         fields = [field for field in dataclasses.fields(value) if in_identity(field)]
         named = [field.name for field in fields if whole or field.name in changed]
         called = {"step" if isinstance(value, Step) else "part": value.name}
@@ -242,7 +245,7 @@ def _describe(value: Any, whole: bool) -> Any:
 
 @dataclass(frozen=True)
 class Unknown(Step):
-    """In place of a step that a record names, and that no module at hand defines, or that would be refused now."""
+    """Stands for a recorded step that no imported module defines, or that would be refused today."""
 
     letter: ClassVar[str] = "?"
     kind: ClassVar[str] = "another method"
@@ -257,24 +260,24 @@ class Unknown(Step):
 
 
 def step_of(description: Mapping, dataset: str) -> Step:
-    """The step that a record's JSON describes; `Unknown` where there is none such."""
+    """Return the step that a record's JSON describes, or `Unknown` if it cannot be built."""
     kind = STEPS.get(description["step"], Unknown)
     try:
         return Unknown(description["step"]) if kind is Unknown else kind(**_fields(description, dataset))
-    except (CompressionError, TypeError, KeyError):  # KeyError: a part that no module at hand defines
+    except (CompressionError, TypeError, KeyError):  # KeyError: no imported module defines the part
         return Unknown(description["step"])
 
 
 def steps_of(record: Mapping) -> tuple[Step, ...]:
-    """The steps of a record, or of the part of one that has `dataset` and `recipe.steps` as columns."""
+    """Return the steps of a record, or of a table row with columns `dataset` and `recipe.steps`."""
     described = record["recipe"]["steps"] if "recipe" in record else record["recipe.steps"]
     return tuple(step_of(step, record["dataset"]) for step in described)
 
 
 def recipe_of(record: Mapping, dataset: str) -> Recipe | None:
-    """The recipe of a record; None where a step of it is not known here any more. `dataset` says where its images are.
+    """Return the recipe of a record, or None if one of its steps is no longer known here.
 
-    A record's own name of a folder leaves out where it lies.
+    `dataset` says where the images are: a record names a folder of images without its path.
     """
     try:
         recipe = Recipe(dataset, steps_of({**record, "dataset": dataset}), record["seed"])
@@ -284,18 +287,18 @@ def recipe_of(record: Mapping, dataset: str) -> Recipe | None:
 
 
 def words_of(record: Mapping) -> str:
-    """`Recipe.words` of a record: `resnet20, distilled, pruned 72 %, ternary`."""
+    """Return `Recipe.words` of a record: `resnet20, distilled, pruned 72 %, ternary`."""
     return _words(steps_of(record))
 
 
 def label_of(record: Mapping) -> str:
-    """`Recipe.label` of a record: as it would be written today, since words may have changed, or else as it was."""
+    """Return `Recipe.label` of a record as it would be written today; if its recipe is unknown, the recorded label."""
     recipe = recipe_of(record, record["dataset"])
     return record["label"] if recipe is None else recipe.label
 
 
 def letters_of(record: Mapping) -> str:
-    """`Recipe.letters` of a record."""
+    """Return `Recipe.letters` of a record."""
     return "".join(step.letters for step in steps_of(record))
 
 

@@ -1,12 +1,12 @@
-"""The errors that this project raises on purpose: each message says what is wrong, and what to do."""
+"""The errors that this project raises on purpose. Each message says what is wrong and what to do."""
 
 
 class CompressionError(Exception):
-    """Of all of them the base class."""
+    """Base class of all of them."""
 
 
 class StepError(CompressionError):
-    """A step that cannot be taken: a hyperparameter out of range, or a step that cannot follow those before it."""
+    """A step that cannot run: a hyperparameter is out of range, or it cannot follow the steps before it."""
 
 
 class DataError(CompressionError):

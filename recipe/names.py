@@ -1,4 +1,4 @@
-"""Data sets by name: which names there are, and what records call them."""
+"""Names of data sets: which are valid, and how records write them."""
 
 import dataclasses
 import os
@@ -41,7 +41,7 @@ class FolderOptions:
 
 
 def check_dataset(name: str) -> None:
-    """Raise DataError if no data set has that name, before anything is looked for or trained under it."""
+    """Raise DataError if no data set has that name. Reads no files."""
     if name in ("digits", "cifar10"):
         return
     if not isinstance(name, str) or not name.startswith("folder:"):
@@ -90,7 +90,7 @@ def identity(name: str) -> str:
 
 
 def readable(name: str | Path) -> str:
-    """A file's name as text that can be printed and stored: bytes that are no UTF-8 stand as `\\xff`."""
+    """Return a file name as text that can be printed and stored; bytes that are not UTF-8 become `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""`Step`: what turns a model into a model, and says of itself all that others want to know of it."""
+"""`Step`: turns a model into a model, and describes itself to checks, charts and tables."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Optional
@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING, ClassVar, Optional
 from recipe.errors import StepError
 from recipe.part import Part, Technique, require_names
 
-if TYPE_CHECKING:  # this room is of values, and does without torch
+if TYPE_CHECKING:  # this package does not import torch
     from torch import nn
 
     from recipe.chain import Recipe
     from training.context import Context
 
-STEPS: dict[str, type["Step"]] = {}  # every step there is, by its name
+STEPS: dict[str, type["Step"]] = {}  # all steps, by name
 
 
 class Step(Part):
-    """The base class of steps: frozen dataclasses whose fields are the hyperparameters.
+    """Base class of steps: frozen dataclasses whose fields are the hyperparameters.
 
-    Charts, tables, the README and the checks of a chain know a step by what it says here and by nothing else.
+    Charts, tables, the README and the checks of a chain learn about a step only from these attributes:
 
-    letter: stands for the method in tables; empty for what is no compression, as training is.
-    kind: the method in a word or two, as a chart's legend has it: "pruned".
-    gives: traits of the model from here on: "integers" (its weights are), "zeros" (weights that stay zero), "members"
-        (it is several networks), or any other word.
-    forbids: traits that the model must not have, each with what to do instead.
-    begins: whether the step starts a chain, and never follows another one.
+    letter: the method's letter in tables; empty for a step that compresses nothing, such as training.
+    kind: the method in a word or two, as shown in a chart's legend: "pruned".
+    gives: traits of the model from here on: "integers" (integer weights), "zeros" (weights that stay zero), "members"
+        (several networks), or any other word.
+    forbids: traits that the incoming model must not have, each with what to do instead.
+    begins: whether the step starts a chain and can never follow another step.
     """
 
     letter: ClassVar[str]
@@ -45,40 +45,40 @@ class Step(Part):
 
     @property
     def techniques(self) -> tuple[Technique, ...]:
-        """What is done in the course of the step's training."""
+        """The techniques applied during the step's training."""
         return ()
 
     @property
     def letters(self) -> str:
-        """The letters of the methods at work here: the step's own, and those of its techniques."""
+        """The letters of the step and of its techniques."""
         return self.letter + "".join(technique.letter for technique in self.techniques)
 
     @property
     def given(self) -> frozenset[str]:
-        """The traits that the model has from here on."""
+        """The traits that the step and its techniques give the model."""
         return self.gives.union(*(technique.gives for technique in self.techniques))
 
     @property
     def network(self) -> tuple[str, float] | None:
-        """Name and width of the network that is built here, with fresh weights; None where the one before goes on."""
+        """Name and width of the network that this step builds with fresh weights; None if it keeps the previous one."""
         return None
 
     @property
     def base(self) -> Optional["Recipe"]:
-        """Of a step that can start a chain by other recipes: the one whose base its model is compared with."""
+        """For a step that can start a chain from other recipes: the recipe whose base the model is compared with."""
         return None
 
     @property
     def continued(self) -> Optional["Recipe"]:
-        """The recipe whose training this one goes on with, so that its time counts as well."""
+        """The recipe whose training this step continues, so that its training time counts too."""
         return None
 
     def words(self) -> list[str]:
-        """What is done here, for readers: `["pruned 72 %"]`. The network that is built, if any, is named before."""
+        """Return what the step does, for readers: `["pruned 72 %"]`, without the network that it builds, if any."""
         return [self.kind]
 
     def check_after(self, before: tuple["Step", ...]) -> None:
-        """Raise StepError where this step cannot come after those `before` it in a chain."""
+        """Raise StepError if this step cannot follow the steps `before` it in a chain."""
         if self.begins and before:
             raise StepError(f"{self.name} starts a recipe: it cannot follow {before[-1].name}")
         if not self.begins and not before and self.base is None:
@@ -89,7 +89,7 @@ class Step(Part):
 
 
 def traits(steps: tuple[Step, ...]) -> dict[str, Step]:
-    """The traits of the model that a chain makes, and the step that each came from. A new network has none of old."""
+    """Return the traits of the model that a chain makes, with the step that gave each. A new network starts without."""
     found: dict[str, Step] = {}
     for step in steps:
         if step.network is not None:

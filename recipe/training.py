@@ -1,4 +1,4 @@
-"""`Training`: how a network is trained, as a value. Every step that trains is one."""
+"""`Training`: the settings of a training, as a value. Every step that trains is a `Training`."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from recipe.checks import check_whole, is_number, plain_fields
 from recipe.errors import StepError
 from recipe.step import Step
 
-# What there is of each, by name. They are filled in `training.optimizers`, `training.schedules`, `data.augmentation`.
+# Registries by name, filled in `training.optimizers`, `training.schedules` and `data.augmentation`.
 OPTIMIZERS: dict[str, Any] = {}
 SCHEDULES: dict[str, Any] = {}
 AUGMENTATIONS: dict[str, Any] = {}
@@ -16,20 +16,20 @@ AUGMENTATIONS: dict[str, Any] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The settings of one training; a step that trains inherits them, with defaults of its own.
+    """The settings of one training. A step that trains inherits them and may change their defaults.
 
-    epochs: passes over the training images; learning_rate: its peak; batch_size: images an update.
-    weight_decay: of weights of convolutions and linear layers; biases and norms have none.
-    optimizer: one of `recipe.OPTIMIZERS`; lr_schedule: of `recipe.SCHEDULES`, how the learning rate goes.
-    augmentation: some of `recipe.AUGMENTATIONS`, one after the other.
-    small_side, small_share: that share of the epochs, the first ones, see images made that small (Tan and Le,
-        "EfficientNetV2", ICML 2021, call it progressive learning); a teacher sees them whole.
-    average: decay an update of an exponential moving average of the weights, which is what the training gives; 0 for
-        the last weights. Polyak and Juditsky (1992).
-    views: how many epochs differ in their batches (None: all do): after so many they come again, so that a teacher,
-        whose forward pass may cost more than its student's training, need not look at more.
-    view_seed: what batches are drawn from (None: the recipe's seed). Students of several seeds that name one see the
-        same batches, whose teacher's logits are then computed once.
+    epochs: passes over the training images; learning_rate: its peak; batch_size: images per update.
+    weight_decay: for the weights of convolutions and linear layers; biases and norms have none.
+    optimizer: one of `recipe.OPTIMIZERS`; lr_schedule: one of `recipe.SCHEDULES`.
+    augmentation: names from `recipe.AUGMENTATIONS`, applied in this order.
+    small_side, small_share: the first `small_share` of the epochs train on images resized to `small_side` (Tan and Le,
+        "EfficientNetV2", ICML 2021: progressive learning); a teacher sees them at full size.
+    average: decay per update of an exponential moving average of the weights, which replaces the last weights after
+        training; 0 turns it off. Polyak and Juditsky (1992).
+    views: number of epochs with different batches (None: all). After that they repeat, which limits the forward passes
+        of a teacher: they may cost more than the student's training.
+    view_seed: seed of the batches (None: the recipe's seed). Students with different seeds but the same view_seed see
+        the same batches, so that their teacher's logits are computed only once.
     """
 
     epochs: int = 15
@@ -52,7 +52,7 @@ class Training:
         self.check_training()
 
     def check_training(self) -> None:
-        """Raise StepError where a setting is out of range."""
+        """Raise StepError if a setting is out of range."""
         if self.epochs != 0 or self.least_epochs:
             check_whole("epochs", self.epochs)
         check_whole("batch_size", self.batch_size)
@@ -77,14 +77,14 @@ class Training:
             raise StepError(f"average is a decay from 0 to below 1, such as 0.999, not {self.average!r}")
         if self.views is not None and not (isinstance(self.views, int) and self.views >= 1):
             raise StepError(
-                f"views, the epochs whose batches differ, is a whole number from 1 or None, not {self.views}"
+                f"views, the epochs with different batches, is a whole number from 1 or None, not {self.views}"
             )
         if self.view_seed is not None and not (isinstance(self.view_seed, int) and 0 <= self.view_seed < 2**63):
             raise StepError(f"view_seed is a whole number from 0 to 2^63 - 1 or None, not {self.view_seed!r}")
 
 
 def training_of(step: Step) -> Training:
-    """The settings of a step's training. Raises StepError where the step trains nothing."""
+    """Return a step as the settings of its training. Raises StepError if the step trains nothing."""
     if not isinstance(step, Training):
         raise StepError(f"{step.name} trains nothing")
     return step

@@ -1,5 +1,4 @@
-"""A model in a file: weights as safetensors, the deployed model as ONNX, the smallest file as an archive. Each is read
-back and checked."""
+"""Models in files: safetensors for weights, ONNX for deployment, an archive for the smallest file. All are checked."""
 
 import data.telemetry  # noqa: F401 (before ONNX Runtime is imported)
 from storage.archive import ArchiveError, archive_table, load_archive, save_archive

@@ -14,7 +14,7 @@ from storage.onnx_archive import is_onnx_archive, pack_onnx, unpack_onnx
 
 
 def info(path: Path, limit: int | None, network: str | None) -> None:
-    """Where the file's bytes go, and of what network it is."""
+    """Print the network in the file and what its bytes are spent on."""
     model = load_archive(path, limit, network)
     table = pd.DataFrame(archive_table(path, limit, network))
     total = path.stat().st_size
@@ -28,7 +28,7 @@ def info(path: Path, limit: int | None, network: str | None) -> None:
 def unpack(
     path: Path, limit: int | None, network: str | None, output: Path, name: str | None, raw_images: bool
 ) -> None:
-    """Write the model as ONNX; with a data set its classes and its scale of pixels go with it, as in the study."""
+    """Write the model as ONNX; if a data set is given, with its classes and the mean and std of pixels."""
     _check_output(path, output)
     if is_onnx_archive(path):
         print(f"{output}: {unpack_onnx(path, output):,} bytes, the very file that was packed")
@@ -55,12 +55,12 @@ def _check_output(path: Path, output: Path) -> None:
 
 def _bytes(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes: give a whole one above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes: give a whole number above 0")
     return int(text)
 
 
 def main() -> int:
-    """The command; 0 if the file could be read."""
+    """Run the command; return 0 if the file could be read."""
     parser = argparse.ArgumentParser(prog="python -m storage", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run in (("info", info), ("unpack", unpack), ("pack", pack)):
@@ -70,7 +70,7 @@ def main() -> int:
             command.add_argument("-o", "--output", type=Path, required=True)
         if name == "pack":
             continue
-        command.add_argument("--limit", type=_bytes, help="bytes of memory that its tensors may take")
+        command.add_argument("--limit", type=_bytes, help="maximum size of its tensors in memory, in bytes")
         command.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
     commands.choices["unpack"].add_argument("--dataset", help="digits, cifar10 or folder:PATH")
     commands.choices["unpack"].add_argument(

@@ -1,4 +1,4 @@
-"""The archive: the smallest file from which exactly the same model comes back.
+"""The archive: a small file from which exactly the same model is restored.
 
     bytes       what
     4           magic
@@ -10,11 +10,11 @@
     4           BLAKE2b of the tensor table: names, types and shapes
     ...         one range-coded stream of all tensors (see `storage.modes`)
 
-The network that the spec describes gives the tensor table, so that it need not be stored; its checksum tells when the
-code has come to build another network. Small tensors of the same kind (the biases, the scales) are coded as one.
-In format version 2 the biases of an integer network are coded as the whole multiples that they are of the scales of
-input and weight; version 1 is written where there are none.
-Nothing in the file is code, and no size in it is believed before it is compared with a limit and with the network's.
+The tensor table follows from the network that the spec describes, so it is not stored; its checksum shows whether the
+code still builds the same network. Small tensors of the same kind (the biases, the scales) are coded together. In
+format version 2, the biases of an integer network are coded as multiples of input scale times weight scale; version 1
+is written if there are none. The file holds no code, and every size in it is checked against a limit and against the
+network before it is used.
 """
 
 import hashlib
@@ -39,11 +39,11 @@ from storage.modes import Shape, choose, code_words
 from storage.weights import load_tensors
 
 MAGIC, VERSION = b"\x8bNNA", 2
-LIMIT = 1 << 30  # bytes of a file, and of the tensors in one
-TRUSTED, TRUSTED_RATIO = 256 << 20, 200  # bytes of tensors that are loaded unasked, and times the file's own
+LIMIT = 1 << 30  # maximum bytes of a file, and of its tensors
+TRUSTED, TRUSTED_RATIO = 256 << 20, 200  # default limit of the tensors: bytes, or multiple of the file's length
 SPEC_LIMIT = 1 << 16
-MEMBERS = 64  # networks in a spec, at most: building them takes time before any size can be compared
-SMALL = 64  # tensors of fewer values are coded together with others of their kind
+MEMBERS = 64  # maximum networks in a spec: building them takes time before any size can be checked
+SMALL = 64  # smaller tensors are coded together with others of their kind
 DICTIONARY = (
     b'"widths":[,"depths":[,"students":[{"members":[{"bits":"activation_bits":"weight_bits":false,"ensemble":'
     b'"sparsity":"channels":{"blocks.0.conv1":,"blocks.1.conv2":{"architecture":"resnet18","classes":10,'
@@ -55,12 +55,12 @@ WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class ArchiveError(StorageError):
-    """An archive that is damaged, too new, or of no network that this code can build."""
+    """An archive is damaged, too new, or holds a network that this code cannot build."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Tensors that are coded together: one large one, or the small ones of a kind."""
+    """Tensors that are coded together: one large tensor, or all small ones of a kind."""
 
     names: tuple[str, ...]
     dtype: torch.dtype
@@ -72,7 +72,7 @@ class Unit:
 
 
 def save_archive(model: nn.Module, path: Path) -> None:
-    """Write the archive of a model, once what it decodes to is the same bit for bit.
+    """Write the archive of a model, after checking that it decodes to exactly the same model.
 
     Raises:
         ArchiveError: the model's spec does not describe it.
@@ -80,24 +80,24 @@ def save_archive(model: nn.Module, path: Path) -> None:
     """
     with atomic_write(path) as temporary:
         temporary.write_bytes(encode(model))
-        again, own = load_archive(temporary, LIMIT).state_dict(), model.state_dict()
-        different = [name for name in own if not torch.equal(_words(own[name]), _words(again[name]))]
+        decoded, original = load_archive(temporary, LIMIT).state_dict(), model.state_dict()
+        different = [name for name in original if not torch.equal(_words(original[name]), _words(decoded[name]))]
         if different:
-            raise ArchiveError(f"{path} would give another {different[0]}: not written; this is a fault to report")
+            raise ArchiveError(f"{path} would not restore {different[0]}: not written; this is a bug, please report it")
 
 
 def load_archive(path: Path, limit: int | None = None, network: str | None = None) -> nn.Module:
-    """The model that an archive holds, in evaluation mode on the CPU.
+    """Load the model in an archive, in evaluation mode on the CPU.
 
-    A few bytes may describe tensors of a gigabyte, all zero. More than `limit` bytes of tensors are not loaded: by
-    default 256 MiB, or 200 times the length of the file if that is more. (A float network pruned by 98 % takes 100.)
+    A few bytes may describe a gigabyte of zeros, so `limit` bounds the bytes of its tensors: by default 256 MiB, or 200
+    times the length of the file if that is more. (A float network pruned by 98 % takes 100 times.)
 
     No code of the user's runs that he did not name: a network of `MODULE:FUNCTION` has to be named as `network`, if no
     recipe of this process did so before.
 
     Raises:
-        ArchiveError: the file, which is named, is missing, no file, damaged, too large, too new, or of a network that
-            is built otherwise now, or that was not named.
+        ArchiveError: the file, which is named, is missing, not a regular file, damaged, too large, too new, or holds a
+            network that this code builds differently, or that was not named.
     """
     if network is not None:
         allow([network])
@@ -113,21 +113,21 @@ def load_archive(path: Path, limit: int | None = None, network: str | None = Non
 
 
 def read_archive(path: Path) -> bytes:
-    """An archive's bytes, unless there are too many of them, or it is a pipe that would be waited for."""
+    """Return an archive's bytes. Refuse a file that is too long, or a pipe, on which reading would block."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
-            raise ArchiveError(f"cannot read it (a {kind} and no file): {REMEDY}")
+            raise ArchiveError(f"cannot read it (a {kind}, not a file): {REMEDY}")
         if status.st_size > LIMIT:
-            raise ArchiveError(f"this is no archive of a network, it is longer than {LIMIT >> 20} MiB: {REMEDY}")
+            raise ArchiveError(f"this is not an archive of a network, it is longer than {LIMIT >> 20} MiB: {REMEDY}")
         return path.read_bytes()
     except OSError as error:
         raise ArchiveError(f"cannot read it ({error.strerror or error}): {REMEDY}") from None
 
 
 def encode(model: nn.Module) -> bytes:
-    """The archive of a model as bytes; the same bytes for the same model."""
+    """Return the archive of a model as bytes; the same model always gives the same bytes."""
     spec, table = spec_of(model), _checked(model)
     multiples, writer = _multiples(model), Writer()
     state = model.state_dict() | multiples
@@ -137,7 +137,7 @@ def encode(model: nn.Module) -> bytes:
 
 
 def decode(content: bytes, limit: int | None = None) -> nn.Module:
-    """The model in an archive's bytes, in evaluation mode on the CPU.
+    """Return the model in an archive's bytes, in evaluation mode on the CPU.
 
     Raises:
         ArchiveError: as `load_archive`.
@@ -146,12 +146,12 @@ def decode(content: bytes, limit: int | None = None) -> nn.Module:
 
 
 def _opened(content: bytes, limit: int | None) -> tuple[int, dict, int, bytes, Reader]:
-    """Version, spec, length, checksum of the table, and a reader with a copy of the stream: the bytes may go."""
+    """Return version, spec, length, checksum of the table, and a reader with its own copy of the stream."""
     spec, size, digest, stream = split(content)
     limit = max(TRUSTED, TRUSTED_RATIO * len(content)) if limit is None else limit
     if size > limit:
         raise ArchiveError(
-            f"its tensors take {size:,} bytes in memory, and the limit is {limit:,}: if you trust the file, give a "
+            f"its tensors take {size:,} bytes in memory, and the limit is {limit:,}: if you trust the file, set a "
             "higher limit (limit=, or --limit)"
         )
     try:
@@ -165,9 +165,9 @@ def _built(version: int, spec: dict, size: int, digest: bytes, reader: Reader) -
         model = _on_paper(spec)
         table = model.state_dict()
         if _size(table) != size:
-            raise ArchiveError("the archive's length of tensors is not that of its network")
+            raise ArchiveError("the archive's tensors do not have the length of its network's")
         if _table_digest(table) != digest:
-            raise ArchiveError("the archive is of a network that this version of the code builds otherwise")
+            raise ArchiveError("the archive is of a network that this version of the code builds differently")
         steps = bias_steps(model) if version >= 2 else {}
         coded = table | {name: table[name].to(torch.int32) for name in steps}
         tensors: dict[str, torch.Tensor] = {}
@@ -180,38 +180,38 @@ def _built(version: int, spec: dict, size: int, digest: bytes, reader: Reader) -
         raise
     except ModelError as error:
         raise ArchiveError(str(error)) from None
-    except Exception as error:  # whatever a spec or a stream that nobody wrote may set off
+    except Exception as error:  # malformed input may raise anything
         raise ArchiveError(f"the archive does not decode ({type(error).__name__}: {error})") from None
 
 
 def split(content: bytes) -> tuple[dict, int, bytes, memoryview]:
-    """Spec, length of the tensors, checksum of the table, and coded stream of an archive whose checksum is right."""
+    """Check an archive's checksum; return spec, length of the tensors, checksum of the table, and coded stream."""
     if len(content) > LIMIT or content[:4] != MAGIC or len(content) < 13:
-        raise ArchiveError(f"this is no archive of a network: {REMEDY}")
+        raise ArchiveError(f"this is not an archive of a network: {REMEDY}")
     if content[4] > VERSION:
         raise ArchiveError(
             f"the archive has format version {content[4]}, this code reads up to {VERSION}: update the code"
         )
     if digest_of(content[:5], memoryview(content)[13:]) != content[5:13]:
-        raise ArchiveError("the archive is damaged (its checksum differs): fetch or make it again")
+        raise ArchiveError("the archive is damaged (its checksum differs): download or make it again")
     try:
-        size, place = varint(content, 13)
-        length, place = varint(content, place)
-        if size > LIMIT or length > min(SPEC_LIMIT, len(content) - place - 4):
+        size, start = varint(content, 13)
+        length, start = varint(content, start)
+        if size > LIMIT or length > min(SPEC_LIMIT, len(content) - start - 4):
             raise ArchiveError("the archive declares more than an archive may hold")
-        spec = _unpacked(content[place : place + length])
+        spec = _unpacked(content[start : start + length])
     except (IndexError, KeyError, ValueError, RecursionError, zlib.error) as error:
         raise ArchiveError(f"the archive's header cannot be read ({error})") from None
-    place += length
-    return spec, size, content[place : place + 4], memoryview(content)[place + 4 :]
+    start += length
+    return spec, size, content[start : start + 4], memoryview(content)[start + 4 :]
 
 
 def archive_table(path: Path, limit: int | None = None, network: str | None = None) -> list[dict]:
-    """Where an archive's bytes go: a row for its header, each large tensor, and the small tensors of each kind.
+    """Return the bytes spent on an archive's header, each large tensor, and each kind of small tensor: one row each.
 
-    `density` is the share of values that are not zero; `entropy` the order-0 entropy in bits a value (of floats, of
-    their bytes, each place by itself), with nothing for telling frequencies; `bits` what a value takes; `bytes` add up
-    to the length of the file. `limit` and `network` are those of `load_archive`.
+    `density` is the share of non-zero values, `entropy` the order-0 entropy in bits per value (for floats, summed over
+    their bytes), without the cost of transmitting frequencies, and `bits` the bits per value in the file. `bytes` add
+    up to the length of the file. `limit` and `network` are those of `load_archive`.
     """
     model, content, writer = load_archive(path, limit, network), read_archive(path), Writer()
     state = model.state_dict() | (_multiples(model) if content[4] >= 2 else {})
@@ -246,13 +246,13 @@ def _row(unit: Unit, state: dict[str, torch.Tensor], length: int) -> dict:
 
 
 def entropy(values: np.ndarray) -> float:
-    """The order-0 entropy of integers, in bits a value (Shannon 1948)."""
+    """Return the order-0 entropy of integers, in bits per value (Shannon 1948)."""
     share = np.unique(values, return_counts=True)[1] / len(values)
     return float(-(share * np.log2(share)).sum())
 
 
 def units(table: dict[str, torch.Tensor]) -> list[Unit]:
-    """How the tensors of a state dict are put together, in the order of their coding."""
+    """Group the tensors of a state dict into units, in coding order."""
     groups: dict[tuple, list[str]] = {}
     for name, tensor in table.items():
         small = tensor.ndim < 2 or tensor.numel() < SMALL
@@ -270,7 +270,7 @@ def units(table: dict[str, torch.Tensor]) -> list[Unit]:
 
 
 def code_unit(coder: Coder, unit: Unit, state: dict[str, torch.Tensor]) -> None:
-    """Encode, or meter, the tensors of a unit."""
+    """Encode the tensors of a unit, or measure their length with a Meter."""
     words = np.concatenate([_words(state[name]).numpy() for name in unit.names])
     code_words(coder, words, unit.shape, unit.kind, unit.dtype == torch.float32)
 
@@ -278,15 +278,17 @@ def code_unit(coder: Coder, unit: Unit, state: dict[str, torch.Tensor]) -> None:
 def decode_unit(reader: Reader, unit: Unit, table: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a unit by name, of the types and shapes that `table` has."""
     words = torch.from_numpy(code_words(reader, None, unit.shape, unit.kind, unit.dtype == torch.float32))
-    own = words.split([table[name].numel() for name in unit.names])
-    own = own if len(own) == 1 else [part.clone() for part in own]
-    return {name: part.view(unit.dtype).reshape(table[name].shape) for name, part in zip(unit.names, own, strict=True)}
+    parts = words.split([table[name].numel() for name in unit.names])
+    parts = parts if len(parts) == 1 else [part.clone() for part in parts]
+    return {
+        name: part.view(unit.dtype).reshape(table[name].shape) for name, part in zip(unit.names, parts, strict=True)
+    }
 
 
 def _multiples(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The biases of an integer network as multiples of their steps, int32: 2k, or -2k - 1 of a negative k.
+    """Return the biases of an integer network as multiples k of their steps: int32, 2k, or -2k - 1 if k is negative.
 
-    Nothing, if one of them is none, as in a network that was not calibrated, or is beyond 30 bits.
+    Empty if any bias is not an exact multiple (uncalibrated network) or needs more than 30 bits.
     """
     state, multiples = model.state_dict(), {}
     for bias, scales in bias_steps(model).items():
@@ -304,14 +306,14 @@ def _multiplied(multiples: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 
 def _checked(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors, on paper, of the network that is rebuilt from the model's spec. The model's must be like them."""
+    """Return the meta tensors of the network that the model's spec describes; check that the model's match."""
     table = _on_paper(spec_of(model)).state_dict()
     for name, tensor in table.items():
         if tensor.layout != torch.strided or tensor.dtype.itemsize not in KINDS or tensor.is_quantized:
-            raise ArchiveError(f"{name} is a {tensor.dtype} tensor of a kind that archives do not hold")
-    own = model.state_dict()
-    if own.keys() != table.keys() or _table_digest({name: own[name] for name in table}) != _table_digest(table):
-        raise ArchiveError("the model has other tensors than the network that its spec describes: correct model.spec")
+            raise ArchiveError(f"{name} is a {tensor.dtype} tensor of a kind that archives do not support")
+    state = model.state_dict()
+    if state.keys() != table.keys() or _table_digest({name: state[name] for name in table}) != _table_digest(table):
+        raise ArchiveError("the model's tensors differ from the network that its spec describes: correct model.spec")
     if _size(table) > LIMIT:
         raise ArchiveError(f"the model is larger than the {LIMIT >> 20} MiB that an archive may hold")
     return table
@@ -319,7 +321,7 @@ def _checked(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _on_paper(spec: dict) -> nn.Module:
     if _networks(spec) > MEMBERS:
-        raise ArchiveError(f"the archive is of more than {MEMBERS} networks in one")
+        raise ArchiveError(f"the archive holds more than {MEMBERS} networks")
     return on_paper(lambda: rebuild(spec))
 
 
@@ -335,13 +337,13 @@ def _networks(spec: dict) -> int:
 def _filled(model: nn.Module, spec: dict, tensors: dict[str, torch.Tensor]) -> nn.Module:
     load_tensors(model, tensors, assign=True)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        model = rebuild(spec)  # it has tensors of its own making beside those in its state dict
+        model = rebuild(spec)  # it has tensors that are not in its state dict
         load_tensors(model, tensors)
     return model.eval()
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's bits as integers, `[numel]`."""
+    """Return a tensor's bits as integers, `[numel]`."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(WORDS[tensor.dtype.itemsize])
 
 
@@ -357,7 +359,7 @@ def _table_digest(table: dict[str, torch.Tensor]) -> bytes:
 def _head(spec: dict, table: dict[str, torch.Tensor], version: int) -> bytes:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=DICTIONARY)
     known = [name for name, pixels in PIXELS.items() if pixels == spec.get("pixels")]
-    spec = spec | {"pixels": known[0]} if known else spec  # by name: the numbers take up to 60 bytes
+    spec = spec | {"pixels": known[0]} if known else spec  # by name, since the numbers take up to 60 bytes
     text = json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()
     packed = packer.compress(text) + packer.flush()
     if max(len(text), len(packed)) > SPEC_LIMIT:
@@ -370,7 +372,7 @@ def _unpacked(packed: bytes) -> dict:
     unpacker = zlib.decompressobj(-15, zdict=DICTIONARY)
     text = unpacker.decompress(packed, SPEC_LIMIT)
     if not unpacker.eof or unpacker.unused_data:
-        raise ValueError("its spec is too long, or not whole")
+        raise ValueError("its spec is too long or incomplete")
     spec = json.loads(text)
     if isinstance(spec, dict) and isinstance(spec.get("pixels"), str):
         spec["pixels"] = PIXELS[spec["pixels"]]
@@ -378,7 +380,7 @@ def _unpacked(packed: bytes) -> dict:
 
 
 def _sealed(head: bytes, stream: bytes | memoryview = b"") -> bytes:
-    """The archive with its checksum put in after magic and version."""
+    """Return the archive, with its checksum inserted after magic and version."""
     return b"".join([head[:5], digest_of(head, stream), head[5:], stream])
 
 
@@ -399,12 +401,12 @@ def with_varint(value: int) -> bytes:
     return bytes([*digits, value])
 
 
-def varint(content: bytes, place: int) -> tuple[int, int]:
-    """The number at a place, seven bits a byte from the lowest on, and the place after it."""
+def varint(content: bytes, start: int) -> tuple[int, int]:
+    """Return the number at `start`, seven bits per byte and lowest first, and the index after it."""
     value = 0
     for digit in range(6):
-        byte = content[place + digit]
+        byte = content[start + digit]
         value += byte % 128 << 7 * digit
         if byte < 128:
-            return value, place + digit + 1
-    raise ValueError("a length beyond all limits")
+            return value, start + digit + 1
+    raise ValueError("a length is too large")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is complete or does not exist."""
 
 import contextlib
 import hashlib
@@ -9,29 +9,29 @@ from pathlib import Path
 
 from recipe import CompressionError
 
-os.umask(_UMASK := os.umask(0o077))  # it can only be read by setting it
+os.umask(_UMASK := os.umask(0o077))  # the umask can only be read by setting it
 
 
 class StorageError(CompressionError):
-    """A file that cannot be written, or is not what it should be; the message says what to do."""
+    """A file cannot be written, or its content is wrong; the message says what to do."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what was written there replaces `path` in one step, or vanishes.
+    """Yield a temporary path beside `path`, which replaces `path` in one step, or is deleted after an error.
 
     Raises:
         StorageError: the folder cannot be written to, or the disk is full.
     """
     if path.is_dir():
-        raise StorageError(f"{path} is a folder, and a file is to be written there: remove it, or choose another name")
+        raise StorageError(f"{path} is a folder, where a file must be written: remove it or choose another name")
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        # safetensors leaves its files to their owner alone, and folders may be shared
+        # safetensors makes files that only their owner can read, but folders may be shared
         temporary.chmod(0o666 & ~_UMASK)
         os.replace(temporary, path)
     except OSError as error:
@@ -45,6 +45,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
+    """Return the file's SHA-256 in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

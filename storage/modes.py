@@ -1,22 +1,23 @@
-"""How a tensor becomes symbols: in one of a few modes, whichever is shortest.
+"""Turn a tensor into symbols, in the shortest of a few modes.
 
 | mode | what is coded |
 |---|---|
 | constant | one word |
 | raw | every bit as it is |
-| bytes | byte by byte, with counts for each place in a word |
+| bytes | byte by byte, with separate counts for each byte of a word |
 | integers | the integers themselves |
-| sparse | which are not zero; then the values of those |
-| floats | exponents, zeros among them; then signs and mantissas of what is not zero |
+| sparse | which words are non-zero, then their values |
+| floats | exponents (including one for zero), then signs and mantissas of non-zero words |
 
-In the last three, words are coded one position of the kernel after the other, [O, I] words at a time, and may have
-classes with counts of their own, by what was coded before. The magnitude expected of a word comes from its output
-channel, its input channel and its own kernel; its sign from the words above and to the left in the kernel, whose
-opposite is coded where that is negative. So zeros cost little where a pruned layer has few weights left, and the smooth
-kernels of a trained network cost less than their weights one by one; and nothing of this has to be stored.
+In the last three, words are coded position by position of the kernel, [O, I] words at a time. Words may be divided into
+classes with separate counts, which depend on the words coded before. The expected magnitude of a word follows from its
+output channel, its input channel and its own kernel. Its expected sign follows from the words above and to the left in
+the kernel; if that is negative, the word is coded with its sign reversed. So zeros are cheap if few weights of a layer
+are left after pruning, and smooth kernels of a trained network cost less than independent weights. None of this has to
+be stored.
 
-Reader and Writer must find the same classes and priors on every machine: so only with integers, and with float64
-operations that IEEE 754 defines to the last bit (no exp, no log, no sum of fractions, whose order is the library's).
+Reader and Writer must compute the same classes and priors on every machine. So they use only integers and float64
+operations that IEEE 754 defines to the last bit: no exp, no log, no sum of fractions, whose order is not defined.
 """
 
 import math
@@ -28,21 +29,21 @@ import numpy as np
 from storage.coding import SEEN, SYMBOL, Coder, Counts, Meter, code_classes, number
 
 MODES = ("constant", "raw", "bytes", "integers", "sparse", "floats")
-RANGE = 1024  # integers that get a count each, at most, from the smallest to the largest
-KAPPAS = (32, 256)  # what a prior weighs, in symbols
-CLASSES = 11  # octaves of expected magnitude, the layer's mean in the middle
-LEVELS = (0.3, 1.0, 2.0)  # how far the neighbours are from zero, in expected magnitudes: the bounds between classes
-CHANNEL, KERNEL = 8, 2  # what the layer's mean weighs against a channel's words; the channels' against a kernel's
+RANGE = 1024  # maximum number of integers with a count each, from the smallest to the largest
+KAPPAS = (32, 256)  # weight of a prior, in symbols
+CLASSES = 11  # octaves of expected magnitude, with the layer's mean in the middle
+LEVELS = (0.3, 1.0, 2.0)  # bounds between classes of the neighbours' distance from zero, in expected magnitudes
+CHANNEL, KERNEL = 8, 2  # weight, in words, of the layer's mean in a channel's, and of the channels' in a kernel's
 LARGEST = 1 << 20  # magnitudes are integers up to this
-ROWS = 64  # of kernels, whose expectations are held as float64 at once
-POSITIONS = 1024  # of a kernel, at most, for words to have classes
-FIELDS = ((23, 255), (31, 1), (16, 127), (8, 255), (0, 255))  # of float32: where they begin, and their bits
-SAMPLE = 1 << 15  # words that settings are tried on
+ROWS = 64  # output channels whose expectations are held as float64 at once
+POSITIONS = 1024  # maximum positions of a kernel whose words have classes
+FIELDS = ((23, 255), (31, 1), (16, 127), (8, 255), (0, 255))  # shift and mask of the fields of a float32
+SAMPLE = 1 << 15  # words on which settings are tried
 _ROOTS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
 
 
 def power(quarters: int) -> float:
-    """2 ** (quarters / 4), the same bits everywhere."""
+    """Return 2 ** (quarters / 4), with the same bits on every machine."""
     return math.ldexp(_ROOTS[quarters % 4], quarters // 4)
 
 
@@ -64,8 +65,8 @@ def code_words(
     """Code a tensor's words and return them.
 
     Args:
-        coder: a Writer or Meter, with `words`; or a Reader, with None.
-        words: the tensor's bits as integers of type `kind`, in a row.
+        coder: a Writer or Meter, or a Reader.
+        words: the tensor's bits as integers of type `kind`, flattened; None for a Reader.
         shape: output channels, input channels, rows and columns of a kernel.
         floats: whether the words are float32.
 
@@ -79,7 +80,7 @@ def code_words(
 
 
 def choose(words: np.ndarray, shape: Shape, floats: bool) -> Settings:
-    """The settings that take the fewest bits, by trial; of a large tensor, on its first rows."""
+    """Return the settings that take the fewest bits, by trial on the tensor's first rows."""
     if (words == words[0]).all():
         return Settings("constant")
     row = math.prod(shape[1:])
@@ -117,21 +118,21 @@ def _code(
     if not classed:
         shape = (1, count, 1, 1)
     elif _positions(shape) > POSITIONS:
-        raise ValueError("classes for a kernel of too many positions")
-    elif shape[2] * shape[3] == 1:  # one position only: learn of an input channel from output after output instead
-        words = None if words is None else _turned(words, shape[1])
+        raise ValueError("classes for a kernel with too many positions")
+    elif shape[2] * shape[3] == 1:  # only one position: code the output channels one after another instead
+        words = None if words is None else _transposed(words, shape[1])
         expected = _Expected(coder, words, layout, (shape[1], 1, shape[0]), 0)
-        return _turned(_code_positions(coder, words, layout, expected, kappa), shape[0])
+        return _transposed(_code_positions(coder, words, layout, expected, kappa), shape[0])
     expected = _Expected(coder, words, layout, (*shape[:2], shape[2] * shape[3]), shape[3] if classed else None)
     return _code_positions(coder, words, layout, expected, kappa)
 
 
 def _positions(shape: Shape) -> int:
-    """How many times words are coded of all kernels: a call of the coder costs as much as many words."""
+    """Return the number of passes over all kernels; too many are slow, since a call of the coder is expensive."""
     return shape[2] * shape[3] if shape[2] * shape[3] > 1 else shape[0]
 
 
-def _turned(words: np.ndarray, columns: int) -> np.ndarray:
+def _transposed(words: np.ndarray, columns: int) -> np.ndarray:
     return np.ascontiguousarray(words.reshape(-1, columns).T).reshape(-1)
 
 
@@ -145,7 +146,7 @@ def _code_positions(
         context = expected.context(position)
         given = None if words is None else np.ascontiguousarray(words[position::positions])
         coded = layout.join(_code_planes(coder, layout, counts, context, given, len(result)), context.opposite)
-        expected.see(position, coded)
+        expected.update(position, coded)
         result[:, position] = coded
     return result.reshape(-1)
 
@@ -158,24 +159,24 @@ def _code_planes(
     words: np.ndarray | None,
     length: int,
 ) -> list[np.ndarray]:
-    """The symbols of `length` words, plane by plane; of zeros only the first plane's, where the layout says so."""
+    """Code the symbols of `length` words, plane by plane; if `layout.skips_zeros`, zeros only in the first plane."""
     symbols: list[np.ndarray] = []
-    left: slice | np.ndarray = slice(None)
-    for index, (plane, own) in enumerate(zip(layout.planes, counts, strict=True)):
+    selected: slice | np.ndarray = slice(None)
+    for index, (plane, of_plane) in enumerate(zip(layout.planes, counts, strict=True)):
         if index == 1 and layout.skips_zeros:
-            left = symbols[0].astype(bool)
+            selected = symbols[0].astype(bool)
         classes = plane.classes(context)
-        inside = None if classes is None else classes[left]
-        values = None if words is None else layout.split(index, words, context.opposite)[left]
+        of_selected = None if classes is None else classes[selected]
+        values = None if words is None else layout.split(index, words, context.opposite)[selected]
         coded = np.zeros(length, SYMBOL)
-        coded[left] = code_classes(coder, own, inside, len(coded[left]), values)
+        coded[selected] = code_classes(coder, of_plane, of_selected, len(coded[selected]), values)
         symbols.append(coded)
     return symbols
 
 
 @dataclass(frozen=True)
 class _Context:
-    """What is expected of words, `[O * I]` each: classes of magnitude and of the neighbours, and an opposite sign."""
+    """Predictions for words, `[O * I]` each: classes of magnitude and of neighbours, and whether signs are reversed."""
 
     magnitude: np.ndarray | None = None
     level: np.ndarray | None = None
@@ -184,13 +185,13 @@ class _Context:
 
 @dataclass(frozen=True)
 class _Plane:
-    """Symbols 0..size-1, their classes, and their prior: flat, or falling off from zero over what they stand for."""
+    """Symbols 0..size-1, the classes they use, and their prior: flat, or falling with the magnitude of `values`."""
 
     size: int
     by_magnitude: bool = False
     by_level: bool = False
     values: np.ndarray | None = None
-    kappa: int | None = None  # in place of the one chosen
+    kappa: int | None = None  # replaces the kappa in the settings
 
     def classes(self, context: _Context) -> np.ndarray | None:
         if context.magnitude is None or context.level is None or not (self.by_magnitude or self.by_level):
@@ -200,7 +201,7 @@ class _Plane:
         return context.magnitude * np.uint8(len(LEVELS) + 1) + context.level if self.by_magnitude else context.level
 
     def counts(self, means: list[float], kappa: int) -> list[Counts]:
-        """A model for each class; `means`: the magnitudes expected in the classes of magnitude."""
+        """Return a model for each class. `means` are the expected magnitudes of the classes of magnitude."""
         kappa = self.kappa or kappa
         means = means if self.by_magnitude else [means[len(means) // 2]]
         means = [mean for mean in means for _ in range(len(LEVELS) + 1 if self.by_level else 1)]
@@ -210,23 +211,23 @@ class _Plane:
 
 
 def _prior(values: np.ndarray, mean: float, kappa: int) -> np.ndarray:
-    """Weights of integers, worth `kappa` symbols in all: Laplace's, with the `mean` magnitude, and a longer tail."""
+    """Return weights of integers, `kappa` symbols in all: Laplace with `mean` magnitude, and a longer tail."""
     mean = min(max(mean, 0.01), 1e4)
     distance = np.abs(values)
     ratio = (math.sqrt(1 + mean * mean) - 1) / mean
-    falling = np.cumprod(np.concatenate([[1.0], np.full(int(distance.max()), ratio)]))
-    weights = (falling[distance] * 2.0**30).astype(np.int64)
+    powers = np.cumprod(np.concatenate([[1.0], np.full(int(distance.max()), ratio)]))
+    weights = (powers[distance] * 2.0**30).astype(np.int64)
     weights += int(weights.sum()) // (128 * len(values)) + 1
     return weights * (kappa * SEEN) // int(weights.sum()) + 1
 
 
 class _Expected:
-    """What both sides expect of words before they are coded, kernels' positions in turn."""
+    """What encoder and decoder both predict for the words of a position, from the positions before."""
 
     def __init__(
         self, coder: Coder, words: np.ndarray | None, layout: "_Layout", shape: tuple[int, int, int], width: int | None
     ):
-        """`shape`: O, I, positions; `width`: columns of a kernel (0: positions are no neighbours; None: no classes)."""
+        """Args: `shape` (O, I, positions); `width`, a kernel's columns (0: no neighbours; None: no classes)."""
         self.shape, self._width, self._layout = shape, width, layout
         quarters = None
         if words is not None:
@@ -238,7 +239,7 @@ class _Expected:
             octaves = range(-(CLASSES // 2), CLASSES // 2 + 1)
             self.means = [self._mean * power(4 * octave) for octave in octaves]
             self._bounds = [self._mean * power(4 * octave + 2) for octave in octaves][:-1]
-            self._sums = np.zeros(shape[:2], np.int32)  # of magnitudes, by kernel: at most POSITIONS * LARGEST
+            self._sums = np.zeros(shape[:2], np.int32)  # sum of magnitudes per kernel, at most POSITIONS * LARGEST
             self._size = 0  # sum of absolute values
             self._seen: dict[int, np.ndarray] = {}
 
@@ -268,48 +269,48 @@ class _Expected:
         return _Context(magnitude.reshape(-1), level.reshape(-1), known)
 
     def _neighbours(self, position: int, part: slice, width: int) -> np.ndarray | int:
-        """Twice what is predicted of a smooth kernel: left and above, less half of what lies between them."""
+        """Return twice the prediction for a smooth kernel: left plus above, minus half the word diagonally between."""
         row, column = divmod(position, width)
         left = self._seen[position - 1][part] if column else 0
         above = self._seen[position - width][part] if row else 0
         between = self._seen[position - width - 1][part] if row and column else 0
         return 2 * (left + above) - between
 
-    def see(self, position: int, words: np.ndarray) -> None:
-        """Take in the words of a position."""
+    def update(self, position: int, words: np.ndarray) -> None:
+        """Learn from the words of a position."""
         if self._width is not None and position + 1 < self.shape[2]:
             values = self._layout.values(words)
             self._sums += self._layout.magnitudes(values).reshape(self._sums.shape)
             self._size += int(np.abs(values).sum())
             if self._width:
                 self._seen[position] = values.reshape(self._sums.shape)
-                self._seen.pop(position - self._width - 1, None)  # no word to come is its neighbour
+                self._seen.pop(position - self._width - 1, None)  # no later word is its neighbour
 
 
 class _Layout:
-    """Which symbols a word is split into. Their limits stand in the stream.
+    """How a word is split into symbols, whose limits are stored in the stream.
 
-    `opposite`: `[N]`, where the word of the opposite sign is coded; or None.
+    `opposite`: `[N]`, True if a word is coded with its sign reversed; or None.
     """
 
     kind: np.dtype
     planes: list[_Plane]
-    skips_zeros = False  # whether symbol 0 of the first plane says all
+    skips_zeros = False  # whether symbol 0 in the first plane means that the word is zero
     sizes = True  # whether magnitudes are absolute values
 
     def split(self, place: int, words: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
-        """The words' symbols in one of the planes."""
+        """Return the words' symbols in plane `place`."""
         raise NotImplementedError
 
     def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
         raise NotImplementedError
 
     def values(self, words: np.ndarray) -> np.ndarray:
-        """Integers, -LARGEST..LARGEST, in proportion to what the words stand for; four of them may be added up."""
-        return words.astype(np.int16)  # they are below RANGE
+        """Return integers, -LARGEST..LARGEST, proportional to the words' values; sums of four must not overflow."""
+        return words.astype(np.int16)  # their magnitude is below RANGE
 
     def magnitudes(self, values: np.ndarray) -> np.ndarray:
-        """What is to be expected of words of these values."""
+        """Return the magnitudes to predict, given the values of words."""
         return np.abs(values)
 
 
@@ -334,7 +335,7 @@ class _Bytes(_Layout):
 
 
 class _Integers(_Layout):
-    """Integers from 0 to `largest`, or from its negative where there are negative ones."""
+    """Integers from 0 to `largest`, or from its negative if any is negative."""
 
     def __init__(self, coder: Coder, words: np.ndarray | None, kind: np.dtype):
         self.kind = kind
@@ -351,7 +352,7 @@ class _Integers(_Layout):
         return self._in_sign(symbols[0] + self._all[0], opposite).astype(self.kind)
 
     def _in_sign(self, values: np.ndarray, opposite: np.ndarray | None) -> np.ndarray:
-        """The values in the sign in which they are coded; where none is negative, there is no other."""
+        """Return the values with reversed signs as `opposite` says; unsigned values stay unchanged."""
         return values if opposite is None or self._all[0] >= 0 else np.where(opposite, -values, values)
 
 
@@ -362,7 +363,7 @@ class _Sparse(_Integers):
         super().__init__(coder, words, kind)
         self._all = self._all[self._all != 0]
         if not len(self._all):
-            raise ValueError("a sparse tensor of zeros only")
+            raise ValueError("a sparse tensor holds only zeros")
         self.planes = [_Plane(2, by_magnitude=True, values=np.arange(2)), _Plane(len(self._all), by_level=True)]
 
     def magnitudes(self, values: np.ndarray) -> np.ndarray:
@@ -376,12 +377,12 @@ class _Sparse(_Integers):
 
     def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
         values = symbols[1] + self._all[0]
-        values += (values >= 0) & (self._all[0] < 0)  # none of them stands for zero
+        values += (values >= 0) & (self._all[0] < 0)  # skip zero, which has no symbol
         return np.where(symbols[0], self._in_sign(values, opposite), 0).astype(self.kind)
 
 
 class _Floats(_Layout):
-    """Exponent, 0 for those below all others; sign; seven bits of mantissa; its lower bytes."""
+    """Exponent (symbol 0 for an exponent of zero), sign, the upper seven bits of the mantissa, its two lower bytes."""
 
     def __init__(self, coder: Coder, words: np.ndarray | None, kind: np.dtype):
         self.kind = kind
@@ -395,7 +396,7 @@ class _Floats(_Layout):
         self._scale = 2.0 ** (20 + 126 - (self._low + count - 1))
         sizes = enumerate((128, 256, 256), start=2)
         self._limits = [_limits(coder, size, None if words is None else _field(words, at)) for at, size in sizes]
-        # All bits of a mantissa but the first few are noise, of which there is nothing to learn.
+        # All but the first few bits of a mantissa are noise, from which there is nothing to learn.
         mantissa = [_Plane(size, kappa=1 << 14) for _, size in self._limits]
         self.planes = [_Plane(count + 1, True, True), _Plane(2, by_level=True), *mantissa]
 
@@ -423,13 +424,13 @@ class _Floats(_Layout):
 
 
 def _field(words: np.ndarray, place: int) -> np.ndarray:
-    """Exponent, sign, or one of three parts of the mantissa of float32."""
+    """Return the exponent, the sign, or one of three parts of the mantissa of float32 words."""
     shift, mask = FIELDS[place]
     return (words.view(np.uint32) >> np.uint32(shift) & np.uint32(mask)).astype(np.int32)
 
 
 def _limits(coder: Coder, size: int, values: np.ndarray | None) -> tuple[int, int]:
-    """The smallest value, and how many there are from it to the largest."""
+    """Code and return the smallest value, and the number of values from it to the largest."""
     low = number(coder, size, None if values is None else int(values.min()))
     return low, 1 + number(coder, size - low, None if values is None else int(values.max()) - low)
 

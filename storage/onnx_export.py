@@ -1,4 +1,4 @@
-"""The exporter's graph of a network, without its weights: it takes seconds, so that each is made once and kept."""
+"""Export of a network's ONNX graph without its weights. Exporting takes seconds, so each graph is cached."""
 
 import contextlib
 import copy
@@ -21,38 +21,39 @@ from storage.files import StorageError, atomic_write
 from storage.onnx_graph import name_zero_points, strip
 
 IN_MEMORY = 8  # graphs
-_graphs: dict[str, bytes] = {}  # serialized, so that nobody can change them
+_graphs: dict[str, bytes] = {}  # serialized, so that they cannot be changed by accident
 
 
 def graph_without_weights(model: fx.GraphModule, shape: Sequence[int], folder: Path | None) -> bytes:
-    """The ONNX graph of a network for images of `shape` `[C, H, W]`, whose tensors are named as in its state dict.
+    """Return the serialized ONNX graph of a network for images `[C, H, W]` of `shape`, without values of weights.
 
-    Kept in memory, and in `folder` for other processes, if one is given: under a name that says all that it follows
-    from, behind its checksum. Nothing of the weights is in it.
+    Its tensors are named as in the network's state dict. It is cached in memory and, if `folder` is given, in a file
+    for other processes; the file's name is a hash of everything that the graph depends on, and it begins with a
+    checksum.
 
     Raises:
         StorageError: the exporter left out a tensor.
     """
     tensors = [(name, tuple(t.shape), t.dtype) for name, t in model.state_dict().items()]
-    parts = (str(model), tuple(shape), tensors, _exporter())  # as text, a network traced shows its code
+    parts = (str(model), tuple(shape), tensors, _exporter())  # the text of a traced network includes its code
     name = hashlib.sha256(repr(parts).encode()).hexdigest()
     if name not in _graphs:
         if len(_graphs) == IN_MEMORY:
             del _graphs[next(iter(_graphs))]
-        _graphs[name] = _kept(model, shape, folder / f"{name[:32]}.graph") if folder else _exported(model, shape)
+        _graphs[name] = _cached(model, shape, folder / f"{name[:32]}.graph") if folder else _exported(model, shape)
     return _graphs[name]
 
 
 @lru_cache
 def _exporter() -> str:
-    """What exports: versions, and the code of this room and of the layers whose insides a traced network hides."""
+    """Return versions and source checksums of the exporter and of layers whose code a traced network hides."""
     versions = [version(name) for name in ("torch", "onnx", "onnxscript")]
     files = [Path(str(module.__file__)) for module in (models.quantized, storage.onnx_graph)] + [Path(__file__)]
     return " ".join([*versions, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)])
 
 
-def _kept(model: fx.GraphModule, shape: Sequence[int], path: Path) -> bytes:
-    """The graph in this file; exported, and kept there, if it is not there or damaged."""
+def _cached(model: fx.GraphModule, shape: Sequence[int], path: Path) -> bytes:
+    """Return the graph in this file; if it is missing or damaged, export it and write the file."""
     with contextlib.suppress(OSError):
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() == content[:32]:
@@ -64,10 +65,10 @@ def _kept(model: fx.GraphModule, shape: Sequence[int], path: Path) -> bytes:
 
 
 def _exported(model: fx.GraphModule, shape: Sequence[int]) -> bytes:
-    """The exporter may not look at the values of tensors, which are others in another model: it sees them as inputs.
+    """Export a graph that does not depend on the values of tensors, by making them inputs.
 
-    It merges tensors of equal values even so: all are made different. Only zero points, of one byte, may be equal: each
-    is put back beside its scale.
+    The exporter still merges tensors of equal values, so all get different ones. Only zero points, which have one byte,
+    may be equal; each is assigned to its scale afterwards.
     """
     model = copy.deepcopy(model)
     tensors = model.state_dict()
@@ -94,14 +95,14 @@ def _exported(model: fx.GraphModule, shape: Sequence[int]) -> bytes:
     used = {name for node in file.graph.node for name in node.input}
     lost = [name for name in tensors.keys() - used if not name.endswith("num_batches_tracked")]
     if lost:
-        raise StorageError(f"the ONNX exporter merged or left out {min(lost)}: this is a fault to report")
+        raise StorageError(f"the ONNX exporter merged or left out {min(lost)}: this is a bug, please report it")
     strip(file.graph, tensors.keys())
     return file.SerializeToString()
 
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Around exporters, ours and others: they report their progress, and warn of what does not concern the file."""
+    """Silence an exporter's progress reports and its warnings that do not concern the file."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The deployed model: one ONNX file, from which accuracy, size and latency are all taken."""
+"""The deployed model: one ONNX file, on which accuracy, size and latency are all measured."""
 
 import json
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from storage.files import StorageError, atomic_write
 from storage.onnx_export import graph_without_weights
 from storage.onnx_graph import normalize_inside, settle_zero_points, shorten_names
 
-# Of the norm of all logits, between PyTorch and ONNX Runtime. Integer kernels may round a value that lies half-way the
-# other way, and a deep network carries such a step on, so that quantized files are held to less.
+# Allowed difference between PyTorch and ONNX Runtime, relative to the norm of all logits. Integer kernels may round a
+# value half-way between two levels the other way, which a deep network amplifies: quantized files may differ more.
 FLOAT_TOLERANCE, QUANTIZED_TOLERANCE = 1e-3, 0.1
 
 
@@ -33,16 +33,16 @@ def export_onnx(
 ) -> None:
     """Write `model` as ONNX with a free batch size, then run the file and compare its logits with the model's.
 
-    The file maps `images` `[batch, C, H, W]` (float32, normalized) to `logits` `[batch, classes]`, and carries
-    `metadata` (anything that JSON can say) in its properties. With `raw_scale`, as `pixel_scale` gives it, the file
-    takes uint8 images instead and normalizes them itself. `graphs` is a folder where the exporter's graphs are kept,
-    without weights, which saves seconds where a network of this form was exported before.
+    The file maps `images` `[batch, C, H, W]` (float32, normalized) to `logits` `[batch, classes]`, and holds `metadata`
+    (JSON values) in its properties. With `raw_scale` from `pixel_scale`, the file takes uint8 images instead and
+    normalizes them itself. `graphs` is a folder that caches exported graphs without weights, which saves seconds if a
+    network of this form was exported before.
 
-    The logits are compared on `images`, in the form that the file takes. They should be real ones for an integer
-    model: on noise, far outside its ranges, one rounding more or less carries far.
+    The logits are compared on `images`, in the form that the file takes. Pass real images for an integer model: noise
+    is far outside its ranges, where a single different rounding has a large effect.
 
     Raises:
-        StorageError: the file cannot be written, or computes something else than the model.
+        StorageError: the file cannot be written, or its logits differ from the model's.
     """
     model = model.eval().cpu().to(memory_format=torch.contiguous_format)
     file = _filled(model, raw_scale, graphs)
@@ -51,17 +51,17 @@ def export_onnx(
     onnx.helper.set_model_props(file, {key: json.dumps(value) for key, value in properties.items()})
     with atomic_write(path) as temporary:
         temporary.write_bytes(file.SerializeToString())
-        # Before it takes its place, so that a wrong file is never found there.
+        # Check before the file gets its final name, so that a wrong one never appears there.
         _check(model, temporary, path, images, raw_scale)
 
 
 def export_with_scale(
     model: nn.Module, path: Path, dataset: Dataset, raw_images: bool = False, graphs: Path | None = None
 ) -> None:
-    """`export_onnx` for a data set: its classes and the scale of pixels go into the file, its images check it.
+    """Call `export_onnx` with a data set's classes and the mean and std of pixels, and check the file on its images.
 
     Raises:
-        StorageError: the network takes images of another shape, or has other classes.
+        StorageError: the network takes images of another shape, or has another number of classes.
     """
     spec = spec_of(model)
     of_model, of_data = (tuple(spec["shape"]), spec["classes"]), (dataset.shape, len(dataset.classes))
@@ -79,32 +79,32 @@ def export_with_scale(
 
 
 def pixel_scale(spec: dict, dataset: Dataset | None = None) -> dict[str, list[float]]:
-    """The `mean` and `std` per channel, of pixels in 0..1, with which a network's images are normalized.
+    """Return the `mean` and `std` per channel, of pixels in 0..1, that normalize a network's images.
 
-    They are the network's own, or those of the data set if the network has none.
+    They come from the network's spec or, if it has none, from the data set.
 
     Raises:
-        StorageError: neither is known, or the network's own are no such numbers.
+        StorageError: neither is known, or the spec's are not a mean and std per channel.
     """
-    own = spec.get("pixels")
-    if own is None and dataset is not None:
+    pixels = spec.get("pixels")
+    if pixels is None and dataset is not None:
         return dataset.pixels
-    if own is None:
+    if pixels is None:
         raise StorageError(
             "the model does not say how its pixels are scaled: name the data set that it was trained on (--dataset)"
         )
     try:
-        mean, std = torch.tensor(own["mean"]), torch.tensor(own["std"])
-        is_right = mean.shape == std.shape == (spec["shape"][0],) and bool((mean.isfinite() & (std > 0)).all())
+        mean, std = torch.tensor(pixels["mean"]), torch.tensor(pixels["std"])
+        is_valid = mean.shape == std.shape == (spec["shape"][0],) and bool((mean.isfinite() & (std > 0)).all())
     except (KeyError, TypeError, ValueError, RuntimeError):
-        is_right = False
-    if not is_right:
-        raise StorageError(f"the model's scale of pixels is no mean and std per channel: {own}")
-    return {"mean": list(own["mean"]), "std": list(own["std"])}
+        is_valid = False
+    if not is_valid:
+        raise StorageError(f"the model's scale of pixels is not a mean and std per channel: {pixels}")
+    return {"mean": list(pixels["mean"]), "std": list(pixels["std"])}
 
 
 def _filled(model: nn.Module, raw_scale: dict | None, graphs: Path | None) -> onnx.ModelProto:
-    """The model as ONNX, batch norm folded, to change at will."""
+    """Return the model as ONNX with batch norm folded, as a new object."""
     graph_module = folded(model)
     tensors = graph_module.state_dict()
     file = onnx.ModelProto.FromString(graph_without_weights(graph_module, spec_of(model)["shape"], graphs))
@@ -117,12 +117,12 @@ def _filled(model: nn.Module, raw_scale: dict | None, graphs: Path | None) -> on
 
 
 def _by_channel(values: Sequence[float]) -> torch.Tensor:
-    """Means or deviations of pixels in 0..1 as `[C, 1, 1]`, of pixels in 0..255."""
+    """Convert the mean or std of pixels in 0..1 to pixels in 0..255, as `[C, 1, 1]`."""
     return 255 * torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 
 def _normalized(images: torch.Tensor, scale: dict) -> torch.Tensor:
-    """As `data.normalize`."""
+    """Do what `data.normalize` does."""
     return (images.float() - _by_channel(scale["mean"])) / _by_channel(scale["std"])
 
 
@@ -134,7 +134,7 @@ def _check(model: nn.Module, written: Path, path: Path, images: torch.Tensor | N
     difference = np.linalg.norm(run_onnx(open_onnx(written), images.numpy()) - expected) / np.linalg.norm(expected)
     tolerance = QUANTIZED_TOLERANCE if holds_integers(spec_of(model)) else FLOAT_TOLERANCE
     if not difference <= tolerance:
-        raise StorageError(f"{path} computes other logits than its model (by {difference:.1%} of their norm): not used")
+        raise StorageError(f"logits of {path} differ from its model's by {difference:.1%} of their norm: not used")
 
 
 def _noise(shape: list[int], raw: bool) -> torch.Tensor:
@@ -147,10 +147,10 @@ def _noise(shape: list[int], raw: bool) -> torch.Tensor:
 def open_onnx(path: Path, threads: int = 0, optimized: Path | None = None) -> onnxruntime.InferenceSession:
     """Load a file into ONNX Runtime on the CPU, with `threads` threads (0: all cores).
 
-    `optimized` names a file for the graph as the runtime rewrote it, operators fused.
+    The runtime writes its optimized graph, with fused operators, to `optimized` if that is given.
 
     Raises:
-        StorageError: the file is missing or no ONNX model.
+        StorageError: the file is missing or not an ONNX model.
     """
     options = runtime_options(threads)
     if optimized is not None:
@@ -158,27 +158,27 @@ def open_onnx(path: Path, threads: int = 0, optimized: Path | None = None) -> on
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise StorageError(f"{path} is missing or no ONNX file that runs: delete it, and it is made again") from error
+        raise StorageError(f"{path} is missing or not a valid ONNX file: delete it, and it is made again") from error
 
 
 def runtime_options(threads: int) -> onnxruntime.SessionOptions:
-    """How every session of this study runs, timed or not."""
+    """Return the options of every session, timed or not."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    if _saturates():  # the exact product, which takes up to three times as long, only where it must be
+    if _saturates():  # the exact product takes up to three times as long, so use it only if needed
         options.add_session_config_entry("session.x64quantprecision", "1")
-    # Its threads would spin after a run and take the cores of the session that is timed next: a file timed by turns
-    # with itself came out 1.4 times as fast as itself.
+    # Threads that spin after a run take cores from the session that is timed next: a file timed alternately with
+    # itself appeared 1.4 times as fast as itself.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
 @lru_cache
 def _saturates() -> bool:
-    """Whether the runtime's fast product of uint8 and int8 saturates at 16 bits here, as it does without VNNI.
+    """Return whether the runtime's fast product of uint8 and int8 saturates at 16 bits, as on processors without VNNI.
 
-    Logits off by a quarter of the largest were seen. Tried on a product whose sums of pairs are beyond 16 bits.
+    This has made logits wrong by a quarter of the largest. The test is a product whose pairwise sums exceed 16 bits.
     """
     weights = np.full((64, 16), 127, np.int8)
     graph = onnx.helper.make_graph(
@@ -195,5 +195,5 @@ def _saturates() -> bool:
 
 
 def run_onnx(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """Logits `[B, classes]` of normalized images `[B, C, H, W]`, float32."""
+    """Return the logits `[B, classes]` of normalized images `[B, C, H, W]`, float32."""
     return session.run(["logits"], {"images": images})[0]

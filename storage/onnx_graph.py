@@ -1,4 +1,4 @@
-"""What an ONNX graph holds beyond its computation, taken out; and normalization put in."""
+"""Edits of an ONNX graph: remove what is not computation, and add normalization."""
 
 from collections import defaultdict
 from collections.abc import Set
@@ -11,7 +11,7 @@ from models.quantized import OPSET
 
 
 def strip(graph: onnx.GraphProto, tensors: Set[str]) -> None:
-    """Take out the `tensors`, and what the exporter notes beside the computation: shapes, its source, defaults."""
+    """Remove the `tensors` and the exporter's annotations: shapes, source locations, default attributes."""
     _set_initializers(graph, [tensor for tensor in graph.initializer if tensor.name not in tensors])
     del graph.value_info[:], graph.metadata_props[:]
     for part in (*graph.node, *graph.input, *graph.output):
@@ -38,11 +38,11 @@ def name_zero_points(graph: onnx.GraphProto, tensors: Set[str]) -> None:
 
 
 def settle_zero_points(graph: onnx.GraphProto) -> None:
-    """Leave out the zero points of int8 weights, which are zero anyway, where ONNX Runtime does not need them.
+    """Remove the zero points of int8 weights, which are all zero, if ONNX Runtime does not need them.
 
-    A convolution on integers does without. Anything else needs one of its own: where ONNX Runtime rewrites int8 weights
-    as uint8 (see `runtime_options`), it gives a weight that has none a scalar, which only such a convolution takes, and
-    refuses one that two weights share, since it finds it rewritten already. Activations share equal ones.
+    An integer convolution needs none. Any other weight needs its own: if ONNX Runtime rewrites int8 weights as uint8
+    (see `runtime_options`), it gives a weight without one a scalar, which only such a convolution accepts, and it
+    refuses one that two weights share, since it has already rewritten it. Activations share equal zero points.
     """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
@@ -60,17 +60,17 @@ def settle_zero_points(graph: onnx.GraphProto) -> None:
         elif _in_integer_convolution(node, makers, users, tensors):
             del node.input[2]
         else:
-            own = graph.initializer.add()
-            own.CopyFrom(zero_point)
-            own.name = node.input[2] = f"{node.output[0]}_zero_point"
+            copied = graph.initializer.add()
+            copied.CopyFrom(zero_point)
+            copied.name = node.input[2] = f"{node.output[0]}_zero_point"
     used = {name for node in graph.node for name in node.input}
     _set_initializers(graph, [tensor for tensor in graph.initializer if tensor.name in used])
 
 
 def _in_integer_convolution(weight: onnx.NodeProto, makers: dict, users: dict, tensors: dict) -> bool:
-    """Whether what a weight's DequantizeLinear gives is only used by a convolution that ONNX Runtime runs on integers.
+    """Return whether a weight's DequantizeLinear feeds only one convolution, which ONNX Runtime runs on integers.
 
-    It does so between quantizers. A ReLU may stand before the second one, if that clips at zero as well.
+    It does so between quantizers. There may be a ReLU before the second one if that one also clips at zero.
     """
     convolution, *others = users[weight.output[0]]
     if others or convolution.op_type != "Conv":
@@ -85,7 +85,7 @@ def _in_integer_convolution(weight: onnx.NodeProto, makers: dict, users: dict, t
 
 
 def normalize_inside(graph: onnx.GraphProto, mean: np.ndarray, std: np.ndarray) -> None:
-    """Let the graph take uint8 images, subtract `mean` and divide by `std`, which are float32 `[C, 1, 1]`."""
+    """Make the graph take uint8 images, subtract `mean` and divide by `std`, both float32 `[C, 1, 1]`."""
     for node in graph.node:
         node.input[:] = ["images.normalized" if name == "images" else name for name in node.input]
     graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
@@ -100,12 +100,12 @@ def normalize_inside(graph: onnx.GraphProto, mean: np.ndarray, std: np.ndarray) 
 
 
 def shorten_names(graph: onnx.GraphProto, kept: Set[str]) -> None:
-    """Number all values but the input, the output and the `kept`: names are a tenth of the file of a small network."""
+    """Replace names by numbers, except input, output and `kept`: names take a tenth of a small network's file."""
     names = {name: name for name in (*kept, *(value.name for value in (*graph.input, *graph.output)), "")}
     numbers = (number for number in (np.base_repr(n, 36).lower() for n in count()) if number not in names)
     for node in graph.node:
-        for own in (node.input, node.output):
-            own[:] = [names.get(name) or names.setdefault(name, next(numbers)) for name in own]
+        for values in (node.input, node.output):
+            values[:] = [names.get(name) or names.setdefault(name, next(numbers)) for name in values]
     for tensor in graph.initializer:
         tensor.name = names[tensor.name]
 

@@ -1,4 +1,4 @@
-"""Weights as safetensors. The header says which network they belong to, what they were made of, and their checksum."""
+"""Weights as safetensors files. The header holds the network's spec, the origin of the weights, and their checksum."""
 
 import contextlib
 import hashlib
@@ -16,24 +16,24 @@ from torch import nn
 from models import ModelError, rebuild, spec_of
 from storage.files import StorageError, atomic_write
 
-UNSEALED = {"spec", "state", "sha256", "log"}  # the header of files from before there were seals
+UNSEALED = {"spec", "state", "sha256", "log"}  # header keys of files written before seals were introduced
 
 
 def save_weights(model: nn.Module, path: Path, log: dict, of: Mapping | None = None) -> None:
-    """Write a model's weights, its `spec`, the `log` of how it was made and what it is `of` (anything JSON can say).
+    """Write a model's weights, its `spec`, the `log` of its training and the origin `of` the weights (JSON values).
 
-    A tensor whose values all fit bfloat16 is stored as bfloat16: nothing is lost and the file is half as long.
+    A float32 tensor whose values are all exact in bfloat16 is stored as bfloat16, which halves the file without loss.
     """
     _save(_stored(model), {"spec": spec_of(model)}, path, {"log": log, "of": dict(of or {})})
 
 
 def weights_checksum(model: nn.Module) -> str:
-    """SHA-256 of the model's weights and of its spec without the scale of pixels; the same after saving and loading."""
+    """Return the SHA-256 of weights and spec (without `pixels`); it is the same after saving and loading."""
     return _checksum(_stored(model), {"spec": spec_of(model)})
 
 
 def weights_of(path: Path) -> dict:
-    """What `save_weights` or a checkpoint was told that a file is of, empty if nothing; `sha256` is its checksum.
+    """Return the `of` that a file was saved with, and its checksum as `sha256`.
 
     Only the header is read. Raises StorageError if the file is missing or damaged.
     """
@@ -42,10 +42,10 @@ def weights_of(path: Path) -> dict:
 
 
 def load_weights(path: Path, checksum: str | None = None) -> tuple[nn.Module, dict]:
-    """Rebuild the model whose weights `path` holds, in evaluation mode, and its log.
+    """Return the model whose weights `path` holds, in evaluation mode, and its log.
 
     Raises:
-        StorageError: the file is missing, damaged, or not the one that `checksum` names.
+        StorageError: the file is missing or damaged, or its checksum is not `checksum`.
     """
     tensors, header = _load(path, "spec")
     if checksum is not None and header["sha256"] != checksum:
@@ -55,36 +55,36 @@ def load_weights(path: Path, checksum: str | None = None) -> tuple[nn.Module, di
         load_tensors(model, tensors)
     except (ModelError, RuntimeError) as error:
         raise StorageError(
-            f"{path} is of a network that is built otherwise now ({str(error).splitlines()[0]}): delete it, and it is "
-            "made again"
+            f"{path} is of a network that is built differently now ({str(error).splitlines()[0]}): delete it, and it "
+            "is made again"
         ) from None
     return model.eval(), header.get("log", {})
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], assign: bool = False) -> None:
-    """Load tensors as those of a network of this code, whatever versions its modules keep of their state."""
+    """Load tensors as if they were saved by this version of the modules, which may number versions of their state."""
     state = OrderedDict(tensors)
     state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     model.load_state_dict(state, assign=assign)
 
 
 class Checkpoint:
-    """What a running training keeps between epochs, so that a killed one goes on.
+    """State of a running training, saved between epochs so that an interrupted training can resume.
 
-    `of` says which training it is (recipe, data, networks: anything that JSON can say). The file says so too, and one
-    of another training is passed over.
+    `of` identifies the training by JSON values (recipe, data, networks). It is saved in the file, and a file with
+    another `of` is ignored.
     """
 
     def __init__(self, path: Path, of: Mapping | None = None):
         self.path, self.of = path, of or {}
 
     def save(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
-        """Replace what was kept. `state` is anything that JSON can say."""
+        """Replace the saved state. `state` holds JSON values."""
         tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         _save(tensors, {"state": state}, self.path, {"of": dict(self.of)})
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict] | None:
-        """What was kept last, or None; a file that is damaged or of something else is passed over with a warning."""
+        """Return what was saved last, or None. A file that is damaged or has another `of` is ignored with a warning."""
         if not self.path.exists():
             return None
         try:
@@ -92,10 +92,10 @@ class Checkpoint:
             then, now = header.get("of", {}), json.loads(json.dumps(dict(self.of)))
             if then != now:
                 different = ", ".join(key for key in sorted({*then, *now}) if then.get(key) != now.get(key))
-                raise StorageError(f"{self.path} is of something else than what is asked for (other {different})")
+                raise StorageError(f"{self.path} does not hold what is needed ({different} differs)")
             return tensors, header["state"]
         except StorageError as error:
-            warnings.warn(f"{error}; it is passed over, and what it held is computed again", stacklevel=2)
+            warnings.warn(f"{error}; it is ignored, and its content is computed again", stacklevel=2)
             return None
 
     def clear(self) -> None:
@@ -114,20 +114,20 @@ def _shortest(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _save(tensors: dict[str, torch.Tensor], covered: dict, path: Path, more: dict) -> None:
-    # Copies, because safetensors refuses tensors that share memory.
+    # Copied, because safetensors refuses tensors that share memory.
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     header = covered | more | {"sha256": _checksum(tensors, covered)}
     header["seal"] = _seal(header)
     with atomic_write(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={"header": json.dumps(header)})
-        except SafetensorError as error:  # it wraps a full disk or a folder that may not be written to
+        except SafetensorError as error:  # wraps a full disk or a read-only folder
             raise OSError(str(error)) from error
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
-    """The open file and its header, once the header is whole and is what was written."""
+    """Open a file and yield it with its header, after checking the header's seal."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["header"])
@@ -136,30 +136,30 @@ def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
             yield file, header
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise StorageError(
-            f"{path} is missing or no readable weight file ({error}): delete it, and it is made again"
+            f"{path} is missing or not a readable weight file ({error}): delete it, and it is made again"
         ) from None
 
 
 def _load(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict]:
     with _opened(path) as (file, header):
         covered = {what: header[what]}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     if _checksum(tensors, covered) != header["sha256"]:
         raise StorageError(f"{path} is damaged (its checksum differs): delete it, and it is made again")
     return tensors, header
 
 
 def _seal(header: dict) -> str:
-    """Checksum of the header, log included, which the one of the weights leaves out: it holds times."""
+    """Return the checksum of the header, including the log; the weights' checksum excludes it, since it holds times."""
     rest = {key: value for key, value in header.items() if key != "seal"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(tensors: dict[str, torch.Tensor], covered: dict) -> str:
-    """Of the tensors, and of the spec or state that they go with.
+    """Return the checksum of the tensors and of their spec or state.
 
-    The scale of pixels is left out: it follows from the images, which are checked by themselves, and the checksums of
-    records are older than it.
+    `pixels` is left out: it follows from the images, which are checked separately, and existing records have checksums
+    without it.
     """
     if "spec" in covered:
         covered = {"spec": {key: value for key, value in covered["spec"].items() if key != "pixels"}}

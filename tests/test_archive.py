@@ -429,7 +429,7 @@ def test_a_few_bytes_that_are_a_gigabyte_in_memory(tmp_path):
     spec = {"architecture": "resnet18", "shape": [3, 32, 32], "classes": 10, "width": 4.8}
     path.write_bytes(_sealed(_head(spec, _on_paper(spec).state_dict(), 1)))  # past its end, a stream reads as zeros
     assert path.stat().st_size < 80
-    with pytest.raises(ArchiveError, match="zeros.nna: its tensors take 1,0..,...,... bytes .* give a higher limit"):
+    with pytest.raises(ArchiveError, match="zeros.nna: its tensors take 1,0..,...,... bytes .* set a higher limit"):
         load_archive(path)
     shown = command("storage", "info", path)
     assert shown.returncode == 1 and "higher limit" in shown.stderr and shown.stderr.count("\n") == 1
@@ -484,7 +484,7 @@ def test_the_commands_name_a_file_that_is_no_archive(arguments, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", ["storage", *arguments, str(ROOT / "README.md")])
     assert storage_main() == 1
     refused = capsys.readouterr().err
-    assert refused.startswith(f"{ROOT / 'README.md'}: this is no archive of a network: give a .nna file")
+    assert refused.startswith(f"{ROOT / 'README.md'}: this is not an archive of a network: give a .nna file")
     assert refused.count("README.md") == 1
 
 

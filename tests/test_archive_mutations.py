@@ -141,5 +141,5 @@ def test_a_newer_version_says_so(content):
 
 @pytest.mark.parametrize("bytes_", [b"", MAGIC, b"PK\x03\x04" * 10, bytes(100)])
 def test_no_archive(bytes_):
-    with pytest.raises(ArchiveError, match="no archive"):
+    with pytest.raises(ArchiveError, match="not an archive"):
         decode(bytes_)

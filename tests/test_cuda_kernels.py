@@ -371,7 +371,7 @@ def test_indices_changed_after_the_check_are_refused(inference: bool, monkeypatc
 
 
 def test_different_devices_are_refused() -> None:
-    with pytest.raises(ValueError, match="one device, but lie on cpu and meta"):
+    with pytest.raises(ValueError, match="one device, but are on cpu and meta"):
         launching.check_same_device(a=ones(1), x=torch.empty(1, device="meta"))
 
 

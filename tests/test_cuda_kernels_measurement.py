@@ -181,7 +181,7 @@ def test_records_are_written_whole_and_read_back(tmp_path) -> None:
         "null",
     ):
         path.write_text(text)
-        with pytest.warns(UserWarning, match="is no readable record .*: passed over"):
+        with pytest.warns(UserWarning, match="is not a readable record .*: skipped"):
             assert records.load(tmp_path).empty and records.read(record(), tmp_path) is None
 
 

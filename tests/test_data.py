@@ -511,7 +511,7 @@ def test_folder_of_nothing_but_pictures_warns_of_nothing(folder):
 
 
 def test_every_still_picture_that_pillow_writes_is_one_of_ours(folder):
-    """Formats are tried: what Pillow writes and reads back is read, and what it cannot read back is passed over."""
+    """Formats are tried: what Pillow writes and reads back is read, and what it cannot read back is skipped."""
     Image.init()
     read, passed_over = set(), set()
     for ending, form in Image.registered_extensions().items():
@@ -527,7 +527,7 @@ def test_every_still_picture_that_pillow_writes_is_one_of_ours(folder):
         except (OSError, ValueError):
             passed_over.add(ending)
     assert read >= {".png", ".jpg", ".bmp", ".tiff", ".webp", ".gif", ".ppm"} and ".pdf" in passed_over
-    with pytest.warns(UserWarning, match="passed over") if passed_over else contextlib.nullcontext():
+    with pytest.warns(UserWarning, match="are skipped") if passed_over else contextlib.nullcontext():
         dataset = load(f"folder:{folder}")
     assert len(dataset.train) + len(dataset.validation) == 6 + len(read - {".eps", ".ps"})
     assert not picture_endings() & {".h5", ".hdf", ".mpg", ".mpeg", ".pdf", ".grib", ".bufr", ".eps", ".wmf"}
@@ -565,13 +565,13 @@ def test_names_that_are_no_utf8(folder):
 
     with open(root + b"-\xfc/train/m\xf6we/\xe4.png", "wb") as file:
         file.write(b"nothing")
-    with pytest.raises(DataError, match="no readable image") as error:
+    with pytest.raises(DataError, match="not a readable image") as error:
         load(moved)
     assert r"m\xf6we/\xe4.png" in str(error.value).encode().decode()
 
 
 def test_folder_that_is_not_there(tmp_path):
-    refused(f"folder:{tmp_path / 'no'}", "is no folder", "train", "CLASS/*.png")
+    refused(f"folder:{tmp_path / 'no'}", "is not a folder", "train", "CLASS/*.png")
     refused(f"folder:{tmp_path}", "holds 0 class folder(s)")
 
 
@@ -598,7 +598,7 @@ def test_corrupt_png(folder, share):
     file = folder / "train/cat/1.png"
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
-    refused(f"folder:{folder}", str(file), "no readable image", "replace or remove")
+    refused(f"folder:{folder}", str(file), "not a readable image", "replace or remove")
 
 
 def test_all_unreadable_pictures_are_named_at_once(folder):

@@ -202,7 +202,7 @@ def test_logits_of_another_teacher_seed_or_epoch_are_passed_over(digits, tmp_pat
         place, own = (next(batches(digits, digits.train, 32, seed=seed, epoch=which)) for seed, which in drawn)
         shutil.copy(other._file(place).path, wanted._file(own).path)
         again = Teacher([model], context)
-        with pytest.warns(UserWarning, match="of something else than what is asked for"):
+        with pytest.warns(UserWarning, match="does not hold what is needed"):
             for batch in batches(digits, digits.train, 32, seed=0, epoch=0):
                 assert torch.equal(again.logits(batch), right[batch.index])
 
@@ -260,7 +260,7 @@ def test_a_teacher_that_sees_pixels_on_another_scale(digits, tmp_path):
     Teacher([own], context_of(digits, tmp_path))
     with pytest.raises(StepError, match="pixels of another scale"):
         Teacher([other], context_of(digits, tmp_path))
-    with pytest.raises(ModelError, match="pixels of different scales"):
+    with pytest.raises(ModelError, match="different mean and std of pixels"):
         combine([own, other])
     assert combine([own, own]).spec["pixels"] == digits.pixels
 
@@ -522,7 +522,7 @@ def test_members_of_other_images_are_refused_when_the_ensemble_is_made(digits, t
     second = Recipe("digits", (Train("resnet8"),), seed=1)
     made = {DIGITS: network(0), second: network(1, **other)}
     context = context_of(digits, tmp_path, make=made.__getitem__)
-    with pytest.raises(ModelError, match=r"members take the same images: one is of images \(\d, \d+, \d+\) of \d+ cl"):
+    with pytest.raises(ModelError, match=r"members need the same images: one takes images \(\d, \d+, \d+\) of \d+ cl"):
         Ensemble((DIGITS, second)).apply(None, context)
 
 

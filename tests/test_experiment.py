@@ -183,7 +183,7 @@ def test_no_recipe_that_was_run_is_refused_since_or_has_another_identity():
         (lambda: base_recipe("mnist", "resnet20"), DataError, "unknown data set 'mnist'"),
         (lambda: load_records("CIFAR10"), DataError, "unknown data set 'CIFAR10'"),
         (lambda: load_records("folder:"), DataError, "names no folder"),
-        (lambda: BASE.prefix(9), StepError, "has 1 step\\(s\\): a prefix of 9 is none"),
+        (lambda: BASE.prefix(9), StepError, "has 1 step\\(s\\): it has no prefix of 9"),
         (lambda: run("resnet20"), StepError, "run takes a recipe, such as"),
     ],
 )
@@ -209,7 +209,7 @@ def test_wrong_recipes_are_refused_when_written_down(wrong, error, names):
 def test_recipes_of_another_data_set_are_refused_before_anything_is_made(step, names):
     first = (Train("resnet20"),) if names.endswith(("Quantize", "Prune", "PruneChannels")) else ()
     Recipe("digits", (*first, step(BASE)))
-    with pytest.raises(StepError, match=f"{names} must be of digits, as the recipe is, not of cifar10"):
+    with pytest.raises(StepError, match=f"{names} must use the recipe.s data set digits, not cifar10"):
         Recipe("digits", (*first, step(dataclasses.replace(BASE, dataset="cifar10"))))
 
 

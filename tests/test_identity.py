@@ -489,7 +489,7 @@ def test_checkpoints_of_another_training_are_passed_over(tmp_path):
     Checkpoint(tmp_path / "state", of).save({"a": torch.ones(2)}, {"epoch": 1})
     assert Checkpoint(tmp_path / "state", dict(of)).load()[1] == {"epoch": 1}
     for other in ({**of, "id": "b"}, {**of, "seed": 4}, {**of, "models": {"x": "y"}}, {}):
-        with pytest.warns(UserWarning, match="of something else than what is asked for"):
+        with pytest.warns(UserWarning, match="does not hold what is needed"):
             assert Checkpoint(tmp_path / "state", other).load() is None
 
 

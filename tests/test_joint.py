@@ -126,7 +126,7 @@ def test_a_teacher_by_name_teaches_as_the_model_before_does(context, teacher):
         ({"teachers": ["resnet18"]}, "tuple of recipes"),
         ({"epochs": 1}, "at most 0, not 0.6"), ({"epochs": 5, "quantize_from": 0.9}, "at most 0.8, not 0.9"),
         ({"epochs": 3, "quantize_from": 0.667}, "at most 0.666, not 0.667"),  # two thirds, rounded down
-        ({"prune_from": 0.999}, "prune_from leaves no whole epoch to prune and recover in: of 30 .* most 0.966"),
+        ({"prune_from": 0.999}, "prune_from leaves no whole epoch to prune and recover in: with 30 .* most 0.966"),
         ({"layer_bits": (("conv", 2), ("conv", 4))}, "layer_bits names 'conv' twice"),
         ({"layer_bits": ((["conv"], 2),)}, "layer_bits is a tuple of pairs of name and bits"),
     ],
@@ -249,7 +249,7 @@ def test_labels_alone_with_either_technique_or_both(context, tmp_path):
 def test_techniques_and_objectives_that_make_no_sense():
     refused = {
         "during is a tuple of techniques": [Round(4)],
-        "Round stands twice in during, or another that gives integers": (Round(4), Sparsify(), Round(8)),
+        "Round is not the only technique in during that gives integers": (Round(4), Sparsify(), Round(8)),
         "start leaves no whole epoch to train with rounding": (Round(4, start=0.95),),
         "during is a tuple": (Quantize(),),
     }

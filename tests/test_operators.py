@@ -454,8 +454,8 @@ class Two(nn.Linear):
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [(Two(192, 10), "gives a tuple in evaluation mode: return the logits alone"),
-     (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), r"\[2, 1\] for 2 images of 10 classes: let it return one logit"),
+    [(Two(192, 10), "returns a tuple in evaluation mode: return the logits alone"),
+     (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), r"\[2, 1\] for 2 images of 10 classes: return one logit"),
      (nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), r"\[2, 7\] for 2 images of 10"),
      (nn.Linear(5, 10), r"Linear does not take images \(3, 8, 8\)"),
      (nn.Sequential(Asks(), nn.Flatten(), nn.Linear(192, 10)), "cannot be traced")],

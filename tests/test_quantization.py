@@ -83,7 +83,7 @@ def test_a_weight_that_integers_cannot_hold_is_refused(bad):
     model = build("resnet8", shape=(1, 8, 8), classes=10)
     with torch.no_grad():
         model.linear.weight[3, 5] = bad
-    with pytest.raises(ModelError, match="linear has a weight that is infinite or no number"):
+    with pytest.raises(ModelError, match="linear has a weight that is infinite or NaN"):
         insert_quantizers(model)
 
 

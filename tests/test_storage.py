@@ -236,7 +236,7 @@ def test_any_flipped_byte_is_noticed(tmp_path):
         damaged = bytearray(whole)
         damaged[position] ^= 1
         checkpoint.path.write_bytes(damaged)
-        with pytest.warns(UserWarning, match="passed over, and what it held is computed again"):
+        with pytest.warns(UserWarning, match="ignored, and its content is computed again"):
             assert checkpoint.load() is None, position  # also a teacher's logits, of no training of their own
 
 
@@ -251,5 +251,5 @@ def test_checkpoint_before_and_after(tmp_path):
 
 def test_weights_are_no_checkpoint(tmp_path):
     save_weights(network(), tmp_path / "w", LOG)
-    with pytest.warns(UserWarning, match="passed over, and what it held is computed again"):
+    with pytest.warns(UserWarning, match="ignored, and its content is computed again"):
         assert Checkpoint(tmp_path / "w").load() is None

@@ -445,7 +445,7 @@ def test_a_damaged_checkpoint_starts_over_with_a_warning(digits, tmp_path, damag
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes({"flip": bytes(content), "truncate": bytes(content[:-99]), "foreign": b"hello"}[damage])
-    with pytest.warns(UserWarning, match="what it held is computed again"):
+    with pytest.warns(UserWarning, match="its content is computed again"):
         again, _ = trained(digits, path, epochs=2)
     assert same_weights(whole, again)
 
@@ -504,7 +504,7 @@ def test_a_start_of_another_kind(digits, tmp_path):
     with pytest.raises(StepError, match="another network"):
         Recipe("digits", (Train("resnet20", width=2, start=Recipe("digits", (Train("resnet20"),))),))
     elsewhere = Train("resnet20", start=Recipe("cifar10", (Train("resnet20"),)))
-    with pytest.raises(StepError, match="start is of cifar10"):
+    with pytest.raises(StepError, match="start was trained on cifar10"):
         elsewhere.apply(None, context_of(digits, tmp_path / "state"))
 
 

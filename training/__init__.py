@@ -1,4 +1,4 @@
-"""The one training loop, and `Train`, the step that every recipe starts with."""
+"""The training loop, and `Train`, the step that most recipes start with."""
 
 from training.callbacks import Callback, Since
 from training.context import Context

@@ -1,30 +1,30 @@
-"""What happens inside a training besides the updates: pruning, rounding, or anything of one's own."""
+"""Callbacks: what happens during a training besides the updates, such as pruning and rounding."""
 
 
 class Callback:
-    """Called by `fit` with the share of the training that is done by then.
+    """Base class of what `fit` calls. `done` is the training progress, 0..1.
 
-    What a callback knows has to follow from the model's tensors, so that a training that was killed goes on as it was.
+    A callback's state must follow from the model's tensors, so that an interrupted training resumes exactly.
     """
 
     def before_epoch(self, done: float) -> None:
-        """Before an epoch: 0 before the first one."""
+        """Called before each epoch, with 0 before the first."""
 
     def after_step(self, done: float) -> None:
-        """After an update: 1 after the last one; once more after the weights were averaged, if they are."""
+        """Called after each update, with 1 after the last; again with 1 after weights are averaged, if they are."""
 
 
 class Since(Callback):
-    """Another callback from a share of the training on: for it, the training begins there."""
+    """Map the progress after `start` to 0..1 for the callback `inner`, which sees 0 until then."""
 
     def __init__(self, start: float, inner: Callback):
         self.start, self.inner = start, inner
 
     def before_epoch(self, done: float) -> None:
-        self.inner.before_epoch(self._share(done))
+        self.inner.before_epoch(self._progress(done))
 
     def after_step(self, done: float) -> None:
-        self.inner.after_step(self._share(done))
+        self.inner.after_step(self._progress(done))
 
-    def _share(self, done: float) -> float:
+    def _progress(self, done: float) -> float:
         return max(0.0, (done - self.start) / (1 - self.start))

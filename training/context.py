@@ -1,4 +1,4 @@
-"""What a step is given besides the model."""
+"""`Context`: what a step gets besides the model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from storage import Checkpoint
 
 @dataclass(frozen=True)
 class Context:
-    """What a step may use besides the model: the data, the seed, the device, and a place to keep a training's state.
+    """What a step may use besides the model: data, seed, device, and a checkpoint of the training.
 
-    `make` gives the model of another recipe, a teacher for instance; `cache` is a folder for what can be made again.
-    `log` is what the step tells the record of its making: curves, seconds, images per second.
+    `make` returns the model of another recipe, such as a teacher. `cache` is a folder for results that can be
+    recomputed. What a step puts in `log` goes to the record: curves, seconds, images per second.
     """
 
     dataset: Dataset

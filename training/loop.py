@@ -1,4 +1,4 @@
-"""The one training loop: any optimizer and schedule, bfloat16 where the hardware has it, going on after a kill."""
+"""The training loop: any optimizer and schedule, bfloat16 if the hardware has it, resumable after every epoch."""
 
 import contextlib
 import math
@@ -17,12 +17,12 @@ from storage.weights import load_tensors
 from training.callbacks import Callback
 from training.context import Context
 
-Loss = Callable[[torch.Tensor, Batch], torch.Tensor]  # of logits and their batch
-Logits = Callable[[Batch], torch.Tensor]  # a teacher's, for a batch
+Loss = Callable[[torch.Tensor, Batch], torch.Tensor]  # from logits and their batch
+Logits = Callable[[Batch], torch.Tensor]  # a teacher's logits for a batch
 
 
 class TrainingDiverged(CompressionError):
-    """A training whose loss or weights are no longer numbers, or whose result cannot be deployed; not to be kept."""
+    """A training failed: its loss or weights became NaN or infinite, or its result cannot be deployed."""
 
 
 def fit(
@@ -36,12 +36,12 @@ def fit(
 ) -> nn.Module:
     """Train `model` in place on `context.dataset.train`, and return it in evaluation mode.
 
-    `loss` maps the logits `[B, classes]` (float32) and their batch to a scalar. The state is kept after every epoch: a
-    training that was killed goes on from there and, on the CPU, ends with the same weights bit for bit. Curves go to
+    `loss` maps the logits `[B, classes]` (float32) and their batch to a scalar. The state is saved after every epoch:
+    an interrupted training resumes from there and, on the CPU, ends with exactly the same weights. Curves go to
     `context.log`.
 
     Raises:
-        StepError: batch norm would be given a single value per channel, which has no variance.
+        StepError: batch norm would get a single value per channel, which has no variance.
         TrainingDiverged: the loss or a weight became NaN or infinite.
     """
     dataset, device = context.dataset, context.device
@@ -59,12 +59,11 @@ def fit(
             started = time.perf_counter()
             summary = _epoch(epoch, state, train, loss, callbacks, bar)
             seconds = time.perf_counter() - started
-            own = {"validation_accuracy": evaluate(model, dataset, validation), "seconds": seconds}
-            curves.append(summary | own)
-            state.keep(curves)
+            curves.append({**summary, "validation_accuracy": evaluate(model, dataset, validation), "seconds": seconds})
+            state.save(curves)
     if state.average is not None:
         model.load_state_dict(state.average.module.state_dict())
-        for callback in callbacks:  # zeros and the like, which an average does not keep
+        for callback in callbacks:  # an average does not preserve zeros, for example
             callback.after_step(1.0)
     seconds = sum(point["seconds"] for point in curves)
     context.log["curves"] = curves
@@ -78,13 +77,13 @@ def fit(
 def _epoch(
     epoch: int, state: "_State", train: Split, loss: Loss, callbacks: Sequence[Callback], bar: tqdm
 ) -> dict[str, float]:
-    """One pass over the training images; the loss and accuracy in it."""
+    """Train for one pass over the training images; return its loss and accuracy."""
     training, context, model = state.training, state.context, state.model
-    torch.manual_seed(epoch_seed(context.seed, epoch))  # dropout and the like, the same after a resumption
+    torch.manual_seed(epoch_seed(context.seed, epoch))  # dropout and the like must not depend on a resumption
     model.train()
     for callback in callbacks:
         callback.before_epoch(epoch / training.epochs)
-    watch, rate = _Watch(context.device), training.learning_rate
+    running, rate = _RunningMean(context.device), training.learning_rate
     view = epoch % training.views if training.views else epoch
     seed = context.seed if training.view_seed is None else training.view_seed
     side = training.small_side if epoch < round(training.small_share * training.epochs) else None
@@ -94,20 +93,20 @@ def _epoch(
     for batch in batches(context.dataset, train, size, seed=seed, epoch=view, augmentation=augmentation):
         done = epoch * per_epoch + batch.index
         rate = training.learning_rate * SCHEDULES[training.lr_schedule](done / total)
-        watch.add(batch, *update(model, state.optimizer, rate, batch, loss, side))
+        running.add(batch, *update(model, state.optimizer, rate, batch, loss, side))
         for callback in callbacks:
             callback.after_step((done + 1) / total)
         if state.average is not None:
             state.average.update_parameters(model)
         if batch.index % 10 == 9 or batch.index == per_epoch - 1:
             bar.update(done + 1 - bar.n)
-            bar.set_postfix(watch.summary(epoch, rate))
-    _check_weights(model, epoch, rate)  # the last update shows in no loss
-    return watch.summary(epoch, rate)
+            bar.set_postfix(running.summary(epoch, rate))
+    _check_weights(model, epoch, rate)  # no loss is computed after the last update
+    return running.summary(epoch, rate)
 
 
 def lay_out(model: nn.Module, image: torch.Tensor) -> None:
-    """Lay a network's weights out with the channels last, which is faster, unless it views its maps as they lie."""
+    """Convert a network to the channels_last memory format, which is faster, unless one of its views fails in it."""
     model.to(memory_format=torch.channels_last)
     was_training = model.training
     try:
@@ -121,42 +120,42 @@ def lay_out(model: nn.Module, image: torch.Tensor) -> None:
 
 
 def forward(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The logits for images `[B, C, H, W]`, which are laid out as the network's kernels are."""
+    """Return the logits for images `[B, C, H, W]`, after converting those to the memory format of the kernels."""
     kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
-    last = all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
-    return model(images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format))
+    channels_last = all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    return model(images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format))
 
 
 @torch.no_grad()
 def _check_batch_norm(model: nn.Module, image: torch.Tensor, batch_size: int) -> None:
-    """Raise StepError if a batch norm is given one value per channel of a single image `[1, C, H, W]`."""
-    alone: list[str] = []
+    """Raise StepError if a batch norm gets one value per channel from a single image `[1, C, H, W]`."""
+    single: list[str] = []
 
-    def see(name: str, values: torch.Tensor) -> None:
+    def check(name: str, values: torch.Tensor) -> None:
         if values.numel() == values.shape[1]:
-            alone.append(name)
+            single.append(name)
 
     hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0]))
+        module.register_forward_pre_hook(lambda _, inputs, name=name: check(name, inputs[0]))
         for name, module in model.named_modules()
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
     ]
     model.eval()(image)
     for hook in hooks:
         hook.remove()
-    if alone:
-        few = "batch_size=1" if batch_size == 1 else "a single training image"
+    if single:
+        cause = "batch_size=1" if batch_size == 1 else "a single training image"
         remedy = "set batch_size to at least 2" if batch_size == 1 else "add training images"
         raise StepError(
-            f"{few} leaves one value per channel to batch norm ({alone[0]}), which has no variance: {remedy}, or take "
-            "a network without batch norm there"
+            f"{cause} leaves one value per channel to batch norm ({single[0]}), which has no variance: {remedy}, or "
+            "use a network without batch norm there"
         )
 
 
 def _check_weights(model: nn.Module, epoch: int, rate: float) -> None:
     if not all(bool(t.isfinite().all()) for t in model.state_dict().values() if t.is_floating_point()):
         raise TrainingDiverged(
-            f"weights became infinite or no numbers in epoch {epoch + 1}: lower learning_rate (now {rate:.3g})"
+            f"weights became infinite or NaN in epoch {epoch + 1}: lower learning_rate (now {rate:.3g})"
         )
 
 
@@ -168,7 +167,7 @@ def update(
     loss: Loss,
     side: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of an optimizer, on images made as small as `side` says; the logits and the loss before it."""
+    """Take one optimizer step, on images resized to `side` if given; return the logits and the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
     images = batch.images
@@ -185,7 +184,7 @@ def update(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, dataset: Dataset, split: Split, batch_size: int = 500) -> float:
-    """Accuracy (0..1) of a model in memory. Reported accuracies come from the ONNX file instead: see measurement."""
+    """Return the accuracy (0..1) of a model in PyTorch. Reported accuracies use the ONNX file: see `measurement`."""
     model.eval()
     device, correct = split.labels.device, 0
     for start in range(0, len(split), batch_size):
@@ -197,7 +196,7 @@ def evaluate(model: nn.Module, dataset: Dataset, split: Split, batch_size: int =
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """bfloat16 where the hardware multiplies it natively; elsewhere it is emulated, ten times slower than float32."""
+    """Autocast to bfloat16 if the hardware multiplies it natively: emulated, it is ten times slower than float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(device))
 
 
@@ -207,8 +206,8 @@ def _has_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-class _Watch:
-    """Running loss and training accuracy, read back from the device only when shown."""
+class _RunningMean:
+    """Running means of the loss and the training accuracy, read back from the device only when shown."""
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -229,7 +228,7 @@ class _Watch:
 
 
 class _State:
-    """All that a training goes on from: weights, the optimizer's tensors, the average."""
+    """Everything needed to resume a training: weights, the optimizer's tensors, the average."""
 
     def __init__(self, model: nn.Module, training: Training, context: Context):
         self.model, self.training, self.context = model, training, context
@@ -238,29 +237,29 @@ class _State:
         if training.average:
             self.average = AveragedModel(model, avg_fn=_moving(training.average), use_buffers=True)
 
-    def keep(self, curves: list[dict]) -> None:
+    def save(self, curves: list[dict]) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for index, parameter in enumerate(self._parameters()):  # some have no state: those without a gradient yet
-            own = self.optimizer.state[parameter]
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in own.items()}
+        for index, parameter in enumerate(self._parameters()):  # those without a gradient yet have no state
+            values = self.optimizer.state[parameter]
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
         self.context.checkpoint.save(tensors, {"curves": curves})
 
     def resume(self) -> list[dict]:
-        kept = self.context.checkpoint.load()
-        if kept is None:
+        saved = self.context.checkpoint.load()
+        if saved is None:
             return []
-        tensors, state = kept
+        tensors, state = saved
         load_tensors(self.model, _below("model", tensors))
         if self.average is not None:
             load_tensors(self.average, _below("average", tensors))
         for index, parameter in enumerate(self._parameters()):
-            own = _below(f"optimizer.{index}", tensors)
-            # The memory layout too: sums in another order would round otherwise.
-            alike = {name: value for name, value in own.items() if value.shape == parameter.shape}
-            own |= {name: torch.empty_like(parameter).copy_(value) for name, value in alike.items()}
-            self.optimizer.state[parameter].update(own)
+            values = _below(f"optimizer.{index}", tensors)
+            # Restore the memory format too: sums in another order round differently.
+            same_shape = {name: value for name, value in values.items() if value.shape == parameter.shape}
+            values |= {name: torch.empty_like(parameter).copy_(value) for name, value in same_shape.items()}
+            self.optimizer.state[parameter].update(values)
         return state["curves"]
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -272,12 +271,12 @@ def _below(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def _moving(decay: float) -> Callable:
-    """An exponential moving average; at the start of fewer weights, which it would else remember for too long."""
+    """Return an exponential moving average whose decay starts small, so that the first weights are soon forgotten."""
 
     def average(before: torch.Tensor, now: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
         if not before.is_floating_point():
             return now
-        kept = min(decay, (1 + float(count)) / (10 + float(count)))
-        return before + (now - before) * (1 - kept)
+        current = min(decay, (1 + float(count)) / (10 + float(count)))
+        return before + (now - before) * (1 - current)
 
     return average

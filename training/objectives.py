@@ -1,4 +1,4 @@
-"""What a training makes small: losses as values."""
+"""Objectives: losses as values."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from training.loop import Logits, Loss
 
 @dataclass(frozen=True)
 class Labels(Objective):
-    """Cross-entropy with the labels, `smoothing` of them mixed with the uniform distribution (Szegedy et al. 2016)."""
+    """Cross-entropy with labels mixed with a share `smoothing` of the uniform distribution (Szegedy et al. 2016)."""
 
     smoothing: float = 0.0
 

@@ -1,8 +1,8 @@
-"""Optimizers by name: each makes one for a model, and gives weight decay to weights, not to biases and norms.
+"""Optimizers by name: functions that build one for a model, with weight decay on weights but not on biases and norms.
 
-One of your own is a row: `recipe.OPTIMIZERS["mine"] = lambda model, training: ...`. A group of parameters may have a
-`scale`, by which the training's learning rate is multiplied there. Its `state` is kept with the training, for after a
-kill: tensors and numbers.
+Add your own by `recipe.OPTIMIZERS["mine"] = lambda model, training: ...`. A parameter group may have a `scale` that
+multiplies the learning rate. The optimizer's `state`, tensors and numbers, is saved with the training, so that it can
+be resumed.
 """
 
 import torch
@@ -10,11 +10,11 @@ from torch import nn
 
 from recipe import OPTIMIZERS, Training
 
-SCALE = 0.5  # of Muon's learning rate for what SGD updates there
+SCALE = 0.5  # factor of the learning rate for the parameters that Muon updates by SGD
 
 
 def sgd(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """SGD with Nesterov's momentum of 0.9."""
+    """SGD with Nesterov momentum of 0.9."""
     groups = _groups(model, training.weight_decay)
     return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True)
 
@@ -25,7 +25,7 @@ def adamw(model: nn.Module, training: Training) -> torch.optim.Optimizer:
 
 
 def muon(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """`Muon` for kernels and hidden matrices; SGD for biases, norms and the last layer, which it is not made for."""
+    """`Muon` for kernels and hidden matrices; SGD for biases, norms and the last layer, for which Muon is not meant."""
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     decay = {"weight_decay": training.weight_decay}
@@ -38,11 +38,11 @@ def muon(model: nn.Module, training: Training) -> torch.optim.Optimizer:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose updates of weights are made orthogonal: Jordan et al., "Muon" (2024).
+    """Momentum with orthogonalized updates: Jordan et al., "Muon" (2024).
 
-    A weight `[O, I, ...]` counts as a matrix `[O, I * ...]`. Its update has singular values near one, whatever those of
-    the gradient, and is scaled so that its elements are of a size that the matrix's shape does not change. Groups that
-    are not `orthogonal` are updated by SGD with Nesterov's momentum.
+    A weight `[O, I, ...]` is treated as a matrix `[O, I * ...]`. Its update has singular values near one, whatever
+    those of the gradient, and is scaled so that the size of its elements does not depend on the matrix's shape. Groups
+    that are not `orthogonal` are updated by SGD with Nesterov momentum.
     """
 
     def __init__(self, groups: list[dict], lr: float, momentum: float = 0.9):
@@ -73,9 +73,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The nearest matrix with singular values near one, by Newton and Schulz's iteration in bfloat16, as Jordan has it.
+    """Return the nearest matrix with singular values near one, by Jordan's Newton-Schulz iteration in bfloat16.
 
-    Its polynomial drives them to somewhere from 0.7 to 1.2 within a few steps, which is near enough.
+    Its polynomial brings the singular values between 0.7 and 1.2 within a few steps, which is close enough.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.bfloat16() / (matrix.norm() + 1e-7)
@@ -88,10 +88,10 @@ def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Biases and batch norm's two vectors are left out of weight decay, as is customary: they hold scales."""
+    """Return parameter groups without weight decay for biases and the vectors of batch norm, as is customary."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-OPTIMIZERS |= {own.__name__: own for own in (sgd, adamw, muon)}
+OPTIMIZERS |= {known.__name__: known for known in (sgd, adamw, muon)}

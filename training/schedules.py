@@ -1,6 +1,6 @@
-"""How the learning rate goes: its share of the peak after `progress` (0..1) of a training.
+"""Schedules of the learning rate, as a share of its peak, by `progress` (0..1) of the training.
 
-One of your own is a row: `recipe.SCHEDULES["mine"] = mine`.
+Add your own by `recipe.SCHEDULES["mine"] = mine`.
 """
 
 import math
@@ -11,7 +11,7 @@ WARMUP = 0.2  # share of the training during which the learning rate rises
 
 
 def one_cycle(progress: float) -> float:
-    """Up and down along cosines: Smith and Topin, "Super-Convergence" (2019), in the form of torch's OneCycleLR."""
+    """Rise and fall along cosines: Smith and Topin, "Super-Convergence" (2019), in the form of torch's OneCycleLR."""
     start, end = 1 / 25, 1 / 25e4
     if progress < WARMUP:
         return 1 - (1 - start) * (1 + math.cos(math.pi * progress / WARMUP)) / 2
@@ -19,23 +19,23 @@ def one_cycle(progress: float) -> float:
 
 
 def triangle(progress: float) -> float:
-    """Up and down along straight lines, from a fifth of the peak to nothing."""
+    """Rise linearly from a fifth of the peak, then fall linearly to zero."""
     return 0.2 + 0.8 * progress / WARMUP if progress < WARMUP else (1 - progress) / (1 - WARMUP)
 
 
 def linear(progress: float) -> float:
-    """Down along a straight line, from the peak to nothing."""
+    """Fall linearly from the peak to zero."""
     return 1 - progress
 
 
 def cosine(progress: float) -> float:
-    """Down along half a cosine, from the peak to nothing (Loshchilov and Hutter, ICLR 2017)."""
+    """Fall along half a cosine from the peak to zero (Loshchilov and Hutter, ICLR 2017)."""
     return (1 + math.cos(math.pi * progress)) / 2
 
 
 def constant(progress: float) -> float:
-    """The peak throughout."""
+    """Stay at the peak."""
     return 1.0
 
 
-SCHEDULES |= {own.__name__: own for own in (one_cycle, triangle, linear, cosine, constant)}
+SCHEDULES |= {known.__name__: known for known in (one_cycle, triangle, linear, cosine, constant)}

@@ -1,4 +1,4 @@
-"""Trainings with techniques at work in them: pruning, rounding, in any mixture."""
+"""Training with techniques, such as pruning and rounding, in any combination."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from training.loop import Loss, fit
 
 
 def check_techniques(training: Training, techniques: object) -> None:
-    """Raise StepError unless these are techniques that go with one another and with a training."""
-    if not isinstance(techniques, tuple) or not all(isinstance(own, Technique) for own in techniques):
+    """Raise StepError unless `techniques` is a tuple of techniques that fit each other and the training."""
+    if not isinstance(techniques, tuple) or not all(isinstance(technique, Technique) for technique in techniques):
         raise StepError(f"during is a tuple of techniques, such as during=(Round(4),), not {techniques!r}")
     seen: set[str] = set()
     for technique in techniques:
         if twice := seen & technique.gives:
-            raise StepError(f"{technique.name} stands twice in during, or another that gives {min(twice)}: once is all")
+            raise StepError(f"{technique.name} is not the only technique in during that gives {min(twice)}: use one")
         seen |= technique.gives
         technique.check_in(training)
 
@@ -25,7 +25,7 @@ def check_techniques(training: Training, techniques: object) -> None:
 def fit_with(
     model: nn.Module, context: Context, training: Training, techniques: Sequence[Technique], *, loss: Loss, title: str
 ) -> nn.Module:
-    """Train a float `model` with techniques at work, and return what is deployed of it."""
+    """Train a float `model` with techniques and return the model to deploy."""
     trained = model
     for technique in techniques:
         trained = technique.form(trained, context)
@@ -37,16 +37,19 @@ def fit_with(
 
 
 def first_epoch(share: float, epochs: int) -> int:
-    """The first whole epoch, from 0, after a share of so many; 0.1 + 0.1 + 0.1 of ten is the fourth."""
+    """Return the index, from 0, of the first epoch that starts after this share of all epochs.
+
+    Rounding errors do not count: a share of 0.1 + 0.1 + 0.1 of ten epochs gives 3.
+    """
     return math.ceil(share * epochs - 1e-9)
 
 
 def check_start(name: str, share: object, epochs: int, left_for: str) -> None:
-    """Raise StepError unless a share of a training, after which something starts, leaves a whole epoch for it."""
+    """Raise StepError unless the `share` of a training after which something starts leaves it a whole epoch."""
     if not (is_number(share) and isinstance(share, int | float) and 0 <= share < 1):
         raise StepError(f"{name} is a share of the training, 0 to below 1, not {share!r}")
     if first_epoch(share, epochs) == epochs:
         most = math.floor(1000 * (1 - 1 / epochs) + 1e-9) / 1000
         raise StepError(
-            f"{name} leaves no whole epoch to {left_for}: of {epochs} epochs it is at most {most:g}, not {share}"
+            f"{name} leaves no whole epoch to {left_for}: with {epochs} epochs it is at most {most:g}, not {share}"
         )

@@ -1,4 +1,4 @@
-"""`Train`: a network on labels, from fresh weights or another recipe's."""
+"""`Train`: train a network on labels, from fresh weights or those of another recipe."""
 
 import dataclasses
 from dataclasses import KW_ONLY, dataclass
@@ -19,14 +19,15 @@ from training.techniques import check_techniques, fit_with
 class Train(Step, Training):
     """Train a network on labels from fresh weights: `Train("resnet20", epochs=30)`; `width` scales its channels.
 
-    Convolution and linear weights end rounded to bfloat16, the precision that training multiplies them in where the
-    hardware can: the loss is far below what another seed changes, and the model restores exactly from half the bytes.
+    After training, the weights of convolutions and linear layers are rounded to bfloat16, the precision in which
+    training multiplies them if the hardware can. This costs far less accuracy than a change of seed, and halves the
+    bytes needed to restore the model exactly.
 
-    `start` is a recipe of the same network to train on from: with a learning rate that rises again, a warm restart
-    (Loshchilov and Hutter, "SGDR", 2017), whose epochs show other batches than those before.
+    `start` is a recipe of the same network whose weights are trained further. The learning rate rises again: a warm
+    restart (Loshchilov and Hutter, "SGDR", 2017). The batches differ from those of the earlier epochs.
 
-    `during` are techniques at work in the training: `Train("resnet20", during=(Sparsify(0.9), Round(4)))` makes a small
-    network at once. `objective` takes the place of the cross-entropy with `label_smoothing`.
+    `during` holds techniques applied in the training: `Train("resnet20", during=(Sparsify(0.9), Round(4)))` makes a
+    small network in one training. `objective` replaces the cross-entropy with `label_smoothing`.
     """
 
     letter: ClassVar[str] = ""
@@ -45,7 +46,7 @@ class Train(Step, Training):
         check_model(self.model, self.width)
         self.check_training()
         check_techniques(self, self.during)
-        Labels(self.label_smoothing)  # which checks it
+        Labels(self.label_smoothing)  # checks it
         if self.objective is not None:
             check_objective(self.objective)
             refuse_unused(self, ("label_smoothing",), "the objective has its own labels")
@@ -67,7 +68,7 @@ class Train(Step, Training):
 
     def check_after(self, before: tuple[Step, ...]) -> None:
         if before:
-            raise StepError("Train starts a recipe: to train on from one, give it as start")
+            raise StepError("Train starts a recipe: to continue another recipe, pass it as start")
         if self.start is None:
             return
         first = self.start.steps[-1] if isinstance(self.start, Recipe) else None
@@ -80,23 +81,23 @@ class Train(Step, Training):
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         model = fresh(self.model, self.width, context)
         if self.start is not None:
-            model, context = _further(model, self.start, context)
+            model, context = _continued(model, self.start, context)
         objective = self.objective or Labels(self.label_smoothing)
         title = f"{self.model} on {context.dataset.name}, seed {context.seed}"
         return round_weights(fit_with(model, context, self, self.during, loss=objective.loss(None), title=title))
 
 
 def check_objective(value: object) -> None:
-    """Raise StepError unless a field holds an objective."""
+    """Raise StepError unless `value` is an objective."""
     if not isinstance(value, Objective):
         raise StepError(f"objective is a value such as Labels(smoothing=0.1), not {value!r}")
 
 
-def _further(model: nn.Module, start: Recipe, context: Context) -> tuple[nn.Module, Context]:
-    """The model with the weights of `start`, and a context whose batches those weights have not seen."""
+def _continued(model: nn.Module, start: Recipe, context: Context) -> tuple[nn.Module, Context]:
+    """Return the model with the weights of `start`, and a context whose batches those weights have not seen."""
     if start.dataset != context.dataset.name:
         raise StepError(
-            f"start is of {start.dataset}, the recipe of {context.dataset.name}: train on the same data set"
+            f"start was trained on {start.dataset}, the recipe uses {context.dataset.name}: use the same data set"
         )
     begun = context.make(start)
     model.load_state_dict(begun.state_dict())
@@ -112,7 +113,7 @@ def _further(model: nn.Module, start: Recipe, context: Context) -> tuple[nn.Modu
 
 
 def fresh(name: str, width: float, context: Context) -> nn.Module:
-    """A network for the data set at hand, its weights drawn from the seed."""
+    """Build a network for the context's data set, with weights drawn from its seed."""
     torch.manual_seed(context.seed)
     model = build(name, shape=context.dataset.shape, classes=len(context.dataset.classes), width=width)
     check_network(model, context.dataset.shape, len(context.dataset.classes))
@@ -122,7 +123,7 @@ def fresh(name: str, width: float, context: Context) -> nn.Module:
 
 @torch.no_grad()
 def round_weights(model: nn.Module) -> nn.Module:
-    """Round convolution and linear weights to bfloat16, as every training in floats ends; integers stay as they are."""
+    """Round convolution and linear weights to bfloat16, the last act of every float training, and return the model."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.weight.copy_(module.weight.bfloat16())

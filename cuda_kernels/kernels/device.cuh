@@ -1,12 +1,12 @@
-// What the kernels share: guarded vector loads, warp sums, and the few instructions that C++ has no name for.
-// Under CUDA_EMULATOR the instructions come from emulator.h, as plain functions on the CPU.
+// Shared by the kernels: guarded vector loads, warp sums, and instructions that CUDA C++ has no name for.
+// With CUDA_EMULATOR, the instructions come from emulator.h as plain functions on the CPU.
 #pragma once
 
 #ifdef CUDA_EMULATOR
 #include "emulator.h"
 #else
 
-// Reads that are used once: "evict first", so that what is used again (x, the columns of B) stays in the caches.
+// Loads of data that is used once: "evict first", so that reused data (x, the columns of B) stays in the caches.
 __device__ __forceinline__ float4 load_once(const float4* p) { return __ldcs(p); }
 __device__ __forceinline__ int4 load_once(const int4* p) { return __ldcs(p); }
 __device__ __forceinline__ float4 load_vector(const float4* p) { return *p; }
@@ -30,7 +30,7 @@ __device__ __forceinline__ void copy_async_commit() {
 #endif
 }
 
-// Wait until at most PENDING of this thread's committed groups are still under way.
+// Wait until at most PENDING of this thread's committed groups are still in flight.
 template <int PENDING>
 __device__ __forceinline__ void copy_async_wait() {
 #if __CUDA_ARCH__ >= 800
@@ -72,8 +72,8 @@ __device__ __forceinline__ void mma_16x8x32(int (&c)[4], const unsigned (&a)[4],
 
 constexpr unsigned FULL_WARP = 0xffffffffu;
 
-// Four floats of a row of `size`, from column k on; zeros past its end. `aligned`: k is a multiple of 4 and the row
-// starts on 16 bytes, so that one vector load serves.
+// Four floats of a row of `size`, starting at column k; zeros past its end. `aligned`: k is a multiple of 4 and the row
+// starts on a 16-byte boundary, so that one vector load is enough.
 __device__ __forceinline__ float4 load4(const float* row, int k, int size, bool aligned) {
     if (aligned && k + 4 <= size) return load_vector((const float4*)(row + k));
     float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
@@ -90,7 +90,7 @@ __device__ __forceinline__ int4 load16(const signed char* row, int k, int size, 
     unsigned long long half[2] = {0, 0};
 #pragma unroll
     for (int h = 0; h < 2; ++h)
-#pragma unroll 1  // the rare way: kept small, so that it does not crowd out the loop around it
+#pragma unroll 1  // rarely taken: kept small for the sake of the loop around it
         for (int i = 0; i < 8; ++i)
             if (k + h * 8 + i < size) half[h] |= (unsigned long long)(unsigned char)row[k + h * 8 + i] << (i * 8);
     return make_int4((int)half[0], (int)(half[0] >> 32), (int)half[1], (int)(half[1] >> 32));
@@ -111,9 +111,10 @@ __device__ __forceinline__ float warp_sum(float v) {
     return v;
 }
 
-// Blocks that each hold a part of the same output tile: true in every thread of the block that arrives last. It may
-// then read the others' parts. The ticket is left at zero for the next launch. One thread's fences serve the block: what
-// the others wrote before the first barrier comes before its ticket, and what they read after the second comes after.
+// For blocks that each hold a part of the same output tile: true in every thread of the block that arrives last, which
+// may then read the other blocks' parts. The ticket is left at zero for the next launch. One thread's fences serve the
+// whole block: its threads' writes before the first barrier come before the ticket, and their reads after the second
+// barrier come after it.
 __device__ __forceinline__ bool last_block_of_tile(int* ticket, int blocks) {
     __shared__ int arrived;
     __syncthreads();

@@ -1,11 +1,11 @@
 // The CUDA thread model on one CPU core, for checking results where there is no GPU. Never for timing.
 //
-// Blocks run one after another; every thread of a block is a fiber (its own stack, switched by hand). A fiber runs
-// until it meets a barrier, a shuffle or a matrix instruction; there it waits until its warp or block has arrived.
-// The emulator is stricter than a GPU where it can be: vector accesses must be aligned, shared memory starts as NaN in
-// every block, and barriers that not all threads reach, and shuffles that not all lanes reach, are errors. A missing
-// barrier shows because a warp runs as far as its next block barrier before another warp starts, in either order of
-// warps and lanes; asynchronous copies land as late as they may in one order, and as early in the other.
+// Blocks run one after another; every thread of a block is a fiber (with its own stack, switched explicitly). A fiber
+// runs until it meets a barrier, a shuffle or a matrix instruction, where it waits until its warp or block has arrived.
+// The emulator is stricter than a GPU: vector accesses must be aligned, shared memory starts as NaN in every block, and
+// barriers that not all threads reach, and shuffles that not all lanes reach, are errors. A missing barrier is found
+// because a warp runs up to its next block barrier before another warp starts, in either order of warps and lanes;
+// asynchronous copies complete as late as possible in one order, and as early as possible in the other.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -21,7 +21,7 @@
 #define __global__ __attribute__((noinline))
 #define __device__
 #define __forceinline__ static inline
-#define __launch_bounds__(...)  // kept by who starts the kernel
+#define __launch_bounds__(...)  // checked by the launcher
 #define __align__(n) __attribute__((aligned(n)))
 // A named section, so that the whole of shared memory can be filled with NaN before each block.
 #define __shared__ static __attribute__((section("cuda_shared")))
@@ -98,7 +98,7 @@ inline void enter() {
     wait_as(DONE);
 }
 
-// Shows `mine` to the warp and returns what all its lanes show, once all have arrived.
+// Shows `mine` to the warp and returns the values of all lanes, once all have arrived.
 template <class T>
 const T* exchange(const T& mine) {
     static_assert(sizeof(T) <= 32, "slots are 32 bytes");
@@ -127,7 +127,7 @@ inline void prepare_thread(int i) {
     makecontext(&t.context, enter, 0);
 }
 
-// Lets the warp go on if all its living lanes wait at a warp barrier, or all 32 at an exchange.
+// Lets the warp continue if all its live lanes wait at a warp barrier, or all 32 at an exchange.
 inline bool release_warp(int begin, int end) {
     int waiting[STATES] = {};
     for (int i = begin; i < end; ++i) ++waiting[threads[i]->state];
@@ -139,7 +139,7 @@ inline bool release_warp(int begin, int end) {
     return true;
 }
 
-// Runs one warp until its lanes have ended or wait for the block.
+// Runs one warp until all its lanes have ended or wait for the block.
 inline void run_warp(int begin, int end) {
     do
         for (int i = begin; i < end && error.empty(); ++i) {
@@ -149,7 +149,7 @@ inline void run_warp(int begin, int end) {
     while (error.empty() && release_warp(begin, end));
 }
 
-// Lets the block go on if all its living threads wait for each other.
+// Lets the block continue if all its live threads wait at a block barrier.
 inline bool release_block(int count) {
     int arrived = 0;
     for (int i = 0; i < count; ++i) {
@@ -292,7 +292,7 @@ inline void load_matrix_x4(unsigned (&r)[4], const void* row) {
     for (int i = 0; i < 4; ++i) memcpy(&r[i], (const char*)rows[i * 8 + lane / 4] + lane % 4 * 4, 4);
 }
 
-// Fragments as the instruction m16n8k32 lays them out: lane = 4 * row + (a fourth of k), 4 bytes of k a register.
+// Fragments as the instruction m16n8k32 lays them out: lane = 4 * row + (a quarter of k), 4 bytes of k per register.
 inline void mma_16x8x32(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     struct Fragment {
         unsigned a[4], b[2];

@@ -5,7 +5,7 @@
 #define TILE 16
 #endif
 
-// Step 1: a thread an output. Every operand comes from the caches once an operation.
+// Step 1: one thread per output. Every operation reads its operands from the caches.
 extern "C" __global__ void gemm_naive(const float* __restrict__ a, const float* __restrict__ b, float* __restrict__ c,
                                       int m, int n, int k) {
     int row = blockIdx.y * blockDim.y + threadIdx.y, col = blockIdx.x * blockDim.x + threadIdx.x;
@@ -16,7 +16,7 @@ extern "C" __global__ void gemm_naive(const float* __restrict__ a, const float* 
 }
 
 // Step 2, as published: TILE x TILE tiles of A and B in shared memory, so that global memory is read TILE times less.
-// One multiplication still needs two reads of shared memory, and that is what it waits for.
+// Each multiplication still needs two reads of shared memory, which are the bottleneck.
 extern "C" __global__ void gemm_tiled(const float* __restrict__ a, const float* __restrict__ b, float* __restrict__ c,
                                       int m, int n, int k) {
     __shared__ float a_tile[TILE][TILE], b_tile[TILE][TILE];
@@ -33,9 +33,9 @@ extern "C" __global__ void gemm_tiled(const float* __restrict__ a, const float* 
     if (row < m && col < n) c[(size_t)row * n + col] = sum;
 }
 
-// Step 3: a block makes 128 x 128 outputs, a warp 64 x 32 of them, a thread 8 x 8, held in registers: 16 reads of
-// shared memory (four of 16 bytes) feed 64 multiply-adds. While a tile is used, the next one is already on its way
-// from global memory to registers; two buffers in shared memory, so one barrier a tile.
+// Step 3: a block computes 128 x 128 outputs, a warp 64 x 32 of them, a thread 8 x 8, held in registers: 16 values
+// from shared memory (four 16-byte reads) feed 64 multiply-adds. While a tile is used, the next one is on its way from
+// global memory to registers; with two buffers in shared memory, one barrier per tile is enough.
 constexpr int BM = 128, BN = 128, BK = 16, PAD = 4;
 
 struct TileRegisters {
@@ -87,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     __shared__ __align__(16) float bs[2][BK][BN];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int row0 = blockIdx.y * BM, col0 = blockIdx.x * BN;
-    // Two groups of 4 rows and of 4 columns a thread: lanes next to each other read next to each other.
+    // Two groups of 4 rows and of 4 columns per thread: neighbouring lanes read neighbouring addresses.
     int my_row = warp / 4 * 64 + lane / 4 * 4, my_col = warp % 4 * 32 + lane % 4 * 4;
     float sum[8][8] = {};
     TileRegisters next;
@@ -121,10 +121,11 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     }
 }
 
-// Step 4, for few columns (a fully connected layer at a small batch): the bytes are those of A, so A goes straight
-// from memory to registers, 16 bytes a lane, each row read once; the columns of B, here (n, k) row-major, wait in
-// shared memory. A lane holds 4 rows x 16 columns of sums over its own share of k. As there are few outputs, k is
-// split over blocks too; the last block of a tile adds the parts in a fixed order, so results repeat bit for bit.
+// Step 4, for few columns (a fully connected layer with a small batch): nearly all bytes are those of A, so A goes
+// straight from memory to registers, 16 bytes per lane, and each row is read once; the columns of B, here (n, k)
+// row-major, are kept in shared memory. A lane holds 4 rows x 16 columns of sums over its share of k. Since there are
+// few outputs, k is also split over blocks; the last block of a tile adds the parts in a fixed order, so results are
+// bitwise reproducible.
 constexpr int SK_ROWS = 4, SK_COLS = 16, SK_WARPS = 16, SK_DEPTH = 256, SK_TILE_ROWS = SK_ROWS * SK_WARPS;
 
 __device__ __forceinline__ void stage_columns(float (*to)[SK_DEPTH], const float* b, int col0, int n, int k, int k0) {
@@ -151,8 +152,8 @@ __device__ __forceinline__ void fetch_rows(float4 (&v)[SK_ROWS], const float* co
     for (int r = 0; r < SK_ROWS; ++r) v[r] = load4(row[r], at, k, false);
 }
 
-// Adds 64 values over 32 lanes with 62 shuffles: each step sends half of what is left to the partner. Lane i ends
-// with the totals of values 2i and 2i + 1 in v[0] and v[1]. (A template, so that every index is known at compile time.)
+// Adds 64 values over 32 lanes with 62 shuffles: each step sends half of the remaining values to the partner. Lane i
+// ends with the totals of values 2i and 2i + 1 in v[0] and v[1]. (A template makes indices compile-time constants.)
 template <int HALF>
 __device__ __forceinline__ void warp_sum_64(float (&v)[64], int lane) {
     bool upper = lane & HALF / 2;

@@ -1,12 +1,12 @@
-// An INT8 layer: out = epilogue(X W^T), summed exactly in int32. X is (m, k), one row an image or a pixel; W is
-// (n, k), one row an output channel; out is (m, n). Both have k contiguous: the instructions take 4 or 32 k at once.
+// An INT8 layer: out = epilogue(X W^T), summed exactly in int32. X is (m, k), one row per image or pixel; W is (n, k),
+// one row per output channel; out is (m, n). Both have k contiguous: the instructions take 4 or 32 k at once.
 #include "device.cuh"
 
 #ifndef TILE
 #define TILE 16
 #endif
 
-// What becomes of a sum. mode 0: the int32 itself. 1: float = sum * scale[channel] + offset[channel]. 2: that, rounded
+// Outputs. mode 0: the int32 itself. 1: float = sum * scale[channel] + offset[channel]. 2: the same, rounded
 // to even, plus zero_point, clamped to int8: the next layer's input. ReLU comes before the rounding.
 struct Epilogue {
     void* out;
@@ -35,8 +35,8 @@ __device__ __forceinline__ void finish(const Epilogue& e, int row, int channel, 
 #define EPILOGUE \
     Epilogue { out, scale, offset, mode, relu, zero_point }
 
-// Step 1, as published: the tiled FP32 kernel with bytes. A quarter of the bytes to read, but each product is
-// still one instruction, after two conversions from bytes: hence 1.36x where 4x is the limit.
+// Step 1, as published: the tiled FP32 kernel with bytes. It reads a quarter of the bytes, but each product is still
+// one instruction, after two conversions from bytes: hence a speedup of 1.36x although 4x is the limit.
 extern "C" __global__ void gemm_int8_tiled(const signed char* __restrict__ x, const signed char* __restrict__ w,
                                            EPILOGUE_ARGUMENTS, int m, int n, int k) {
     __shared__ signed char x_tile[TILE][TILE], w_tile[TILE][TILE + 1];
@@ -53,8 +53,8 @@ extern "C" __global__ void gemm_int8_tiled(const signed char* __restrict__ x, co
     if (row < m && col < n) finish(EPILOGUE, row, col, n, sum);
 }
 
-// Step 2: dp4a multiplies four pairs of bytes and adds them up in one instruction. 64 x 64 outputs a block, 4 x 4 a
-// thread; tiles are kept as words of 4 k, transposed, so that a thread's 4 rows are one 16-byte read.
+// Step 2: dp4a multiplies four pairs of bytes and adds them up in one instruction. 64 x 64 outputs per block, 4 x 4 per
+// thread; tiles are stored as words of 4 k, transposed, so that a thread's 4 rows are one 16-byte read.
 constexpr int DP_TILE = 64, DP_WORDS = 8;
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(256)
                    int n, int k) {
     __shared__ __align__(16) int tile[2][DP_WORDS][DP_TILE + 4];
     int thread = threadIdx.x, row0 = blockIdx.y * DP_TILE, col0 = blockIdx.x * DP_TILE;
-    // The first 128 threads fetch X, the others W: 64 rows of 32 bytes each, 16 bytes a thread.
+    // The first 128 threads fetch X, the others W: 64 rows of 32 bytes each, 16 bytes per thread.
     int which = thread / 128, mine = thread % 128 / 2, word = thread % 2 * 4;
     int source_row = (which ? col0 : row0) + mine;
     const signed char* source = (which ? w : x) + (size_t)source_row * k;
@@ -95,10 +95,10 @@ extern "C" __global__ void __launch_bounds__(256)
                 finish(EPILOGUE, row0 + my_row + r, col0 + my_col + j, n, sum[r][j]);
 }
 
-// Step 3: the tensor cores. A block makes 128 x 128 outputs with 4 warps of 64 x 64: one step of 32 k costs a warp
-// 4 KB of shared memory for 32 matrix instructions. Three tiles of 64 k are in shared memory at a time; two are on
-// their way while one is used. 16-byte pieces of a row are stored in an order that depends on the row, so that the
-// eight rows of an ldmatrix lie in different banks.
+// Step 3: the tensor cores. A block computes 128 x 128 outputs with 4 warps of 64 x 64: for one step of 32 k, a warp
+// reads 4 KB of shared memory for 32 matrix instructions. Shared memory holds three tiles of 64 k; two are being loaded
+// while one is used. The order of the 16-byte pieces of a row depends on the row, so that the eight rows of an ldmatrix
+// are in different banks.
 constexpr int MM_TILE = 128, MM_DEPTH = 64, MM_STAGES = 3, MM_THREADS = 128;
 
 __device__ __forceinline__ int swizzled(int row, int piece) { return row * MM_DEPTH + (piece ^ (row / 2 & 3)) * 16; }
@@ -177,9 +177,9 @@ extern "C" __global__ void __launch_bounds__(MM_THREADS, 2)
 }
 
 // Step 4, for at most 16 rows of X at a time: bound by the bytes of W. A warp takes 16 channels; W goes from memory to
-// registers in 16-byte loads, eight a thread ahead of use, and straight into the matrix instruction: a sum does not
-// care about the order of k, so each lane's 16 bytes serve as four of its 4-byte pieces, as long as X, which waits
-// in shared memory, is cut the same way. k is split over blocks; integer sums make the order irrelevant.
+// registers in 16-byte loads, eight per thread ahead of use, and straight into the matrix instruction. A sum does not
+// depend on the order of k, so each lane's 16 bytes serve as four of its 4-byte pieces, as long as X, which is kept in
+// shared memory, is cut the same way. k is split over blocks; integer sums do not depend on the order.
 constexpr int SN_WARPS = 8, SN_DEPTH = 256, SN_ROWS = 16, SN_PITCH = SN_DEPTH + 64, SN_STEPS = SN_DEPTH / 64;
 
 __device__ __forceinline__ void stage_inputs(signed char (*to)[SN_PITCH], const signed char* x, int row0, int m, int k,

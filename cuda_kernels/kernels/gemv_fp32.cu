@@ -1,8 +1,8 @@
 // y = A x in FP32. A is (m, k), row-major. Two operations per 4 bytes of A: the time is that of reading A once.
 #include "device.cuh"
 
-// Step 1: a thread a row. Neighbouring threads read addresses a whole row apart: each 32-byte sector that memory
-// delivers is used for 4 bytes before it is pushed out.
+// Step 1: one thread per row. Neighbouring threads read addresses a whole row apart: of each 32-byte sector that memory
+// delivers, 4 bytes are used before it is evicted.
 extern "C" __global__ void gemv_thread_per_row(const float* __restrict__ a, const float* __restrict__ x,
                                                float* __restrict__ y, int m, int k) {
     int row = blockIdx.x * blockDim.x + threadIdx.x;
@@ -12,8 +12,8 @@ extern "C" __global__ void gemv_thread_per_row(const float* __restrict__ a, cons
     y[row] = sum;
 }
 
-// Step 2: a warp a row. 32 neighbouring floats a load, so every byte delivered is used; the lanes' sums are added by
-// shuffles. Still one 4-byte load a thread at a time.
+// Step 2: one warp per row. A load takes 32 neighbouring floats, so every byte delivered is used; the lanes' sums are
+// added by shuffles. Each thread still has only one 4-byte load in flight.
 extern "C" __global__ void gemv_warp_per_row(const float* __restrict__ a, const float* __restrict__ x,
                                              float* __restrict__ y, int m, int k) {
     int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -24,9 +24,9 @@ extern "C" __global__ void gemv_warp_per_row(const float* __restrict__ a, const 
     if (lane == 0) y[row] = sum;
 }
 
-// Step 3: a block a group of 4 rows. 16-byte loads, eight of them in flight in each thread before the first is used
-// (memory takes ~700 ns to answer: bandwidth x latency is 25 KB a multiprocessor), and each x is fetched from the
-// cache once for 4 rows instead of once a row.
+// Step 3: one block per group of 4 rows. 16-byte loads, eight of them in flight in each thread before the first is used
+// (memory latency is ~700 ns: bandwidth x latency is 25 KB per multiprocessor), and each x is fetched from the cache
+// once for 4 rows instead of once per row.
 constexpr int ROWS = 4, UNROLL = 2, THREADS = 128;
 
 extern "C" __global__ void __launch_bounds__(THREADS)

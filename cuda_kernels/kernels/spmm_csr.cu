@@ -1,7 +1,7 @@
 // C = A B with a sparse A of (m, k) in CSR and a dense B of (k, n), row-major. C is (m, n).
 #include "device.cuh"
 
-// Step 1: a thread an output. Columns and values are read again by every thread of the row, 4 bytes of B at a time.
+// Step 1: one thread per output. Every thread of a row reads its columns and values again, and B 4 bytes at a time.
 extern "C" __global__ void spmm_thread_per_output(const int* __restrict__ pointers, const int* __restrict__ columns,
                                                   const float* __restrict__ values, const float* __restrict__ b,
                                                   float* __restrict__ c, int m, int n) {
@@ -13,10 +13,10 @@ extern "C" __global__ void spmm_thread_per_output(const int* __restrict__ pointe
     c[(size_t)row * n + col] = sum;
 }
 
-// Step 2: a warp a row and a slab of columns. 32 non-zeros are read at once into the warp's corner of shared memory;
-// then LANES lanes take 4 columns each of the row of B that a non-zero names, in 16-byte loads, four in flight. With
-// few columns (LANES < 32) the warp works on 32 / LANES non-zeros at a time and adds up at the end. Warps of a
-// block take neighbouring rows of the same slab, so that a row of B that several of them need is in the first cache.
+// Step 2: one warp per row and slab of columns. 32 non-zeros are read at once into the warp's part of shared memory;
+// then LANES lanes take 4 columns each of a non-zero's row of B, in 16-byte loads, four in flight. With few columns
+// (LANES < 32) the warp works on 32 / LANES non-zeros at a time and adds up at the end. Warps of a block take
+// neighbouring rows of the same slab, so that a row of B that several of them need is in the L1 cache.
 constexpr int WARPS = 8;
 
 struct Entries {

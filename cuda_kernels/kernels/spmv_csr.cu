@@ -1,7 +1,7 @@
-// y = A x with a sparse A of (m, k). CSR costs 8 bytes a non-zero (column and value); the time is that of the bytes.
+// y = A x with a sparse A of (m, k). CSR costs 8 bytes per non-zero (column and value), which determine the time.
 #include "device.cuh"
 
-// Step 1, as published: a thread a row. Neighbouring threads read rows that are far apart, and a warp waits for its
+// Step 1, as published: one thread per row. Neighbouring threads read rows that are far apart, and a warp waits for its
 // longest row.
 extern "C" __global__ void spmv_thread_per_row(const int* __restrict__ pointers, const int* __restrict__ columns,
                                                const float* __restrict__ values, const float* __restrict__ x,
@@ -13,7 +13,7 @@ extern "C" __global__ void spmv_thread_per_row(const int* __restrict__ pointers,
     y[row] = sum;
 }
 
-// Step 2: a warp a row. Columns and values are read 32 neighbours at a time, each byte once: at best the 8 bytes a
+// Step 2: one warp per row. Columns and values are read 32 neighbours at a time, each byte once: the 8 bytes per
 // non-zero that CSR costs.
 extern "C" __global__ void spmv_warp_per_row(const int* __restrict__ pointers, const int* __restrict__ columns,
                                              const float* __restrict__ values, const float* __restrict__ x,
@@ -26,11 +26,11 @@ extern "C" __global__ void spmv_warp_per_row(const int* __restrict__ pointers, c
     if (lane == 0) y[row] = sum;
 }
 
-// Step 3: fewer bytes. A column is stored as its distance from the one before, in 8 bits: 5 bytes a non-zero with FP32
-// values, 2 with INT8 values and a scale a row. Entries come in fours ("quads"), so a lane reads 4 distances and 4
-// values at once. Distances become columns by a prefix sum over the warp, for two reads at a time, packed into the
-// halves of one word. x waits in shared memory where it fits (once a multiprocessor: one large block on each, which
-// takes its rows in turn): there, scattered reads cost only bank conflicts.
+// Step 3: fewer bytes. A column is stored as its distance from the one before, in 8 bits: 5 bytes per non-zero with
+// FP32 values, 2 with INT8 values and one scale per row. Entries come in fours ("quads"), so a lane reads 4 distances
+// and 4 values at once. Distances become columns by a prefix sum over the warp, for two reads at a time, packed into
+// the halves of one word. x is kept in shared memory if it fits (once per multiprocessor: one large block on each,
+// which takes its rows in turn): there, scattered reads cost only bank conflicts.
 constexpr int READS = 4, BLOCK = 1024;
 
 struct Quad {
