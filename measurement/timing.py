@@ -128,15 +128,15 @@ def time_by_turns(file: Path, base_file: Path, base: nn.Module, images: np.ndarr
             )
     finally:
         torch.set_num_threads(before)
-    own, base_ms, eager_ms = times
+    file_ms, base_ms, eager_ms = times
     return {
-        "median": float(np.median(own)),
-        "p95": float(np.percentile(own, 95)),
+        "median": float(np.median(file_ms)),
+        "p95": float(np.percentile(file_ms, 95)),
         "base_median": float(np.median(base_ms)),
         "eager_median": float(np.median(eager_ms)),
-        "speedup": float(np.median(base_ms / own)),
-        "speedup_over_eager": float(np.median(eager_ms / own)),
-        "runs": len(own),
+        "speedup": float(np.median(base_ms / file_ms)),
+        "speedup_over_eager": float(np.median(eager_ms / file_ms)),
+        "runs": len(file_ms),
     }
 
 
@@ -173,8 +173,9 @@ def _settled(rows: list[list[float]]) -> bool:
     """Return whether the median ratio of the first function's time to the second's is precise enough."""
     if len(rows) < 20:
         return False
-    own, base, *_ = np.log(rows).T
-    return math.sqrt(math.pi / 2) * np.std(base - own) / math.sqrt(len(rows)) < PRECISION  # a median's standard error
+    first, second, *_ = np.log(rows).T
+    deviation = np.std(second - first)
+    return math.sqrt(math.pi / 2) * deviation / math.sqrt(len(rows)) < PRECISION  # standard error of a median
 
 
 class _ProcessorSeconds(NamedTuple):

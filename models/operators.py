@@ -23,16 +23,16 @@ Modules = dict[str, nn.Module]  # by name, as `dict(traced.named_modules())`
 class Channels(Enum):
     """What an operator does to the channels of `[N, C, ...]`, dimension 1."""
 
-    PASSES = "each passes as itself"
-    MIXES = "a layer with weights makes new ones"
-    ADDS = "those of all inputs are added, one by one"
-    CONCATENATES = "those of all inputs stand one behind the other"
-    SPLITS = "some of them go on"
-    SCALES = "those of two inputs are multiplied, one by one: a gate"
-    FLATTENS = "each becomes a block of as many columns as it had pixels"
-    REARRANGES = "they are put in another order, or elsewhere than in dimension 1: a wall"
-    READS_SIZE = "none: the result is a number, or a tuple of numbers"
-    UNKNOWN = "not known: a wall"
+    PASSES = "each channel stays itself"
+    MIXES = "a layer with weights computes new channels"
+    ADDS = "corresponding channels of all inputs are added"
+    CONCATENATES = "channels of all inputs are concatenated"
+    SPLITS = "the output has some of the channels"
+    SCALES = "corresponding channels of two inputs are multiplied: a gate"
+    FLATTENS = "each channel becomes a block of columns, one per pixel"
+    REARRANGES = "channels are reordered or leave dimension 1: a wall"
+    READS_SIZE = "no channels: the result is a number or a tuple of numbers"
+    UNKNOWN = "unknown: a wall"
 
 
 PASSES, MIXES, ADDS, CONCATENATES, SPLITS, SCALES, FLATTENS, REARRANGES, READS_SIZE, UNKNOWN = Channels

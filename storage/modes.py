@@ -329,8 +329,8 @@ class _Bytes(_Layout):
 
     def join(self, symbols: list[np.ndarray], opposite: np.ndarray | None) -> np.ndarray:
         unsigned = np.zeros(len(symbols[0]), f"u{self.kind.itemsize}")
-        for place, (own, (low, _)) in enumerate(zip(symbols, self._limits, strict=True)):
-            unsigned |= (own + low).astype(unsigned.dtype) << unsigned.dtype.type(8 * place)
+        for place, (values, (low, _)) in enumerate(zip(symbols, self._limits, strict=True)):
+            unsigned |= (values + low).astype(unsigned.dtype) << unsigned.dtype.type(8 * place)
         return unsigned.view(self.kind)
 
 
@@ -416,8 +416,8 @@ class _Floats(_Layout):
         first, sign, *mantissa = symbols
         words = (sign if opposite is None else sign ^ opposite).astype(np.uint32) << np.uint32(31)
         words |= np.where(first == 0, 0, first + self._low - 1).astype(np.uint32) << np.uint32(23)
-        for own, (low, _), (shift, _) in zip(mantissa, self._limits, FIELDS[2:], strict=True):
-            words |= own.astype(np.uint32) + np.uint32(low) << np.uint32(shift)
+        for values, (low, _), (shift, _) in zip(mantissa, self._limits, FIELDS[2:], strict=True):
+            words |= values.astype(np.uint32) + np.uint32(low) << np.uint32(shift)
         if self.skips_zeros:
             words[first == 0] = 0
         return words.view(self.kind)
