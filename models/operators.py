@@ -125,9 +125,13 @@ def _cat_of_channels(node: fx.Node, modules: Modules) -> bool:
 
 
 def _over_pixels(node: fx.Node, modules: Modules) -> bool:
-    """A mean over the dimensions after the channels; one without a dimension covers all of them."""
+    """A mean over the dimensions after the channels; one without a dimension covers all of them.
+
+    The last dimension alone may be that of the channels, in a tensor `[N, C]`.
+    """
     dims = argument(node, 1, "dim", 1)
-    return all(dim in (2, 3, -1, -2) for dim in (dims if isinstance(dims, tuple | list) else [dims]))
+    dims = list(dims) if isinstance(dims, tuple | list) else [dims]
+    return all(dim in (2, 3, -1, -2) for dim in dims) and dims != [-1]
 
 
 def _from_channels_on(node: fx.Node, modules: Modules) -> bool:
@@ -153,7 +157,7 @@ def _to_pixels(node: fx.Node, modules: Modules) -> bool:
 
 def _drops_pixels(node: fx.Node, modules: Modules) -> bool:
     """A squeeze of dimensions after the channels; one without a dimension squeezes every dimension of size 1."""
-    return (len(node.args) == 1 and not node.kwargs) or _over_pixels(node, modules)
+    return (len(node.args) == 1 and not node.kwargs) or argument(node, 1, "dim") in (2, 3, -1, -2, (2, 3), (-2, -1))
 
 
 def _adds_pixels(node: fx.Node, modules: Modules) -> bool:
@@ -177,9 +181,9 @@ def _of_channels(node: fx.Node, modules: Modules) -> bool:
 
 
 def _of_pixels(node: fx.Node, modules: Modules) -> bool:
-    """`x[:, :, ::2, ::2]`, `x[..., :4]`, `x[:, :, None, None]`."""
+    """`x[:, :, ::2, ::2]`, `x[..., ::2, ::2]`, `x[:, :, None, None]`; `x[..., :4]` may be channels of `[N, C]`."""
     index = _index(node)
-    behind = index[:2] == [slice(None), slice(None)] or index[0] is Ellipsis
+    behind = index[:2] == [slice(None), slice(None)] or (index[:1] == [Ellipsis] and len(index) == 3)
     return behind and all(isinstance(part, slice | type(None)) for part in index[1:])
 
 

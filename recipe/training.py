@@ -75,11 +75,10 @@ class Training:
             raise StepError(f"small_share is a share of the epochs, above 0 and below 1, not {self.small_share!r}")
         if not (is_number(self.average) and 0 <= self.average < 1):
             raise StepError(f"average is a decay from 0 to below 1, such as 0.999, not {self.average!r}")
-        if self.views is not None and not (isinstance(self.views, int) and self.views >= 1):
-            raise StepError(
-                f"views, the epochs with different batches, is a whole number from 1 or None, not {self.views}"
-            )
-        if self.view_seed is not None and not (isinstance(self.view_seed, int) and 0 <= self.view_seed < 2**63):
+        if self.views is not None:
+            check_whole("views", self.views)
+        seed = self.view_seed
+        if seed is not None and not (isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63):
             raise StepError(f"view_seed is a whole number from 0 to 2^63 - 1 or None, not {self.view_seed!r}")
 
 

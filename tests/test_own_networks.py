@@ -331,3 +331,12 @@ def test_own_network_weights_and_pictures_to_a_folder_that_runs_by_itself(nets, 
     }  # fmt: skip
     with pytest.raises(StorageError, match="is no record"):
         deploy_file(tmp_path / "w.pt", tmp_path / "out")
+
+
+def test_timms_networks_are_timms():
+    timm = pytest.importorskip("timm", reason="an extra of the project")
+    torch.manual_seed(0)
+    own = build("timm:resnet18d(drop_rate=0.1)", shape=(1, 32, 32), classes=5)
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnet18d", num_classes=5, in_chans=1, drop_rate=0.1)
+    assert all(torch.equal(theirs.state_dict()[name], value) for name, value in own.state_dict().items())

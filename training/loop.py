@@ -140,9 +140,11 @@ def _check_batch_norm(model: nn.Module, image: torch.Tensor, batch_size: int) ->
         for name, module in model.named_modules()
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
     ]
-    model.eval()(image)
-    for hook in hooks:
-        hook.remove()
+    try:
+        model.eval()(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
     if single:
         cause = "batch_size=1" if batch_size == 1 else "a single training image"
         remedy = "set batch_size to at least 2" if batch_size == 1 else "add training images"

@@ -16,7 +16,7 @@ class Labels(Objective):
 
     def check(self) -> None:
         if not (is_number(self.smoothing) and 0 <= self.smoothing < 1):
-            raise StepError(f"label_smoothing must be in [0, 1), not {self.smoothing!r}")
+            raise StepError(f"smoothing of labels (label_smoothing) must be in [0, 1), not {self.smoothing!r}")
 
     def loss(self, teacher: Logits | None) -> Loss:
         return lambda logits, batch: cross_entropy(logits, batch.labels, label_smoothing=self.smoothing)
