@@ -59,20 +59,6 @@ def confusions(recipes: Mapping[str, Recipe]) -> pd.DataFrame:
     return kept_table("confusions", first.dataset, rows, {"models": _ids(recipes)})
 
 
-def changed_errors(confusion: pd.DataFrame, one: str, other: str) -> str:
-    """How often each of two models in a table of `confusions` is wrong, and where the other gains and loses most."""
-    wrong = confusion[confusion["actual"] != confusion["answer"]]
-    errors = wrong.pivot(index=["actual", "answer"], columns="model", values="images")
-    text = f"{one} is wrong on {_images(errors[one].sum())}, {other} on {_images(errors[other].sum())}."
-    fewer = errors[one] - errors[other]
-    for word, name, change in (("gain", "fewer", fewer), ("loss", "more", -fewer)):
-        if change.max() > 0:
-            (actual, answer), *alike = change.index[change == change.max()]
-            pairs = f" (and {len(alike)} other pair{'s' * (len(alike) > 1)} alike)" if alike else ""
-            text += f" Its largest {word}: {actual} taken for {answer} on {_images(change.max(), name)}{pairs}."
-    return text
-
-
 @torch.no_grad()
 def _answers(recipe: Recipe) -> np.ndarray:
     """The classes that a model gives to the test images."""
@@ -83,7 +69,3 @@ def _answers(recipe: Recipe) -> np.ndarray:
 
 def _ids(recipes: Mapping[str, Recipe]) -> dict[str, str]:
     return {name: recipe.id for name, recipe in recipes.items()}
-
-
-def _images(count: int, which: str = "") -> str:
-    return f"{count} {which}{' ' * bool(which)}image{'' if count == 1 else 's'}"

@@ -17,26 +17,32 @@ from combination import (
     BudgetError,
     Joint,
     SearchError,
-    beside_reported,
-    compared,
-    front_in_words,
     model_search,
     pareto_front,
     recommend,
     search,
-    smallest_within,
-    study,
-    takeaways,
 )
 from combination.model_search import STARTUP
-from combination.reported import reported_label
 from distillation import Distill, Ensemble
-from experiment import Recipe, base_recipe, export_table, published_study
+from experiment import Recipe
 from experiment.store import ROOT
 from plots import pareto
 from plots.pareto import budget_charts, budget_sliders, explore_budgets, pareto_chart, show_recommendation
 from pruning import Prune, PruneChannels
 from quantization import Quantize
+from report import (
+    beside_reported,
+    compared,
+    export_table,
+    front_in_words,
+    loss_and_size,
+    published_study,
+    smallest_within,
+    takeaways,
+)
+from report.published import reported_label
+from study import combination as study
+from study.baseline import base_recipe
 from training import Train
 
 matplotlib.use("Agg")
@@ -744,21 +750,21 @@ def test_loss_and_size_by_hand():
     seeded = study_records().assign(id=lambda t: t["id"] + " 1", base="base 1", seed=1)
     seeded["accuracy"] += 0.03
     both = pd.concat([study_records(), seeded], ignore_index=True).assign(words="some")
-    table = study.loss_and_size(both, bases, "label", "words")
+    table = loss_and_size(both, bases, "label", "words")
     assert table["label"].tolist() == study_records()["label"].tolist() and set(table["words"]) == {"some"}
     row = table[table["label"] == "half"].iloc[0]
     assert row["accuracy %"] == 91 and row["seeds"] == 2  # 89.5 and 92.5
     assert row["points to the base"] == 0 and row["x smaller"] == round(1000 / 550, 1)  # half a point lost, and won
     assert row["spread"] == round(statistics.stdev([89.5, 92.5]), 2) and row["training s"] == 5
-    assert "seeds" not in study.loss_and_size(study_records(), bases)
+    assert "seeds" not in loss_and_size(study_records(), bases)
     long = study_records(half={"train_seconds": 1210.0})
-    assert study.loss_and_size(long, bases, "label").set_index("label")["training min"]["half"] == 20
+    assert loss_and_size(long, bases, "label").set_index("label")["training min"]["half"] == 20
 
 
 def test_recipes_that_share_a_label_are_apart_where_their_words_are():
     two = study_records().iloc[[1, 1]].assign(late_bits=[2, 3], accuracy=[0.8, 0.9])
     base = {"id": "base", "accuracy": 0.9, "onnx_bytes": 1_000_000, "train_seconds": 10.0}
-    table = study.loss_and_size(two, [base], "late_bits")
+    table = loss_and_size(two, [base], "late_bits")
     assert table["accuracy %"].tolist() == [80, 90]
 
 
@@ -766,7 +772,7 @@ def test_training_times_without_the_base_where_it_is_a_teacher():
     base = {"id": "base", "accuracy": 0.9, "onnx_bytes": 1_000_000, "train_seconds": 10.0}
     teacher = Recipe("cifar10", (Distill("resnet20", teachers=(BASE,)),))
     rows = pd.DataFrame([model("a", SMALL, 0.9, 1, epochs=3), model("b", teacher, 0.9, 1, epochs=3)])
-    assert study.loss_and_size(rows, [base], "label")["training s"].tolist() == [3, 13]
+    assert loss_and_size(rows, [base], "label")["training s"].tolist() == [3, 13]
 
 
 def test_long_trainings_have_one_teacher_and_seeds_of_their_own():

@@ -27,19 +27,23 @@ from distillation import (
     distillation_loss,
     errors,
     hint_loss,
-    study,
 )
 from distillation.ensemble import best_weights
 from distillation.features import Guided, map_places, maps_at
-from experiment import Recipe, base_recipe, make, percent, run
-from experiment import study as experiment_study
+from experiment import Recipe, make, run
+from experiment import tables as experiment_tables
 from measurement import cost, operator_counts
 from models import ModelError, build, combine
 from models.quantized import Quantizer, bias_steps, insert_quantizers, round_biases
 from plots.distillation import accuracy_by_parameters
 from quantization import Quantize
 from recipe import StepError
+from report import percent
+from report.published import students_beside_published
+from report.sentences import beside_ensemble, changed_errors
 from storage import Checkpoint, export_onnx, load_archive, open_onnx, run_onnx, save_archive
+from study import distillation as study
+from study.baseline import base_recipe
 from training import Context, Train
 
 DIGITS = Recipe("digits", (Train("resnet8"),))
@@ -644,7 +648,7 @@ def test_confusions_and_changed_errors_by_hand(answering):
     wrong = {key: count for key, count in counts.items() if key[1] != key[2] and count}
     assert wrong == {("one", "c", "b"): 1, ("other", "a", "b"): 1, ("other", "b", "c"): 1, ("other", "c", "b"): 1}
     worse, alike, better = (
-        errors.changed_errors(table, *names) for names in (("one", "other"), ("one", "one"), ("other", "one"))
+        changed_errors(table, *names) for names in (("one", "other"), ("one", "one"), ("other", "one"))
     )
     total = "one is wrong on 1 image, other on 3 images."
     assert worse == f"{total} Its largest loss: a taken for b on 1 more image (and 1 other pair alike)."
@@ -686,7 +690,7 @@ def test_our_students_beside_the_studys():
     records = pd.DataFrame(
         [{"student": name, "label": name, "accuracy": 0.9 - place / 100} | own for place, name in enumerate(names)]
     )
-    table = study.beside_the_study(records)
+    table = students_beside_published(records)
     assert table["its name there"].tolist() == ["Model 4", "ensemble of 4 5 6"]
     assert table["accuracy %"].tolist() == [90, 88] and table["reported %"].tolist() == [85.1, 88.02]
     assert table["reported K"].tolist() == [253, 631] and table["reported MB"].tolist() == [2.9, 7.2]
@@ -709,7 +713,7 @@ COMPARED = pd.DataFrame(
 
 def test_sentences_on_an_ensemble():
     assert percent(COMPARED.loc[1]) == "95.00 % (93.00 - 96.00)"
-    first, empty, *others = study.beside_ensemble(COMPARED).splitlines()
+    first, empty, *others = beside_ensemble(COMPARED).splitlines()
     assert first == (
         "The both has 95.00 % (93.00 - 96.00) in 1 KB, at 2.00 million MACs and 0.400 ms. "
         "Beside it, latencies through the base timed by turns:"
@@ -759,7 +763,7 @@ def test_the_weak_loss_as_rows(folders):
 
 def test_features_are_words_when_made_and_when_read_back(folders, monkeypatch):
     for name, value in (("make", None), ("load", SimpleNamespace(validation=None)), ("evaluate", 0.5)):
-        monkeypatch.setattr(experiment_study, name, lambda *_, value=value: value)
+        monkeypatch.setattr(experiment_tables, name, lambda *_, value=value: value)
     for _ in range(2):
         table = study.with_features(DIGITS, "student_4", [None, "hints"])
         assert table["features"].tolist() == ["answers alone", "hints"] and table["accuracy"].tolist() == [0.5, 0.5]

@@ -21,9 +21,8 @@ from plots.pruning import accuracy_and_speed
 from plots.quantization import accuracy_by_calibration, latency_by_path, noise_by_layer
 from plots.style import PALETTE, method_names, method_style
 from pruning import Prune
-from pruning import study as pruning_study
-from quantization import study as quantization_study
 from recipe import STEPS, Recipe, Step, letters_of, words_of
+from report.sentences import best_by_sparsity, mixed_in_words, on_rewinding
 from training import Train
 
 matplotlib.use("Agg")
@@ -285,28 +284,28 @@ def test_best_by_sparsity_is_of_means_over_seeds():
     rows = [(0.5, "magnitude", 0.90), (0.5, "magnitude", 0.92), (0.5, "lookahead", 0.912), (0.5, "lookahead", 0.912)]
     rows += [(0.9, "magnitude", 0.60), (0.9, "lookahead", 0.80)]
     table = pd.DataFrame(rows, columns=["sparsity", "criterion", "accuracy"]).assign(test_images=1000)
-    assert pruning_study.best_by_sparsity(table).splitlines() == [
+    assert best_by_sparsity(table).splitlines() == [
         "- 50% pruned: **lookahead** 91.20 %, whose 95 % interval overlaps that of *magnitude* 91.00 %",
         "- 90% pruned: **lookahead** 80.00 %, whose 95 % interval overlaps no other",
     ]
 
 
 def test_rewinding_is_excused_where_epochs_are_fewer():
-    base = pruning_study.Recipe("cifar10", (Train("resnet20", epochs=40),))
-    assert "in one epoch: what the base learnt in 40" in pruning_study.on_rewinding(base, 1)
-    assert "in 3 epochs" in pruning_study.on_rewinding(base, 3)
-    assert "cannot" not in pruning_study.on_rewinding(base, 40)
+    base = Recipe("cifar10", (Train("resnet20", epochs=40),))
+    assert "in one epoch: what the base learnt in 40" in on_rewinding(base, 1)
+    assert "in 3 epochs" in on_rewinding(base, 3)
+    assert "cannot" not in on_rewinding(base, 40)
 
 
 def test_mixed_precision_in_words():
     mixed = {"validation_accuracy": 0.9104, "archive_bytes": 1010}
     uniform = {"validation_accuracy": 0.9134, "archive_bytes": 1000}
     layer_bits = (("a", 3), ("b", 2), ("c", 3))
-    assert quantization_study.mixed_in_words(layer_bits, mixed, uniform, 5000) == (
+    assert mixed_in_words(layer_bits, mixed, uniform, 5000) == (
         "Chosen: 1 layer at 2 bits, 2 layers at 3 bits. Beside one width everywhere that changes validation accuracy "
         "by -0.30 points (the 95 % intervals overlap), and the archive's bytes by +1.0 %."
     )
-    assert "do not overlap" in quantization_study.mixed_in_words(layer_bits, mixed, uniform, 10**6)
+    assert "do not overlap" in mixed_in_words(layer_bits, mixed, uniform, 10**6)
 
 
 def test_a_technique_of_ones_own_has_its_letter_words_and_colour():

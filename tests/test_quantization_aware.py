@@ -18,12 +18,14 @@ from experiment import Recipe
 from measurement import operator_counts
 from models import build
 from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, insert_quantizers
-from quantization import Quantize, qat, study
+from quantization import Quantize, qat
 from quantization.mixed import allocate, sensitivity
 from quantization.static import least_error_range, scale_and_zero_point
 from quantization.weights import best_scale, bits_by_layer, levels, round_weight
 from recipe import StepError
+from report import by_width
 from storage import Checkpoint, export_onnx
+from study import quantization as study
 from training import Context, Train, TrainingDiverged
 
 
@@ -309,7 +311,7 @@ def test_a_large_network_has_a_training_of_its_own():
 def test_widths_are_compared_with_the_float_network():
     rows = [("float", 32, 0.9, 4e6), ("static", 2, 0.5, 3e5), ("trained", 2, 0.88, 2e5), ("trained", 2, 0.90, 2e5)]
     table = pd.DataFrame(rows, columns=["how", "bits", "accuracy", "archive_bytes"])
-    row = study.by_width(table.assign(model="resnet20", base_onnx_bytes=4e6)).iloc[0]
+    row = by_width(table.assign(model="resnet20", base_onnx_bytes=4e6)).iloc[0]
     assert (row["rounded only %"], row["points"], row["trained %"], row["points, trained"]) == (50, -40, 89, -1)
     assert (row["archive KB"], row["x smaller"]) == (200, 20)
 

@@ -1,14 +1,12 @@
 """What notebook 2 compares: lists of cases, each some words about it and its recipe."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import pandas as pd
 import torch
 
 from data import load, normalize
-from experiment import batch_size, beside_published, kept_table, make, run_table, seeds_in_words
-from experiment.chance import alike
+from experiment import kept_table, make
 from experiment.store import artifacts_folder
 from quantization.mixed import allocate, sensitivity
 from quantization.noise import signal_to_noise
@@ -18,6 +16,7 @@ from quantization.static import METHODS
 from quantization.weights import Bits
 from recipe import Recipe
 from storage import Checkpoint
+from study.baseline import batch_size
 from training import Context
 
 Case = tuple[dict, Recipe]
@@ -63,28 +62,6 @@ def widths(base: Recipe, bits: Iterable[Bits]) -> list[Case]:
     return cases
 
 
-def by_width(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a network and width from records of `widths`: test accuracy (%), points to the float one, archive."""
-    rows = []
-    for (model, bits), group in table[table["how"] != "float"].groupby(["model", "bits"], sort=False):
-        float_accuracy = 100 * table.loc[(table["model"] == model) & (table["how"] == "float"), "accuracy"].mean()
-        mean = group.groupby("how")[["accuracy", "archive_bytes"]].mean().reindex(["static", "trained"])
-        rounded, trained = 100 * mean["accuracy"][["static", "trained"]]
-        rows.append(
-            {
-                "model": model,
-                "bits": bits,
-                "rounded only %": rounded,
-                "points": rounded - float_accuracy,
-                "trained %": trained,
-                "points, trained": trained - float_accuracy,
-                "archive KB": mean["archive_bytes"]["trained"] / 1e3,
-                "x smaller": group["base_onnx_bytes"].iloc[0] / mean["archive_bytes"]["trained"],
-            }
-        )
-    return pd.DataFrame(rows).round(2)
-
-
 def layer_sensitivity(base: Recipe, images: int = 1000) -> pd.DataFrame:
     """`sensitivity` of the base's layers, kept as a table."""
     bits = (*CANDIDATES, 8)
@@ -126,47 +103,3 @@ def mixed(base: Recipe, average: int = 3) -> Recipe:
     harm = table.set_index(["layer", "bits"])["added_loss"].to_dict()
     chosen = allocate(weights, harm, average * sum(weights.values()) / 8)
     return trained(base, average, layer_bits=tuple(sorted(chosen.items())))
-
-
-def mixed_in_words(layer_bits: Iterable[tuple[str, int]], mixed: Mapping, uniform: Mapping, images: int) -> str:
-    """How many layers have which bits, and what that changes: `mixed` beside the record of one width everywhere.
-
-    Choices are made on so many validation images.
-    """
-    counts = Counter(bits for _, bits in layer_bits)
-    chosen = ", ".join(f"{n} layer{'s' * (n > 1)} at {bits} bits" for bits, n in sorted(counts.items()))
-    accuracies = mixed["validation_accuracy"], uniform["validation_accuracy"]
-    overlap = "the 95 % intervals overlap" if alike(*accuracies, images) else "the 95 % intervals do not overlap"
-    return (
-        f"Chosen: {chosen}. Beside one width everywhere that changes validation accuracy by "
-        f"{100 * (accuracies[0] - accuracies[1]):+.2f} points ({overlap}), and the archive's bytes by "
-        f"{100 * (mixed['archive_bytes'] / uniform['archive_bytes'] - 1):+.1f} %."
-    )
-
-
-def beside_the_study(base: Recipe) -> pd.DataFrame:
-    """The published study's three rows of 8 bits, as reported, beside ours of `base`."""
-    cases = {"FP32 baseline": base, "static INT8": base.then(Quantize()), "QAT INT8": trained(base, 8)}
-    return beside_published(run_table((({}, recipe) for recipe in cases.values()), whole=True), cases)
-
-
-def sentence(group: pd.DataFrame) -> str:
-    """What static INT8 costs and buys a model: `group` holds the records of its FP32 and static INT8 versions."""
-    by_seed = group.pivot(index="seed", columns="kinds", values="accuracy")
-    change = 100 * (by_seed["Q"] - by_seed[""]).mean()
-    integer = group[group["kinds"] == "Q"]
-    first = integer.iloc[0]
-    speedup, over_eager = (
-        {batch: integer[f"latency_ms.{batch}_one_thread.{ratio}"].median() for batch in ("batch1", "batch64")}
-        for ratio in ("speedup", "speedup_over_eager")
-    )
-    return (
-        f"- **{first['model']}**: static INT8 changes accuracy by {change:+.2f} points "
-        f"({seeds_in_words(len(by_seed))}); the file is "
-        f"{100 * first['onnx_bytes'] / first['base_onnx_bytes']:.1f} % of the FP32 one; "
-        f"{first['operators.integer_convolutions']} of {first['operators.convolutions']} convolutions and "
-        f"{first['operators.integer_additions']} of {first['operators.additions']} additions run on integers; "
-        f"on one thread, at batch 1 it is {speedup['batch1']:.2f}x as fast as FP32 in ONNX Runtime and "
-        f"{over_eager['batch1']:.1f}x as fast as eager PyTorch, at batch 64 "
-        f"{speedup['batch64']:.2f}x and {over_eager['batch64']:.1f}x."
-    )

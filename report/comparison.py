@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from combination.recommendation import candidates, pareto_front
-from experiment import percent, seeds_in_words
 from recipe import steps_of
+from report.tables import interval, percent, seeds_in_words
 
 UNITS = {
     "archive_bytes": (1e3, "KB"),
@@ -87,3 +87,62 @@ def front_in_words(records: pd.DataFrame, column: str) -> str:
     if len(front) == 1:
         return f"Of {len(records)} records one beats all others on validation: {cheapest}."
     return f"{len(front)} of {len(records)} records are on the front by validation, from {cheapest}, to {best}."
+
+
+def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd.DataFrame:
+    """A row a recipe, its seeds averaged: columns `words` of the table, test accuracy and its distance to the base.
+
+    Each record is compared with the one of `bases` that it started from, of the same seed. `spread`, where there are
+    several seeds, is the standard deviation of the accuracy over them; the interval is that of one. Trainings are
+    those after the base (or `seconds`, where the table has them), in seconds where all are short.
+    """
+    base = pd.json_normalize(list(bases)).set_index("id").loc[table["base"]].set_axis(table.index)
+    # Where it is a teacher, its training is not counted.
+    after = pd.Series([steps_of(record)[0].base is None for record in table.to_dict("records")], table.index)
+    seconds = table.get("seconds", table["train_seconds"] - base["train_seconds"].where(after, 0))
+    unit, name = (60, "min") if seconds.max() >= 600 else (1, "s")
+    figures = pd.DataFrame(
+        {
+            "accuracy %": 100 * table["accuracy"],
+            "accuracy_low": table["accuracy_low"],
+            "accuracy_high": table["accuracy_high"],
+            "points to the base": 100 * (table["accuracy"] - base["accuracy"]),
+            "weights not zero K": table["nonzero_parameters"] / 1e3,
+            "archive KB": table["archive_bytes"] / 1e3,
+            "x smaller": base["onnx_bytes"] / table["archive_bytes"],
+            "x faster": table["latency_ms.batch1_one_thread.speedup"],
+            f"training {name}": seconds / unit,
+        }
+    )
+    keys = list(dict.fromkeys([*words, "label"]))  # bits by layer, for instance, are in no label
+    by_recipe = figures.groupby([table[key] for key in keys], sort=False, dropna=False)
+    means = by_recipe.mean()
+    means.insert(1, "interval", means.apply(interval, axis="columns"))
+    means = means.drop(columns=["accuracy_low", "accuracy_high"])
+    if len(table) > len(means):
+        means.insert(2, "seeds", by_recipe.size())
+        means.insert(3, "spread", by_recipe["accuracy %"].std())
+    means = means.round(2).round({"weights not zero K": 1, "archive KB": 1, "x smaller": 1, f"training {name}": 1})
+    return means.reset_index()[[*words, *means.columns]]
+
+
+def by_width(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a network and width from records of `widths`: test accuracy (%), points to the float one, archive."""
+    rows = []
+    for (model, bits), group in table[table["how"] != "float"].groupby(["model", "bits"], sort=False):
+        float_accuracy = 100 * table.loc[(table["model"] == model) & (table["how"] == "float"), "accuracy"].mean()
+        mean = group.groupby("how")[["accuracy", "archive_bytes"]].mean().reindex(["static", "trained"])
+        rounded, trained = 100 * mean["accuracy"][["static", "trained"]]
+        rows.append(
+            {
+                "model": model,
+                "bits": bits,
+                "rounded only %": rounded,
+                "points": rounded - float_accuracy,
+                "trained %": trained,
+                "points, trained": trained - float_accuracy,
+                "archive KB": mean["archive_bytes"]["trained"] / 1e3,
+                "x smaller": group["base_onnx_bytes"].iloc[0] / mean["archive_bytes"]["trained"],
+            }
+        )
+    return pd.DataFrame(rows).round(2)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ from torch import nn
 
 from combination.joint import Joint
 from combination.model_search import FIELDS, SearchError, check_space, search
-from distillation.study import long_student, patient, student, student_training
-from experiment import interval, kept_table
+from experiment import kept_table
 from models import build
-from pruning.study import pruned, under_itself
-from quantization.study import trained
 from quantization.weights import Bits, bits_by_layer
-from recipe import Recipe, check_whole, steps_of, training_of
+from recipe import Recipe, check_whole, training_of
+from study.distillation import long_student, patient, student, student_training
+from study.pruning import pruned, under_itself
+from study.quantization import trained
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
@@ -127,43 +127,6 @@ def orders(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY)
         ({"order": "prune the teacher, distil, prune, quantize"}, trained(twice, bits)),
         ({"order": "prune the teacher, distil, quantize"}, trained(of_pruned, bits)),
     ]
-
-
-def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd.DataFrame:
-    """A row a recipe, its seeds averaged: columns `words` of the table, test accuracy and its distance to the base.
-
-    Each record is compared with the one of `bases` that it started from, of the same seed. `spread`, where there are
-    several seeds, is the standard deviation of the accuracy over them; the interval is that of one. Trainings are
-    those after the base (or `seconds`, where the table has them), in seconds where all are short.
-    """
-    base = pd.json_normalize(list(bases)).set_index("id").loc[table["base"]].set_axis(table.index)
-    # Where it is a teacher, its training is not counted.
-    after = pd.Series([steps_of(record)[0].base is None for record in table.to_dict("records")], table.index)
-    seconds = table.get("seconds", table["train_seconds"] - base["train_seconds"].where(after, 0))
-    unit, name = (60, "min") if seconds.max() >= 600 else (1, "s")
-    figures = pd.DataFrame(
-        {
-            "accuracy %": 100 * table["accuracy"],
-            "accuracy_low": table["accuracy_low"],
-            "accuracy_high": table["accuracy_high"],
-            "points to the base": 100 * (table["accuracy"] - base["accuracy"]),
-            "weights not zero K": table["nonzero_parameters"] / 1e3,
-            "archive KB": table["archive_bytes"] / 1e3,
-            "x smaller": base["onnx_bytes"] / table["archive_bytes"],
-            "x faster": table["latency_ms.batch1_one_thread.speedup"],
-            f"training {name}": seconds / unit,
-        }
-    )
-    keys = list(dict.fromkeys([*words, "label"]))  # bits by layer, for instance, are in no label
-    by_recipe = figures.groupby([table[key] for key in keys], sort=False, dropna=False)
-    means = by_recipe.mean()
-    means.insert(1, "interval", means.apply(interval, axis="columns"))
-    means = means.drop(columns=["accuracy_low", "accuracy_high"])
-    if len(table) > len(means):
-        means.insert(2, "seeds", by_recipe.size())
-        means.insert(3, "spread", by_recipe["accuracy %"].std())
-    means = means.round(2).round({"weights not zero K": 1, "archive KB": 1, "x smaller": 1, f"training {name}": 1})
-    return means.reset_index()[[*words, *means.columns]]
 
 
 def smallest(base: Recipe, space: Mapping[str, Sequence], *, candidates: int, epochs: int) -> pd.DataFrame:

@@ -1,11 +1,13 @@
-"""The README's results, from the records: `python -m combination.readme` writes them."""
+"""The README's results, from the records: `python -m report.readme` writes them."""
 
 import re
 
-from combination.comparison import smallest_within
 from combination.recommendation import candidates, pareto_front
-from experiment import interval, load_records, published_study
+from experiment import load_records
 from experiment.store import ROOT
+from report.comparison import smallest_within
+from report.published import published_study
+from report.tables import interval
 
 DATASET = "cifar10"
 PLACE = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)

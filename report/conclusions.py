@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from combination.comparison import compared, points
 from combination.recommendation import candidates
-from combination.reported import as_the_study
-from experiment import percent, published_study
 from experiment.chance import overlap
 from pruning import Prune, PruneChannels
 from quantization import Quantize
 from quantization.weights import bits_in_words
 from recipe import CompressionError, Step
+from report.comparison import compared, points
+from report.published import as_the_study, published_study
+from report.tables import percent
 
 FLAT, NEAR, KEPT = 1.0, 2.0, 6.0  # points: what "flat", "at equal accuracy" and "most of the accuracy" mean here
 LIKE = 1.25  # figures within this factor of each other agree

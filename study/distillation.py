@@ -13,12 +13,12 @@ from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.loss import SoftTargets
 from distillation.teacher import Teacher
-from experiment import batch_size, beside_published, kept_table, make, percent, training_device, validated
-from experiment.chance import overlap
+from experiment import kept_table, make, training_device, validated
 from measurement import cost
 from models import build
 from recipe import Recipe
 from storage import Checkpoint
+from study.baseline import batch_size
 from training import Context, Labels, Train, fit, fresh
 
 Case = tuple[dict, Recipe]
@@ -178,26 +178,6 @@ def _width(dataset: str, model: str, what: str, target: int) -> float:
     return float(kept_table("width", dataset, rows, {"model": model, what: target})["width"][0])
 
 
-def beside_ensemble(compared: pd.DataFrame) -> str:
-    """Markdown: the ensemble, and beside it each other network of `compared`, the records of `against_ensembles`.
-
-    Latencies are compared through the base, with which each was timed by turns.
-    """
-    place = (compared["kind"] == "ensemble").idxmax()
-    compared = compared.assign(slowness=1 / compared["latency_ms.batch1_one_thread.speedup"])
-    whole = compared.loc[place]
-    shares = {"file": "onnx_bytes", "MACs": "macs", "latency": "slowness"}
-    lines = [
-        f"The {whole['student']} has {percent(whole)} in {whole['onnx_bytes'] / 1e3:,.0f} KB, at "
-        f"{whole['macs'] / 1e6:,.2f} million MACs and {whole['latency_ms.batch1_one_thread.median']:.3f} ms. "
-        "Beside it, latencies through the base timed by turns:\n"
-    ]
-    for _, row in compared.drop(index=place).iterrows():
-        beside = ", ".join(f"{row[column] / whole[column]:.2f} of its {word}" for word, column in shares.items())
-        lines.append(f"- {row['student']} ({row['kind']}): {percent(row)}, {overlap(row, whole)}; {beside}")
-    return "\n".join(lines)
-
-
 def losses(base: Recipe, model: str, temperatures: Iterable[float], alphas: Iterable[float], **fields) -> pd.DataFrame:
     """Validation accuracy (0..1) of a student over a grid: columns temperature, alpha, accuracy."""
     grid = [{"temperature": temperature, "alpha": alpha} for temperature in temperatures for alpha in alphas]
@@ -252,14 +232,6 @@ def first_images(dataset: Dataset, images: int) -> Dataset:
     return dataclasses.replace(
         dataset, train=first(dataset.train, images), validation=first(dataset.validation, images // 10)
     )
-
-
-def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:
-    """Our records (columns student, and those of a record) beside the published study's figures for the same model."""
-    names = {"resnet18": "ResNet-18 teacher", "ensemble of 4 5 6": "ensemble of 4 5 6"}
-    names |= {name: own for name, (own, _) in STUDENTS.items()}
-    ours = records[records["student"].isin(names)].drop_duplicates("student")
-    return beside_published(ours, ours["student"].map(names))
 
 
 def _timed_epoch(step: Distill, context: Context, teacher: nn.Module | None) -> float:
