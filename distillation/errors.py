@@ -59,6 +59,20 @@ def confusions(recipes: Mapping[str, Recipe]) -> pd.DataFrame:
     return kept_table("confusions", first.dataset, rows, {"models": _ids(recipes)})
 
 
+def changed_errors(confusion: pd.DataFrame, one: str, other: str, most: int = 3) -> pd.DataFrame:
+    """Where two models in a table of `confusions` err otherwise: a row for all errors, then the pairs of classes that
+    change the most, `most` of them to the better and as many to the worse.
+
+    Columns actual, answer, the images of each model, and `fewer` of the other's.
+    """
+    wrong = confusion[confusion["actual"] != confusion["answer"]]
+    table = wrong.pivot(index=["actual", "answer"], columns="model", values="images")[[one, other]].reset_index()
+    table = table.assign(fewer=table[one] - table[other]).sort_values("fewer", ascending=False, kind="stable")
+    better, worse = table[table["fewer"] > 0].head(most), table[table["fewer"] < 0].tail(most)
+    everything = {"actual": "any", "answer": "wrong"} | table[[one, other, "fewer"]].sum().to_dict()
+    return pd.concat([pd.DataFrame([everything]), better, worse], ignore_index=True).rename_axis(None, axis="columns")
+
+
 @torch.no_grad()
 def _answers(recipe: Recipe) -> np.ndarray:
     """The classes that a model gives to the test images."""

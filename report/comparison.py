@@ -1,18 +1,21 @@
-"""The records beside their FP32 bases: what each lost, how much smaller it became, and words for both."""
+"""Records beside their FP32 bases and beside each other, as tables: accuracy, size and time."""
 
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from combination.recommendation import candidates, pareto_front
+from combination.recommendation import pareto_front
+from experiment.chance import intervals_overlap, near_best
 from recipe import steps_of
-from report.tables import interval, percent, seeds_in_words
+from report.tables import interval
+from study.one_training import AT_ONCE
 
-UNITS = {
-    "archive_bytes": (1e3, "KB"),
-    "latency_ms.batch1_one_thread.median": (1.0, "ms at batch 1 on one thread"),
-    "macs": (1e6, "million multiply-accumulates"),
+COSTS = {
+    "archive_bytes": ("archive KB", 1e3),
+    "latency_ms.batch1_one_thread.median": ("ms at batch 1 on one thread", 1.0),
+    "macs": ("million MACs", 1e6),
 }
+NEAR_BEST = "within chance of the best"  # the 95 % intervals overlap
 
 
 def compared(records: pd.DataFrame) -> pd.DataFrame:
@@ -47,46 +50,106 @@ def compared(records: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def points(lost: float) -> str:
-    """Points of accuracy lost, in words: `1.10 points lost`, or `0.20 points gained`."""
-    return f"{abs(lost):.2f} points {'gained' if lost < 0 else 'lost'}"
+def beside(records: pd.DataFrame, reference: Mapping, *words: str) -> pd.DataFrame:
+    """A row for each record beside one of them: columns `words`, test accuracy (%), and the difference in points.
 
-
-def smallest_within(records: pd.DataFrame, base: Mapping, limits: Iterable[float] = (1, 2, 3, 5)) -> str:
-    """Markdown: of models of one base, seeds averaged, the fewest bytes within so many points of it.
-
-    The images that choose say what is within; what it lost on the test images stands beside it.
+    `intervals overlap`: whether the 95 % intervals do, so that chance may have made the difference.
     """
-    rows = candidates(records)
-    lost = 100 * (base["validation_accuracy"] - rows["validation_accuracy"])
-    lines = []
-    for limit in limits:
-        within = rows[lost.round(6) <= limit]  # 93.7 - 91.7 is a bit more than 2 in floats
-        start = f"- within {limit:g} point{'s' * (limit != 1)} on validation:"
-        if within.empty:
-            lines.append(f"{start} none")
-            continue
-        best = within.loc[within["archive_bytes"].idxmin()]
-        seeds = records.loc[records["label"] == best["label"], "seed"].nunique()
-        lines.append(
-            f"{start} **{base['onnx_bytes'] / best['archive_bytes']:,.0f}x smaller**, "
-            f"{best['archive_bytes'] / 1e3:.1f} KB ({best['words']}), "
-            f"{points(100 * (base['accuracy'] - best['accuracy']))} on the test images, {seeds_in_words(seeds)}"
-        )
-    return f"The fewest bytes, by points of accuracy below the FP32 {base['model']}:\n\n" + "\n".join(lines)
+    figures = {
+        "accuracy %": 100 * records["accuracy"],
+        "interval": records.apply(interval, axis="columns"),
+        "points": 100 * (records["accuracy"] - reference["accuracy"]),
+        "intervals overlap": records.apply(intervals_overlap, axis="columns", other=reference),
+    }
+    return pd.concat([records[list(words)], pd.DataFrame(figures)], axis="columns").round(2)
 
 
-def front_in_words(records: pd.DataFrame, column: str) -> str:
-    """What `pareto_chart` shows of records against `column`: from where to where the front by validation goes."""
-    unit, name = UNITS[column]
-    front = records[pareto_front(records, (column,))].sort_values(column)
-    cheapest, best = (
-        f"**{row['words']}**, {row[column] / unit:,.2f} {name} and {percent(row)}"
-        for _, row in front.iloc[[0, -1]].iterrows()
+def pairs(records: pd.DataFrame, name: str, kind: str, one: str, other: str) -> pd.DataFrame:
+    """A row for each `name` that has a record of both kinds: test accuracies (%), and the points of one over the other.
+
+    `intervals overlap` as in `beside`.
+    """
+    ours, others = (records[records[kind] == own].drop_duplicates(name).set_index(name) for own in (one, other))
+    names = [own for own in ours.index if own in others.index]
+    rows = [beside(ours.loc[[own]], others.loc[own]).iloc[0] for own in names]
+    table = pd.DataFrame(rows, index=pd.Index(names, name=name)).rename(columns={"accuracy %": f"{one} %"})
+    table.insert(0, f"{other} %", (100 * others.loc[names, "accuracy"]).round(2))
+    return table.reset_index()
+
+
+def by_sparsity(records: pd.DataFrame) -> pd.DataFrame:
+    """A row for each sparsity and criterion of pruned records, seeds averaged: test accuracy, size and speed.
+
+    The best of each sparsity is that with the highest accuracy; the interval is that of one seed.
+    """
+    images = int(records["test_images"].iloc[0])
+    figures = pd.DataFrame(
+        {
+            "accuracy %": 100 * records["accuracy"],
+            "accuracy_low": records["accuracy_low"],
+            "accuracy_high": records["accuracy_high"],
+            "weights not zero K": records["nonzero_parameters"] / 1e3,
+            "archive KB": records["archive_bytes"] / 1e3,
+            "x smaller": records["base_onnx_bytes"] / records["archive_bytes"],
+            "x faster": records["latency_ms.batch1_one_thread.speedup"],
+        }
     )
-    if len(front) == 1:
-        return f"Of {len(records)} records one beats all others on validation: {cheapest}."
-    return f"{len(front)} of {len(records)} records are on the front by validation, from {cheapest}, to {best}."
+    seeds = figures.groupby([records["sparsity"], records["criterion"]], sort=False)
+    table = seeds.mean()
+    own = table.groupby(level="sparsity", sort=False)["accuracy %"]
+    table.insert(1, "interval", table.apply(interval, axis="columns"))
+    table.insert(2, "points to the best", table["accuracy %"] - own.transform("max"))
+    table.insert(3, NEAR_BEST, own.transform(lambda values: near_best(values / 100, images)).astype(bool))
+    table.insert(0, "seeds", seeds.size())
+    return table.drop(columns=["accuracy_low", "accuracy_high"]).round(2).sort_index(level="sparsity").reset_index()
+
+
+def chosen_on_validation(table: pd.DataFrame, images: int) -> pd.DataFrame:
+    """A table with a `validation_accuracy` (0..1): in % instead, with what is within chance of the best.
+
+    Each was measured on so many images.
+    """
+    near = near_best(table["validation_accuracy"], images)
+    return table.drop(columns="validation_accuracy").assign(
+        **{"validation %": (100 * table["validation_accuracy"]).round(2), NEAR_BEST: near}
+    )
+
+
+def beside_the_chain(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each training of `at_once_or_in_a_row` beside the chains of its seeds: points, and share of their time.
+
+    `points` are the mean over seeds, which stand beside it one by one where there are several; `intervals overlap` is
+    of the first seed. Without the chain of a seed, whose training may have diverged, its row is left out.
+    """
+    together = table["how"] == AT_ONCE
+    chains = table[~together].set_index("seed")
+    together &= table["seed"].isin(chains.index)
+    words, rows = ["epochs", "prunes from", "rounds from"], []
+    for key, once in table[together].groupby(words, sort=False):
+        chain = chains.loc[once["seed"]]
+        apart = 100 * (once["accuracy"].to_numpy() - chain["accuracy"])
+        row = dict(zip(words, key, strict=True)) | {"points to the chain": round(apart.mean(), 2)}
+        if len(chains) > 1:
+            row["points by seed"] = ", ".join(f"{seed}: {value:+.2f}" for seed, value in apart.items())
+        row["intervals overlap"] = intervals_overlap(once.iloc[0], chain.iloc[0])
+        row["% of its time"] = round(100 * (once["seconds"].to_numpy() / chain["seconds"]).mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def ends_of_fronts(records: pd.DataFrame) -> pd.DataFrame:
+    """Where the front by validation accuracy against each of `COSTS` ends: its cheapest, its most accurate record.
+
+    `front`: how many records are on it.
+    """
+    rows = []
+    for column, (name, unit) in COSTS.items():
+        front = records[pareto_front(records, (column,))].sort_values(column)
+        for end, row in zip(("cheapest", "most accurate"), front.iloc[[0, -1]].to_dict("records"), strict=True):
+            figures = {"cost": row[column] / unit, "accuracy %": 100 * row["accuracy"], "interval": interval(row)}
+            rows.append({"front": f"{len(front)} of {len(records)}", "against": name, "end": end} | figures)
+            rows[-1] |= {"model": row["words"]}
+    return pd.DataFrame(rows).round(3)
 
 
 def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd.DataFrame:
@@ -107,6 +170,7 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
             "accuracy_low": table["accuracy_low"],
             "accuracy_high": table["accuracy_high"],
             "points to the base": 100 * (table["accuracy"] - base["accuracy"]),
+            "zeros %": 100 * (1 - table["nonzero_parameters"] / table["parameters"]),
             "weights not zero K": table["nonzero_parameters"] / 1e3,
             "archive KB": table["archive_bytes"] / 1e3,
             "x smaller": base["onnx_bytes"] / table["archive_bytes"],
@@ -122,7 +186,9 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
     if len(table) > len(means):
         means.insert(2, "seeds", by_recipe.size())
         means.insert(3, "spread", by_recipe["accuracy %"].std())
-    means = means.round(2).round({"weights not zero K": 1, "archive KB": 1, "x smaller": 1, f"training {name}": 1})
+    means = means.round(2).round(
+        {"zeros %": 1, "weights not zero K": 1, "archive KB": 1, "x smaller": 1, f"training {name}": 1}
+    )
     return means.reset_index()[[*words, *means.columns]]
 
 

@@ -40,7 +40,6 @@ from quantization import Quantize
 from recipe import StepError
 from report import percent
 from report.published import students_beside_published
-from report.sentences import beside_ensemble, changed_errors
 from storage import Checkpoint, export_onnx, load_archive, open_onnx, run_onnx, save_archive
 from study import distillation as study
 from study.baseline import base_recipe
@@ -647,13 +646,14 @@ def test_confusions_and_changed_errors_by_hand(answering):
     assert len(table) == 18 and counts.groupby("model").sum().tolist() == [5, 5]
     wrong = {key: count for key, count in counts.items() if key[1] != key[2] and count}
     assert wrong == {("one", "c", "b"): 1, ("other", "a", "b"): 1, ("other", "b", "c"): 1, ("other", "c", "b"): 1}
-    worse, alike, better = (
-        changed_errors(table, *names) for names in (("one", "other"), ("one", "one"), ("other", "one"))
+    table = pd.concat([table, table[table["model"] == "one"].assign(model="one too")])
+    worse, same, better = (
+        errors.changed_errors(table, *names) for names in (("one", "other"), ("one", "one too"), ("other", "one"))
     )
-    total = "one is wrong on 1 image, other on 3 images."
-    assert worse == f"{total} Its largest loss: a taken for b on 1 more image (and 1 other pair alike)."
-    assert better.endswith("Its largest gain: a taken for b on 1 fewer image (and 1 other pair alike).")
-    assert alike == "one is wrong on 1 image, one on 1 image."
+    assert worse.to_numpy().tolist() == [["any", "wrong", 1, 3, -2], ["a", "b", 0, 1, -1], ["b", "c", 0, 1, -1]]
+    assert better.to_numpy().tolist() == [["any", "wrong", 3, 1, 2], ["a", "b", 1, 0, 1], ["b", "c", 1, 0, 1]]
+    assert same.to_numpy().tolist() == [["any", "wrong", 1, 1, 0]]
+    assert len(errors.changed_errors(table, "other", "one", most=1)) == 2
 
 
 @pytest.mark.parametrize("model", ["student_6", "tiny_mixer"])
@@ -711,19 +711,8 @@ COMPARED = pd.DataFrame(
 )
 
 
-def test_sentences_on_an_ensemble():
+def test_an_accuracy_in_words():
     assert percent(COMPARED.loc[1]) == "95.00 % (93.00 - 96.00)"
-    first, empty, *others = beside_ensemble(COMPARED).splitlines()
-    assert first == (
-        "The both has 95.00 % (93.00 - 96.00) in 1 KB, at 2.00 million MACs and 0.400 ms. "
-        "Beside it, latencies through the base timed by turns:"
-    )
-    assert not empty and others == [
-        "- s (a member): 90.00 % (88.00 - 92.00), the intervals do not overlap; 0.50 of its file, 0.50 of its MACs, "
-        "0.50 of its latency",
-        "- s, widened (one network of its size): 94.00 % (92.50 - 95.00), the intervals overlap; 1.10 of its file, "
-        "1.50 of its MACs, 0.75 of its latency",
-    ]
 
 
 def test_networks_beside_an_ensemble(folders):
