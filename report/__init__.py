@@ -13,7 +13,7 @@ from report.comparison import (
 )
 from report.conclusions import takeaways
 from report.published import beside_published, beside_reported, published_study
-from report.tables import export_table, interval, percent, seeds_in_words, summary
+from report.tables import export_table, interval, percent, seeds_in_words, settings, summary
 
 __all__ = [
     "beside",
@@ -32,6 +32,7 @@ __all__ = [
     "percent",
     "published_study",
     "seeds_in_words",
+    "settings",
     "summary",
     "takeaways",
 ]

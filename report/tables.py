@@ -1,11 +1,14 @@
 """Accuracies and records in words, tables of them, and tables in files."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from experiment.store import figures_folder, slug
+from recipe import Recipe
 from storage import atomic_write
 
 
@@ -50,6 +53,28 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def settings(*recipes: Recipe) -> pd.DataFrame:
+    """How models are made: a column for each step of the recipes, a row for each setting that one of them has.
+
+    What several recipes begin with has one column. Any of these is a field that another recipe may change.
+    """
+    columns = {}
+    for recipe in recipes:
+        for place, step in enumerate(recipe.steps, start=1):
+            values = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+            columns[recipe.prefix(place).id] = pd.Series(values, dtype=object, name=step.name)
+    table = pd.concat(columns.values(), axis="columns").map(_setting)
+    return table[(table != "").any(axis="columns")]
+
+
+def _setting(value: Any) -> Any:
+    if isinstance(value, Recipe):
+        return value.words
+    if isinstance(value, tuple):
+        return ", ".join(str(_setting(own)) for own in value)
+    return "" if value is None or value != value else value
 
 
 def seeds_in_words(count: int) -> str:

@@ -14,12 +14,12 @@ TRAINING: dict[str | tuple[str, str], dict[str, Any]] = {
 }
 
 
-def base_recipe(dataset: str, model: str, seed: int = 0) -> Recipe:
-    """The FP32 network that a study of `dataset` compresses."""
+def base_recipe(dataset: str, model: str, seed: int = 0, **fields) -> Recipe:
+    """The FP32 network that a study of `dataset` compresses; `fields` of `Train` that are to differ from `TRAINING`."""
     check_dataset(dataset)
-    fields = TRAINING.get((dataset, model)) or TRAINING[dataset.partition(":")[0]]
-    start = Recipe(dataset, (Train(model, **fields["start"]),), seed) if "start" in fields else None
-    return Recipe(dataset, (Train(model, **fields | {"start": start}),), seed)
+    usual = TRAINING.get((dataset, model)) or TRAINING[dataset.partition(":")[0]]
+    start = Recipe(dataset, (Train(model, **usual["start"]),), seed) if "start" in usual else None
+    return Recipe(dataset, (Train(model, **usual | {"start": start} | fields),), seed)
 
 
 def batch_size(dataset: str) -> int:

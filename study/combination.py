@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from torch import nn
@@ -22,17 +22,11 @@ from study.quantization import trained
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
 DEPTHWISE_BITS = 4  # at least, in the headline models: few weights, and each filter has but nine
-# The headline models: what becomes small, a student of the base or the base itself; how much of it goes, at how many
-# bits, and the epochs of pruning and of rounding.
+# What becomes a headline model, a network or the base itself; how much of it goes, at how many bits, and the epochs of
+# pruning and of rounding.
 Headline = tuple[str, float, Bits, int, int]
-HEADLINE: tuple[Headline, ...] = (
-    ("student", 0.0, 4, 0, 4),
-    ("base", 0.97, "ternary", 3, 4),
-    ("base", 0.98, "ternary", 3, 4),
-    ("student", 0.5, "ternary", 3, 15),
-    ("tiny_mixer", 0.0, 4, 0, 4),
-    ("tiny_mixer", 0.3, "ternary", 3, 10),
-)
+Fields = Mapping[str, Any]  # of a step, where they are to differ from the usual ones
+USUAL: Fields = {}
 
 
 class Long(NamedTuple):
@@ -46,26 +40,32 @@ class Long(NamedTuple):
     seeds: int
 
 
-LONG = (Long(1.5, 120, 4, 4, 5, 1), Long(1.0, 110, 4, 3, 6, 2), Long(0.875, 120, "ternary", "ternary", 10, 1))
-
-
-def chains(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY) -> list[Case]:
+def chains(
+    base: Recipe,
+    model: str,
+    bits: Bits = 8,
+    sparsity: float = SPARSITY,
+    *,
+    distil: Fields = USUAL,
+    prune: Fields = USUAL,
+    quantize: Fields = USUAL,
+) -> list[Case]:
     """The published study's combinations, in its order, with the three methods alone: D distil, P prune, Q quantize."""
-    distilled, pruned_base = student(base, model), under_itself(base, "lookahead", sparsity)
-    both = pruned(distilled, "lookahead", sparsity)
+    distilled, pruned_base = student(base, model, **distil), under_itself(base, "lookahead", sparsity, **prune)
+    both = pruned(distilled, "lookahead", sparsity, **prune)
     made = {
-        "Q": trained(base, bits),
+        "Q": trained(base, bits, **quantize),
         "D": distilled,
         "P": pruned_base,
         "DP": both,
-        "DQ": trained(distilled, bits),
-        "PQ": trained(pruned_base, bits, teacher=base),
-        "DPQ": trained(both, bits),
+        "DQ": trained(distilled, bits, **quantize),
+        "PQ": trained(pruned_base, bits, **{"teacher": base} | dict(quantize)),
+        "DPQ": trained(both, bits, **quantize),
     }
     return [({"methods": name}, recipe) for name, recipe in made.items()]
 
 
-def headline(base: Recipe, model: str, rows: Sequence[Headline] = HEADLINE) -> list[Case]:
+def headline(base: Recipe, model: str, rows: Sequence[Headline]) -> list[Case]:
     """Patient students of the base, and what `rows` make of them and of it, with the base as the teacher to the end."""
     whole = {"student": patient(base, model), "tiny_mixer": patient(base, "tiny_mixer"), "base": base}
     cases: list[Case] = [
@@ -83,21 +83,22 @@ def headline(base: Recipe, model: str, rows: Sequence[Headline] = HEADLINE) -> l
     return cases
 
 
-def long_trainings(base: Recipe, seeds: int = 2, widths: Sequence[float] = (1.5, 1.0, 0.875)) -> list[Case]:
-    """tiny_mixer in those of the widths of `LONG`, trained long under the base, and what each becomes.
+def long_trainings(base: Recipe, rows: Iterable[Sequence], **fields) -> list[Case]:
+    """tiny_mixer as each of `rows` (see `Long`) has it, trained long under the base, and what it becomes.
 
-    So many seeds at most. `epochs` are those of the last training: of the student's own, or of its rounding.
+    `fields` are of the students' training. `epochs` are those of the last training: of the student's own, or of its
+    rounding.
     """
     cases: list[Case] = []
     spared = depthwise("tiny_mixer")
     late = [name for name in second_half("tiny_mixer") if name not in dict(spared)]
-    for long in (long for long in LONG if long.width in widths):
+    for long in (Long(*row) for row in rows):
         own = spared if long.bits == "ternary" else ()
         if long.late_bits != long.bits:
             own = tuple((name, long.late_bits) for name in late)
         bits = " and ".join(map(str, dict.fromkeys((long.bits, long.late_bits))))
-        for seed in range(min(long.seeds, seeds)):
-            small = long_student(base, "tiny_mixer", long.epochs, long.width, seed)
+        for seed in range(long.seeds):
+            small = long_student(base, "tiny_mixer", long.width, seed, epochs=long.epochs, **fields)
             rounded = trained(small, long.bits, teacher=base, epochs=long.rounding_epochs, layer_bits=own)
             for width, recipe in (("32", small), (bits, rounded)):
                 epochs = training_of(recipe.steps[-1]).epochs
@@ -118,14 +119,24 @@ def second_half(model: str) -> list[str]:
     return layers[len(layers) // 2 : -1]
 
 
-def orders(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY) -> list[Case]:
+def orders(
+    base: Recipe,
+    model: str,
+    bits: Bits = 8,
+    sparsity: float = SPARSITY,
+    *,
+    distil: Fields = USUAL,
+    prune: Fields = USUAL,
+    quantize: Fields = USUAL,
+) -> list[Case]:
     """All orders that make sense: integers come last, and a student of a pruned teacher is pruned itself or not."""
-    of_pruned = student(under_itself(base, "lookahead", sparsity), model)
-    twice = pruned(of_pruned, "lookahead", sparsity)
+    of_pruned = student(under_itself(base, "lookahead", sparsity, **prune), model, **distil)
+    twice = pruned(of_pruned, "lookahead", sparsity, **prune)
+    usual = chains(base, model, bits, sparsity, distil=distil, prune=prune, quantize=quantize)[-1][1]
     return [
-        ({"order": "distil, prune, quantize"}, chains(base, model, bits, sparsity)[-1][1]),
-        ({"order": "prune the teacher, distil, prune, quantize"}, trained(twice, bits)),
-        ({"order": "prune the teacher, distil, quantize"}, trained(of_pruned, bits)),
+        ({"order": "distil, prune, quantize"}, usual),
+        ({"order": "prune the teacher, distil, prune, quantize"}, trained(twice, bits, **quantize)),
+        ({"order": "prune the teacher, distil, quantize"}, trained(of_pruned, bits, **quantize)),
     ]
 
 

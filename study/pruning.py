@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import pandas as pd
@@ -36,11 +36,11 @@ def pruned(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
     return base.then(Prune(criterion, sparsity, **_training(base) | fields))
 
 
-def under_itself(base: Recipe, criterion: str, sparsity: float) -> Recipe:
+def under_itself(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
     """A large base pruned under its own logits, which spare it most of the epochs."""
     kind = base.dataset.partition(":")[0]
     brief = {"epochs": BRIEF[kind]} if sparsity <= DENSE and kind in BRIEF else {}
-    return pruned(base, criterion, sparsity, teacher=base, **brief)
+    return pruned(base, criterion, sparsity, **{"teacher": base} | brief | fields)
 
 
 def narrowed(base: Recipe, criterion: str, macs: float, **fields) -> Recipe:
@@ -57,15 +57,10 @@ def shares_of_channels(base: Recipe, criteria: Sequence[str], shares: Sequence[f
     ]
 
 
-def sparsities(
-    bases: Iterable[Recipe],
-    criteria: Sequence[str],
-    values: Sequence[float],
-    prune: Callable[[Recipe, str, float], Recipe] = pruned,
-) -> list[Case]:
-    """Each base pruned by each criterion to each sparsity: `pruned`, or `under_itself`."""
+def sparsities(bases: Iterable[Recipe], criteria: Sequence[str], values: Sequence[float], **fields) -> list[Case]:
+    """Each base pruned by each criterion to each sparsity."""
     return [
-        ({"criterion": criterion, "sparsity": value}, prune(base, criterion, value))
+        ({"criterion": criterion, "sparsity": value}, pruned(base, criterion, value, **fields))
         for base in bases
         for criterion in criteria
         for value in values

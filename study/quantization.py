@@ -53,12 +53,16 @@ def calibrations(base: Recipe, images: Iterable[int]) -> list[Case]:
     return [*cases, ({"calibration": "percentile", "images": count, "weights": "per tensor"}, base.then(step))]
 
 
-def widths(base: Recipe, bits: Iterable[Bits]) -> list[Case]:
-    """A base as it is, and at each width of its weights, rounded only and trained."""
+def widths(base: Recipe, rows: Iterable[tuple[Bits, int, float]], **fields) -> list[Case]:
+    """A base as it is, and at each width of its weights, rounded only and trained.
+
+    `rows`: bits, and the epochs and learning rate of the training; `fields`: more of that training's `Quantize`.
+    """
     cases: list[Case] = [({"bits": 32, "how": "float"}, base)]
-    for width in bits:
-        cases.append(({"bits": width, "how": "static"}, base.then(Quantize(bits=width))))
-        cases.append(({"bits": width, "how": "trained"}, trained(base, width)))
+    for bits, epochs, rate in rows:
+        cases.append(({"bits": bits, "how": "static"}, base.then(Quantize(bits=bits))))
+        recipe = trained(base, bits, **{"epochs": epochs, "learning_rate": rate} | fields)
+        cases.append(({"bits": bits, "how": "trained"}, recipe))
     return cases
 
 
@@ -94,12 +98,12 @@ def ways(base: Recipe) -> pd.DataFrame:
     return kept_table("paths", base.dataset, rows, {"base": base.id, "paths": list(PATHS)}, timed=True)
 
 
-def mixed(base: Recipe, average: int = 3) -> Recipe:
-    """Bits per layer that harm least at that average over the inner layers, trained as long as that width is."""
+def mixed(base: Recipe, average: int = 3, **fields) -> Recipe:
+    """Bits per layer that harm least at that average over the inner layers, trained as that width is, or as given."""
     table = layer_sensitivity(base)
     layers = table["layer"].drop_duplicates().tolist()
     table = table[table["layer"].isin(layers[1:-1]) & table["bits"].isin(CANDIDATES)]
     weights = table.drop_duplicates("layer").set_index("layer")["weights"].to_dict()
     harm = table.set_index(["layer", "bits"])["added_loss"].to_dict()
     chosen = allocate(weights, harm, average * sum(weights.values()) / 8)
-    return trained(base, average, layer_bits=tuple(sorted(chosen.items())))
+    return trained(base, average, layer_bits=tuple(sorted(chosen.items())), **fields)

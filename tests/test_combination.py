@@ -37,6 +37,7 @@ from report import (
     export_table,
     loss_and_size,
     published_study,
+    settings,
     takeaways,
 )
 from report.published import reported_label
@@ -554,6 +555,36 @@ def test_the_studys_figures_stand_in_their_rows():
     assert table["published %"].fillna(0).tolist() == [90.3, 0] and table["published MB"][0] == 44.7
 
 
+def test_settings_are_every_field_of_every_step():
+    half = STUDENT.then(Prune(sparsity=0.5, teacher=BASE))
+    table = settings(half, STUDENT.then(Quantize("qat", layer_bits=(("conv", 2),))))
+    assert list(table.columns) == ["Train", "Distill", "Prune", "Quantize"]  # what both begin with once
+    assert table.loc["model"].tolist() == ["resnet18", "student_3conv", "", ""]
+    assert table.loc["epochs"].tolist() == [15, 30, 5, 3] and table.loc["augmentation", "Train"] == "crop, flip"
+    assert table.loc["teacher", "Prune"] == "resnet18" and table.loc["layer_bits", "Quantize"] == "conv, 2"
+    assert "teachers" not in table.index  # which none of them has
+    assert table.loc["optimizer"].tolist() == 4 * ["sgd"]
+
+
+def test_a_base_of_other_settings_is_another_recipe():
+    usual = base_recipe("cifar10", "resnet20")
+    assert base_recipe("cifar10", "resnet20", epochs=40, optimizer="sgd").id == usual.id
+    other = base_recipe("cifar10", "resnet20", 1, optimizer="adamw", augmentation=["crop"])
+    assert other.seed == 1 and other.steps[0].epochs == 40
+    assert (other.steps[0].optimizer, other.steps[0].augmentation) == ("adamw", ("crop",))
+
+
+def test_chains_with_settings_of_their_own():
+    usual = study.chains(BASE, "student_3conv")
+    assert [recipe.id for _, recipe in study.chains(BASE, "student_3conv", distil={"epochs": 20})] == [
+        recipe.id for _, recipe in usual
+    ]
+    changes = {"distil": {"epochs": 2}, "prune": {"epochs": 4}, "quantize": {"epochs": 6, "learning_rate": 0.5}}
+    for cases in (study.chains(BASE, "student_3conv", **changes)[-1:], study.orders(BASE, "student_3conv", **changes)):
+        steps = cases[0][1].steps[1:]
+        assert [step.epochs for step in steps] == [2, 4, 6] and steps[-1].learning_rate == 0.5
+
+
 def test_exported_tables_escape_what_latex_reads(tmp_path, monkeypatch):
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
     table = pd.DataFrame({"recipe_ & %": ["resnet20 > Quantize #ab12 & x_y 50 %"], "accuracy": [0.5]})
@@ -767,7 +798,8 @@ def test_training_times_without_the_base_where_it_is_a_teacher():
 
 def test_long_trainings_have_one_teacher_and_seeds_of_their_own():
     base = base_recipe("cifar10", "resnet18")
-    cases = study.long_trainings(base)
+    rows = [(1.5, 120, 4, 4, 5, 1), (1.0, 110, 4, 3, 6, 2), (0.875, 120, "ternary", "ternary", 10, 1)]
+    cases = study.long_trainings(base, rows, batch_size=512, views=20)
     assert [words["bits"] for words, _ in cases] == ["32", "4"] + 2 * ["32", "4 and 3"] + ["32", "ternary"]
     assert [recipe.seed for _, recipe in cases] == [0, 0, 0, 0, 1, 1, 0, 0]
     for _, recipe in cases:
@@ -779,9 +811,8 @@ def test_long_trainings_have_one_teacher_and_seeds_of_their_own():
     assert set(late.values()) == {3} and {name[:2] for name in late} == {"9.", "10", "13", "14", "15"}
     assert not any("around" in name for name in late)  # the depthwise ones keep 4
     assert set(ternary.values()) == {4} and len(ternary) == 7 and all("around" in name for name in ternary)
-    assert len(study.long_trainings(base_recipe("digits", "resnet20"), 1)) == 6
-    narrow = study.long_trainings(base, 2, [0.875])
-    assert [recipe.id for _, recipe in narrow] == [recipe.id for _, recipe in cases[-2:]]
+    assert [recipe.steps[0].epochs for _, recipe in cases] == [120, 120, 110, 110, 110, 110, 120, 120]
+    assert [step.epochs for step in rounded] == [5, 6, 6, 10]
 
 
 def test_late_bits_are_those_of_the_second_half():

@@ -743,6 +743,22 @@ def test_a_patient_teacher_gives_twice_the_epochs_and_views(dataset, usual, long
     assert {step.model for step in steps} == {"student_4"} and len({step.learning_rate for step in steps}) == 1
 
 
+def test_networks_are_trained_as_asked():
+    base = base_recipe("cifar10", "resnet18")
+    usual = {"epochs": 20, "learning_rate": 0.1, "views": 10, "temperature": 4.0, "alpha": 0.9}
+    assert study.student(base, "student_4", {"student_4": usual}).id == study.student(base, "student_4").id
+    assert study.alone(base, "student_4", {"student_4": usual}).id == study.alone(base, "student_4").id
+    own = {"resnet8": {"epochs": 7, "temperature": 2.0, "views": 5, "optimizer": "adamw"}}
+    (_, taught), (_, other), (_, alone) = study.with_and_without(base, ["resnet8", "student_4"], ["resnet8"], own)
+    assert other == study.student(base, "student_4")
+    for step in (taught.steps[-1], alone.steps[-1]):
+        assert (step.epochs, step.learning_rate, step.optimizer) == (7, 0.1, "adamw")
+    assert (taught.steps[-1].temperature, taught.steps[-1].views, alone.steps[-1].views) == (2, 5, None)
+    longer = study.twice_as_long(base, ["resnet8"], own)[1][1].steps[-1]
+    assert (longer.epochs, longer.views) == (14, 10)
+    assert study.ensemble(base, ["resnet8"], own).steps[0].members == (taught,)
+
+
 def test_the_weak_loss_as_rows(folders):
     (weak, first), (right, second) = study.weak_and_right(DIGITS, "student_4")
     assert weak["loss"] == "soft part 10 times too weak" and weak["alpha"] == 0.09 / (0.09 + 0.1)  # as records have it
