@@ -13,7 +13,7 @@ from report.comparison import (
 )
 from report.conclusions import takeaways
 from report.published import beside_published, beside_reported, published_study
-from report.tables import export_table, interval, percent, seeds_in_words, settings, summary
+from report.tables import export_table, percent, settings, summary
 
 __all__ = [
     "beside",
@@ -26,12 +26,10 @@ __all__ = [
     "compared",
     "ends_of_fronts",
     "export_table",
-    "interval",
     "loss_and_size",
     "pairs",
     "percent",
     "published_study",
-    "seeds_in_words",
     "settings",
     "summary",
     "takeaways",

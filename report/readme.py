@@ -9,7 +9,7 @@ from combination.recommendation import candidates, pareto_front
 from experiment import load_records
 from experiment.store import ROOT
 from report.published import published_study
-from report.tables import interval, seeds_in_words
+from report.tables import interval
 
 DATASET = "cifar10"
 PLACE = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -87,6 +87,11 @@ def smallest_within(records: pd.DataFrame, base: Mapping, limits: Iterable[float
             f"{points(100 * (base['accuracy'] - best['accuracy']))} on the test images, {seeds_in_words(seeds)}"
         )
     return f"The fewest bytes, by points of accuracy below the FP32 {base['model']}:\n\n" + "\n".join(lines)
+
+
+def seeds_in_words(count: int) -> str:
+    """`one seed`, `mean of 3 seeds`."""
+    return "one seed" if count == 1 else f"mean of {count} seeds"
 
 
 def written(readme: str) -> str:

@@ -77,11 +77,6 @@ def _setting(value: Any) -> Any:
     return "" if value is None or value != value else value
 
 
-def seeds_in_words(count: int) -> str:
-    """`one seed`, `mean of 3 seeds`."""
-    return "one seed" if count == 1 else f"mean of {count} seeds"
-
-
 def export_table(table: pd.DataFrame, name: str) -> list[Path]:
     """Write a table as CSV and as LaTeX into results/figures; returns the paths."""
     csv, latex = (figures_folder() / f"{slug(name)}.{ending}" for ending in ("csv", "tex"))
