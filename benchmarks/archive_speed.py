@@ -13,10 +13,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from experiment import base_recipe, make
+from experiment import make
 from models import build
 from models.quantized import insert_quantizers
 from storage import load_archive, save_archive
+from study.baseline import base_recipe
 
 
 def write(model: torch.nn.Module, path: Path) -> None:

@@ -59,18 +59,18 @@ def confusions(recipes: Mapping[str, Recipe]) -> pd.DataFrame:
     return kept_table("confusions", first.dataset, rows, {"models": _ids(recipes)})
 
 
-def changed_errors(confusion: pd.DataFrame, one: str, other: str) -> str:
-    """How often each of two models in a table of `confusions` is wrong, and where the other gains and loses most."""
+def changed_errors(confusion: pd.DataFrame, one: str, other: str, most: int = 3) -> pd.DataFrame:
+    """Where two models in a table of `confusions` err otherwise: a row for all errors, then the pairs of classes that
+    change the most, `most` of them to the better and as many to the worse.
+
+    Columns actual, answer, the images of each model, and `fewer` of the other's.
+    """
     wrong = confusion[confusion["actual"] != confusion["answer"]]
-    errors = wrong.pivot(index=["actual", "answer"], columns="model", values="images")
-    text = f"{one} is wrong on {_images(errors[one].sum())}, {other} on {_images(errors[other].sum())}."
-    fewer = errors[one] - errors[other]
-    for word, name, change in (("gain", "fewer", fewer), ("loss", "more", -fewer)):
-        if change.max() > 0:
-            (actual, answer), *alike = change.index[change == change.max()]
-            pairs = f" (and {len(alike)} other pair{'s' * (len(alike) > 1)} alike)" if alike else ""
-            text += f" Its largest {word}: {actual} taken for {answer} on {_images(change.max(), name)}{pairs}."
-    return text
+    table = wrong.pivot(index=["actual", "answer"], columns="model", values="images")[[one, other]].reset_index()
+    table = table.assign(fewer=table[one] - table[other]).sort_values("fewer", ascending=False, kind="stable")
+    better, worse = table[table["fewer"] > 0].head(most), table[table["fewer"] < 0].tail(most)
+    everything = {"actual": "any", "answer": "wrong"} | table[[one, other, "fewer"]].sum().to_dict()
+    return pd.concat([pd.DataFrame([everything]), better, worse], ignore_index=True).rename_axis(None, axis="columns")
 
 
 @torch.no_grad()
@@ -83,7 +83,3 @@ def _answers(recipe: Recipe) -> np.ndarray:
 
 def _ids(recipes: Mapping[str, Recipe]) -> dict[str, str]:
     return {name: recipe.id for name, recipe in recipes.items()}
-
-
-def _images(count: int, which: str = "") -> str:
-    return f"{count} {which}{' ' * bool(which)}image{'' if count == 1 else 's'}"

@@ -21,20 +21,11 @@ def alike(one: float, other: float, images: int) -> bool:
     return low <= high
 
 
-def overlap(one: Mapping, other: Mapping) -> str:
-    """Of two records, whether their intervals overlap: where they do not, chance hardly made the difference."""
-    apart = one["accuracy_high"] < other["accuracy_low"] or other["accuracy_high"] < one["accuracy_low"]
-    return "the intervals do not overlap" if apart else "the intervals overlap"
+def intervals_overlap(one: Mapping, other: Mapping) -> bool:
+    """Whether the 95 % intervals of two records overlap: where they do not, chance hardly made the difference."""
+    return bool(one["accuracy_low"] <= other["accuracy_high"] and other["accuracy_low"] <= one["accuracy_high"])
 
 
-def best_and_alike(accuracies: pd.Series, images: int) -> str:
-    """The best of some accuracies (0..1, by name), and those whose 95 % intervals on so many images overlap its own.
-
-    `**lamp** 86.08 %, whose 95 % interval overlaps those of *lookahead* 84.28 %, *obd_hessian* 84.06 %`
-    """
-    ordered = accuracies.sort_values(ascending=False, kind="stable")
-    best, *others = ordered.items()
-    near = [f"*{name}* {100 * value:.2f} %" for name, value in others if alike(best[1], value, images)]
-    return f"**{best[0]}** {100 * best[1]:.2f} %, whose 95 % interval overlaps " + (
-        f"{'those' if len(near) > 1 else 'that'} of {', '.join(near)}" if near else "no other"
-    )
+def near_best(accuracies: pd.Series, images: int) -> pd.Series:
+    """Which accuracies (0..1), each measured on so many images, have a 95 % interval that overlaps that of the best."""
+    return accuracies.map(lambda accuracy: alike(accuracy, accuracies.max(), images)).astype(bool)

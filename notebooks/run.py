@@ -137,7 +137,7 @@ def _shape(value: Any) -> str:
         value = value.body
     if isinstance(value, dict | ast.Dict):
         return 'a mapping, such as {"epochs": 1},'
-    if isinstance(value, list | ast.List | ast.Attribute):  # study.HEADLINE: of another module
+    if isinstance(value, list | ast.List):
         return "a list, such as [0, 1],"
     return "a single value"
 

@@ -12,10 +12,11 @@ from IPython.display import Markdown, clear_output, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from combination import Recommendation, compared, pareto_front, recommend
+from combination import Recommendation, pareto_front, recommend
 from combination.recommendation import BUDGETS
 from plots.names import write_names
 from plots.style import FAILED, PALETTE, REPORTED, Style, figure_of, log_scale, method_names, method_style
+from report.comparison import compared
 
 AXES = {
     "archive_bytes": ("archive (KB, log scale)", 1e3),

@@ -17,26 +17,33 @@ from combination import (
     BudgetError,
     Joint,
     SearchError,
-    beside_reported,
-    compared,
-    front_in_words,
     model_search,
     pareto_front,
     recommend,
     search,
-    smallest_within,
-    study,
-    takeaways,
 )
 from combination.model_search import STARTUP
-from combination.reported import reported_label
 from distillation import Distill, Ensemble
-from experiment import Recipe, base_recipe, export_table, published_study
+from experiment import Recipe
 from experiment.store import ROOT
 from plots import pareto
 from plots.pareto import budget_charts, budget_sliders, explore_budgets, pareto_chart, show_recommendation
 from pruning import Prune, PruneChannels
 from quantization import Quantize
+from report import (
+    beside_reported,
+    compared,
+    ends_of_fronts,
+    export_table,
+    loss_and_size,
+    published_study,
+    settings,
+    takeaways,
+)
+from report.published import reported_label
+from report.readme import smallest_within
+from study import combination as study
+from study.baseline import base_recipe
 from training import Train
 
 matplotlib.use("Agg")
@@ -278,19 +285,17 @@ def more(*rows, **changes):
 
 
 def answer(number, records, kernels=None):
-    return takeaways(records, kernels)["here"][number]
-
-
-AGREES, DIFFERS = " Agrees.", " Differs: "
+    """What is said here of a takeaway, and whether it agrees."""
+    return tuple(takeaways(records, kernels).loc[number, ["here", "agrees"]])
 
 
 def test_as_many_takeaways_as_the_study_has():
-    answers = takeaways(study_records())["here"]
-    assert len(answers) == 12
-    assert answers[1] == "Not measured yet: the published study's students (notebook 4)."
-    assert answers[11] == "Not measured yet: an ensemble (notebook 4)."
-    assert all(answers[number].endswith(" No verdict yet.") for number in (9, 10))  # which are of kernels on a GPU
-    assert all(AGREES in text or DIFFERS in text for number, text in answers.items() if number not in (1, 9, 10, 11))
+    agrees = takeaways(study_records())["agrees"]
+    assert len(agrees) == 12
+    assert answer(1, study_records()) == ("missing: the published study's students (notebook 4)", "not measured")
+    assert answer(11, study_records()) == ("missing: an ensemble (notebook 4)", "not measured")
+    assert agrees[9] == agrees[10] == "cannot be told"  # which are of kernels on a GPU
+    assert set(agrees.drop([1, 9, 10, 11])) <= {"yes", "no"}
 
 
 def students(**accuracies):
@@ -304,14 +309,12 @@ def students(**accuracies):
 def test_designing_a_student():
     easy = more(*students(student_2=0.81), model("wide", BASE.then(Distill("student_4", width=2)), 0.89, 400))
     easy = pd.concat([easy, pd.DataFrame([model("long", BASE.then(Distill("student_4", epochs=40)), 0.95, 100)])])
-    text = answer(1, easy)
-    assert text.startswith(
-        "From 85.00 % (84.00 - 86.00): smaller filters 81.00 % (80.00 - 82.00), 4.00 points lost, for "
-    )
-    assert f"{655 / 376:.2f}x fewer parameters; fewer channels 85.00 %" in text  # not the widened one's 89
-    assert text.endswith("fewer parameters. Agrees.")
-    hard = answer(1, more(*students(student_1=0.80)))  # the published worst: 85.495 - 80.9
-    assert hard.endswith("Differs: convolution instead of FC has 5.00 points lost, there 4.59 at most.")
+    text, agrees = answer(1, easy)
+    assert agrees == "yes" and text.startswith("from 85.00 % (84.00 - 86.00): ")
+    assert f"filters 81.00 % (80.00 - 82.00), -4.00 points, {655 / 376:.2f}x fewer parameters" in text
+    assert "fewer channels 85.00 %" in text and "(published: -4.59 points at worst)" in text  # 85.495 - 80.9
+    text, agrees = answer(1, more(*students(student_1=0.80)))
+    assert "instead of FC 80.00 % (79.00 - 81.00), -5.00 points" in text and agrees == "no"
 
 
 def test_the_kink_is_that_of_the_best_criterion_on_the_largest_network():
@@ -322,41 +325,40 @@ def test_the_kink_is_that_of_the_best_criterion_on_the_largest_network():
             "of another", Recipe("cifar10", (Train("resnet20"),)).then(Prune(sparsity=0.6)), 0.1, 9, base="elsewhere"
         ),
     )
-    text = answer(2, records)
-    assert text.startswith(
-        "resnet18, by the best criterion, is within 1 validation point up to 90 % of its weights removed;"
-    )
-    assert "with 96 % it has 80.00 % (79.00 - 81.00), 10.00 points lost. Agrees." in text
     low = {"validation_accuracy": 0.88}
-    assert answer(2, study_records(half=low)) == answer(2, study_records())  # chance, where 90 % is within
-    assert answer(2, study_records(half=low, most=low)).endswith("Differs: the kink lies between 0 and 50 %.")
     magnitude = model("by magnitude", BASE.then(Prune("magnitude", 0.96)), 0.895, 30, left=0.04)
-    assert answer(2, more(magnitude)).endswith("Differs: the kink lies between 96 and 100 %.")
-    late = answer(2, study_records(too_much={"validation_accuracy": 0.899}))
-    assert late.endswith("Differs: the kink lies between 96 and 100 %.")
+    for tried, between, agrees in (
+        (records, "90 and 96", "yes"),
+        (study_records(half=low), "90 and 96", "yes"),  # chance, where 90 % is within
+        (study_records(half=low, most=low), "0 and 50", "no"),
+        (more(magnitude), "96 and 100", "no"),
+        (study_records(too_much={"validation_accuracy": 0.899}), "96 and 100", "no"),
+    ):
+        text, verdict = answer(2, tried)
+        assert f"point is first lost between {between} %;" in text and verdict == agrees
+    assert answer(2, records)[0].endswith("96 %: 80.00 % (79.00 - 81.00), -10.00 points")
     few = study_records().set_index("id", drop=False)
-    assert answer(2, few.drop("too much")).startswith("Not measured yet: resnet18 with between 90 and 100 %")
-    assert answer(2, few.drop("most")).startswith("Not measured yet: resnet18 with between 50 and 96 %")
+    assert "resnet18 with between 90 and 100 % of its weights" in answer(2, few.drop("too much"))[0]
+    assert "resnet18 with between 50 and 96 % of its weights" in answer(2, few.drop("most"))[0]
 
 
 def test_each_method_keeps_most():
-    text = answer(3, study_records())
-    assert "quantization 89.90 % (88.90 - 90.90), 0.10 points lost, at 4.0x" in text
-    assert "pruning 89.50 % (88.50 - 90.50), 0.50 points lost, at 1.8x" in text and text.endswith(AGREES)
-    bad = answer(3, study_records(small={"accuracy": 0.83}, int8={"accuracy": 0.91}))
-    assert bad.endswith(DIFFERS + "distillation loses 7.00 points.") and "1.00 points gained, at 4.0x" in bad
+    text, agrees = answer(3, study_records())
+    assert "quantization 89.90 % (88.90 - 90.90), -0.10 points, 4.0x" in text and agrees == "yes"
+    assert "pruning 89.50 % (88.50 - 90.50), -0.50 points, 1.8x" in text
+    text, agrees = answer(3, study_records(small={"accuracy": 0.83}, int8={"accuracy": 0.91}))
+    assert "-7.00 points" in text and "+1.00 points, 4.0x" in text and agrees == "no"
 
 
 def test_what_shrinks_most_and_has_the_fewest_weights():
-    text = answer(4, study_records())
-    assert "within 2 validation points of resnet18, in real files: quantization 4x; pruning 17x; distillation 50x." in (
-        text.replace("Within", "within")
-    ) and text.endswith(AGREES)
-    assert answer(4, study_records(small={"archive_bytes": 500_000})).endswith("Differs: pruning shrinks it 17x.")
-    none = study_records(small={"validation_accuracy": 0.85})
-    assert "distillation none. Differs: no distilled student comes that near." in answer(4, none)
-    assert "quantization 100 K; pruning 10 K; distillation 9 K. Agrees." in answer(5, study_records())
-    assert answer(5, study_records(small={"nonzero_parameters": 11_000})).endswith("Differs: pruning leaves 10 K.")
+    text, agrees = answer(4, study_records())
+    assert text.endswith("quantization 4x; pruning 17x; distillation 50x") and agrees == "yes"
+    assert answer(4, study_records(small={"archive_bytes": 500_000}))[1] == "no"
+    text, agrees = answer(4, study_records(small={"validation_accuracy": 0.85}))
+    assert text.endswith("distillation none") and agrees == "no"
+    text, agrees = answer(5, study_records())
+    assert text.endswith("quantization 100 K; pruning 10 K; distillation 9 K") and agrees == "yes"
+    assert answer(5, study_records(small={"nonzero_parameters": 11_000}))[1] == "no"
 
 
 def test_only_the_largest_network_counts():
@@ -366,41 +368,37 @@ def test_only_the_largest_network_counts():
         model("its int8", other.then(Quantize()), 0.95, 1, epochs=900, **facts),
         model("its half", other.then(Prune(sparsity=0.97)), 0.95, 1, left=0.01, **facts),
     ]
-    assert takeaways(more(*rows))["here"].iloc[1:10].equals(takeaways(study_records())["here"].iloc[1:10])
+    assert takeaways(more(*rows)).iloc[1:10].equals(takeaways(study_records()).iloc[1:10])
 
 
 def test_shares_of_time():
-    like = {
-        "small": {"latency_ms.batch1_one_thread.speedup": 5.2},
-        "int8": {"latency_ms.batch1_one_thread.speedup": 1.7},
-    }
-    like |= {name: {"latency_ms.batch1_one_thread.speedup": 4.6} for name in ("half", "most")}
-    text = answer(6, study_records(**like))
-    assert "quantization 0.59 (resnet18, 8 bits); pruning 0.22 (resnet18, pruned 50 %); distillation 0.19" in text
-    assert text.endswith("(resnet20, distilled). Agrees.")
-    assert answer(6, study_records()).endswith("pruning takes 0.98, not 0.21, with 100 % of the multiply-accumulates.")
+    like = {name: {"latency_ms.batch1_one_thread.speedup": 4.6} for name in ("half", "most")}
+    like |= {name: {"latency_ms.batch1_one_thread.speedup": x} for name, x in (("small", 5.2), ("int8", 1.7))}
+    text, agrees = answer(6, study_records(**like))
+    assert "quantization 0.59x (resnet18, 8 bits, 100 % of the MACs); pruning 0.22x (resnet18, pruned 50 %" in text
+    assert text.endswith("distillation 0.19x (resnet20, distilled, 10 % of the MACs)") and agrees == "yes"
+    text, agrees = answer(6, study_records())
+    assert "pruning 0.98x" in text and agrees == "no"
 
 
 def test_steps_of_size():
-    one = answer(7, study_records())
-    assert "quantization 1 from 250.0 to 250.0 KB; pruning 3 from 30.0 to 550.0 KB" in one and one.endswith(AGREES)
+    text, agrees = answer(7, study_records())
+    assert "quantization 1 (8 bits), 250.0 - 250.0 KB; pruning 3, 30.0 - 550.0 KB" in text and agrees == "yes"
     again = more(
         model("minmax", BASE.then(Quantize(calibration="minmax")), 0.89, 260),  # the same step
         model("int4", BASE.then(Quantize("qat", 4)), 0.89, 120),
         model("mixed", BASE.then(Quantize("qat", 4, layer_bits=(("conv", 2),))), 0.89, 110),
     )
-    assert answer(7, again).endswith("Differs: quantization has 3 (2 and 4 bits, 4 bits, 8 bits).")
+    text, agrees = answer(7, again)
+    assert "quantization 3 (2 and 4 bits, 4 bits, 8 bits)" in text and agrees == "no"
 
 
 def test_effort():
-    text = answer(8, study_records())
-    assert (
-        "quantization 1.00 (1.00 - 1.00), pruning 6.00 (5.00 - 7.00), distillation 3.00 (3.00 - 3.00); without its "
-        "forward passes as a teacher. Agrees." in text
-    )
-    slow = answer(8, study_records(small={"macs": 400}, int8={"curves": 9 * [{}]}))
-    assert slow.endswith("Differs: distillation takes the longest and pruning the least.")
-    assert answer(8, study_records(int8={"curves": 4 * [{}]})).endswith("Differs: distillation takes the least.")
+    text, agrees = answer(8, study_records())
+    assert text.endswith("quantization 1.00 (1.00 - 1.00); pruning 6.00 (5.00 - 7.00); distillation 3.00 (3.00 - 3.00)")
+    assert agrees == "yes"
+    assert answer(8, study_records(small={"macs": 400}, int8={"curves": 9 * [{}]}))[1] == "no"  # 30, pruning the least
+    assert answer(8, study_records(int8={"curves": 4 * [{}]}))[1] == "no"  # distillation takes the least
 
 
 def kernels(device="cpu"):
@@ -422,74 +420,72 @@ def kernels(device="cpu"):
 
 def test_int8_in_hardware():
     best = model("int4", BASE.then(Quantize("qat", 4)), 0.91, 120, speed=9)  # more accurate, but not in 8 bits
-    text = answer(9, more(best), kernels("cpu"))
-    assert "in 8 bits: 1.40x over FP32 at batch 1" in text and "20 of 20 convolutions integer" in text
-    assert text.endswith("none of our kernels was measured on a GPU. No verdict yet.")
-    measured = answer(9, study_records(), kernels("gpu"))
-    assert "2.00x in our kernel on new (dp4a over tiled, our fastest ones). Differs: our dp4a gains 2.00x" in measured
-    assert answer(9, more(best).query("id != 'int8'")) == "Not measured yet: resnet18 in 8 bits (notebook 2)."
+    text, agrees = answer(9, more(best), kernels("cpu"))
+    assert "1.40x at batch 1" in text and "(20/20 convolutions integer; a CPU, avx2)" in text
+    assert text.endswith("no kernel of ours measured on a GPU") and agrees == "cannot be told"
+    text, agrees = answer(9, study_records(), kernels("gpu"))
+    assert text.endswith("2.00x on new (dp4a over tiled)") and agrees == "no"
+    assert answer(9, more(best).query("id != 'int8'")) == ("missing: resnet18 in 8 bits (notebook 2)", "not measured")
 
 
 def test_sparsity_in_hardware():
     narrow = model("narrow", BASE.then(PruneChannels()), 0.89, 500, macs=200, speed=1.9)
-    text = answer(10, more(narrow), kernels("cpu"))
+    text, agrees = answer(10, more(narrow), kernels("cpu"))
     assert text.startswith(
-        "96 % of resnet18's weights at zero: 1.02x in the dense runtime; whole channels removed: up to"
+        "96 % of the weights at zero: 1.02x in the dense runtime; whole channels removed: up to 1.90x"
     )
-    assert "1.90x" in text and text.endswith("No verdict yet.")
-    measured = answer(10, study_records(), kernels("gpu"))
-    assert "3.00x in our kernel on new (delta over row a warp, our fastest ones). Agrees." in measured
+    assert agrees == "cannot be told"
+    text, agrees = answer(10, study_records(), kernels("gpu"))
+    assert text.endswith("3.00x on new (delta over row a warp)") and agrees == "yes"
     alone = more(narrow)[lambda table: ~table["id"].isin(["half", "most", "too much"])]
-    assert answer(10, alone) == "Not measured yet: resnet18 with weights pruned (notebook 3)."
+    assert answer(10, alone)[0] == "missing: resnet18 with weights pruned (notebook 3)"
 
 
 def test_ensembles():
     together = model("both", Recipe("cifar10", (Ensemble((SMALL, SMALL)),)), 0.895, 40, parameters=18, macs=80)
     other = model("another design", BASE.then(Distill("ds_cnn")), 0.92, 40, parameters=18)
-    assert answer(11, more(together, other)).startswith("Not measured yet: a member widened")
+    assert answer(11, more(together, other))[0].startswith("missing: a member widened")
 
-    def beside(accuracy):
+    def single(accuracy):
         wide = model("wide", BASE.then(Distill("resnet20", width=1.4)), accuracy, 40, parameters=18.5, macs=40)
         return answer(11, more(together, other, wide))
 
-    text = beside(0.88)
-    assert text.startswith("89.50 % (88.50 - 90.50) with 18 K parameters;") and text.endswith(AGREES)
-    wide = "widened to 18 K (resnet20 of width 1.4, distilled) has 88.00 % (87.00 - 89.00)"
-    assert f"{wide}, at 0.50 of its multiply-accumulates" in text
-    assert beside(0.90).endswith("Differs: the single network has 0.50 points more, the intervals overlap.")
+    text, agrees = single(0.87)
+    assert text.startswith("89.50 % (88.50 - 90.50) with 18 K against 87.00 % (86.00 - 88.00) with 18 K (resnet20 of")
+    assert text.endswith("distilled, 0.50 of its MACs); the intervals do not overlap") and agrees == "yes"
+    text, agrees = single(0.90)
+    assert text.endswith("the intervals overlap") and agrees == "no"
 
 
 def test_combinations():
-    text = answer(12, study_records())
-    assert "250x within 2 points (resnet20, distilled, pruned 90 %, ternary, 88.20 % (87.20 - 89.20))." in text
-    assert text.endswith(f"there is 250x, a weight in {8 * 4000 / 9000:.2f} bits of the archive, there in 8.5.")
-    assert answer(12, study_records(tiny={"archive_bytes": 8500})).endswith(AGREES)  # 1000 / 8.5 = 118
-    far = answer(12, study_records(tiny={"validation_accuracy": 0.8}))
-    assert far.endswith("no combination stays within 4 points. Differs: no combination stays within 7.4 points.")
+    text, agrees = answer(12, study_records())
+    assert "within 1 none; within 2 250x (resnet20, distilled, pruned 90 %, ternary, 88.20 % (87.20 - 89.20));" in text
+    assert (
+        text.endswith(f"{8 * 4000 / 9000:.2f} bits a weight in its archive, the published one 8.5") and agrees == "no"
+    )
+    assert answer(12, study_records(tiny={"archive_bytes": 8500}))[1] == "yes"  # 1000 / 8.5 = 118
+    text, verdict = answer(12, study_records(tiny={"validation_accuracy": 0.8}))
+    assert text.endswith("within 7.4 none") and verdict == "no"
     assistant = model("assistant", SMALL.then(Distill("resnet8")), 0.90, 1)  # distilled twice: one method
-    assert answer(12, more(assistant)) == text
+    assert answer(12, more(assistant)) == answer(12, study_records())
 
 
 def test_seeds_are_averaged_first():
     unlucky = study_records().query("id == 'tiny'").assign(id="tiny 1", seed=1, accuracy=0.86, validation_accuracy=0.86)
-    text = answer(12, pd.concat([study_records(), unlucky], ignore_index=True))
-    assert (
-        "within 2 points" not in text and "within 4 points (resnet20, distilled, pruned 90 %, ternary, 87.10 %" in text
-    )  # a mean of 88.2 and 86
+    text, _ = answer(12, pd.concat([study_records(), unlucky], ignore_index=True))
+    assert "within 2 none; within 4 250x (resnet20, distilled, pruned 90 %, ternary, 87.10 %" in text  # of 88.2 and 86
     seeded = study_records().assign(id=lambda t: t["id"] + " 1", base="base 1", seed=1)
     seeded[["accuracy", "validation_accuracy"]] += 0.02  # the base too: nothing is lost or won
-    both = takeaways(pd.concat([study_records(), seeded], ignore_index=True))["here"]
-    assert "quantization 90.90 % (88.90 - 90.90), 0.10 points lost" in both[3]
-    assert (
-        both[4] == answer(4, study_records())
-        and "250x within 2 points (resnet20, distilled, pruned 90 %, ternary, 89.20 %" in both[12]
-    )
+    both = pd.concat([study_records(), seeded], ignore_index=True)
+    assert "quantization 90.90 % (88.90 - 90.90), -0.10 points" in answer(3, both)[0]
+    assert answer(4, both) == answer(4, study_records())
+    assert "within 2 250x (resnet20, distilled, pruned 90 %, ternary, 89.20 %" in answer(12, both)[0]
 
 
 @pytest.mark.parametrize("records", [pd.DataFrame(columns=["id", "label", "seed", "accuracy", "onnx_bytes"]), None])
 def test_takeaways_of_little_say_what_is_missing(records):
     records = study_records().iloc[:1] if records is None else records
-    assert takeaways(records)["here"].str.startswith("Not measured yet").all()
+    assert (takeaways(records)["agrees"] == "not measured").all()
 
 
 def test_the_largest_network_is_the_training_that_most_is_made_of():
@@ -559,6 +555,36 @@ def test_the_studys_figures_stand_in_their_rows():
     assert table["published %"].fillna(0).tolist() == [90.3, 0] and table["published MB"][0] == 44.7
 
 
+def test_settings_are_every_field_of_every_step():
+    half = STUDENT.then(Prune(sparsity=0.5, teacher=BASE))
+    table = settings(half, STUDENT.then(Quantize("qat", layer_bits=(("conv", 2),))))
+    assert list(table.columns) == ["Train", "Distill", "Prune", "Quantize"]  # what both begin with once
+    assert table.loc["model"].tolist() == ["resnet18", "student_3conv", "", ""]
+    assert table.loc["epochs"].tolist() == [15, 30, 5, 3] and table.loc["augmentation", "Train"] == "crop, flip"
+    assert table.loc["teacher", "Prune"] == "resnet18" and table.loc["layer_bits", "Quantize"] == "conv, 2"
+    assert "teachers" not in table.index  # which none of them has
+    assert table.loc["optimizer"].tolist() == 4 * ["sgd"]
+
+
+def test_a_base_of_other_settings_is_another_recipe():
+    usual = base_recipe("cifar10", "resnet20")
+    assert base_recipe("cifar10", "resnet20", epochs=40, optimizer="sgd").id == usual.id
+    other = base_recipe("cifar10", "resnet20", 1, optimizer="adamw", augmentation=["crop"])
+    assert other.seed == 1 and other.steps[0].epochs == 40
+    assert (other.steps[0].optimizer, other.steps[0].augmentation) == ("adamw", ("crop",))
+
+
+def test_chains_with_settings_of_their_own():
+    usual = study.chains(BASE, "student_3conv")
+    assert [recipe.id for _, recipe in study.chains(BASE, "student_3conv", distil={"epochs": 20})] == [
+        recipe.id for _, recipe in usual
+    ]
+    changes = {"distil": {"epochs": 2}, "prune": {"epochs": 4}, "quantize": {"epochs": 6, "learning_rate": 0.5}}
+    for cases in (study.chains(BASE, "student_3conv", **changes)[-1:], study.orders(BASE, "student_3conv", **changes)):
+        steps = cases[0][1].steps[1:]
+        assert [step.epochs for step in steps] == [2, 4, 6] and steps[-1].learning_rate == 0.5
+
+
 def test_exported_tables_escape_what_latex_reads(tmp_path, monkeypatch):
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
     table = pd.DataFrame({"recipe_ & %": ["resnet20 > Quantize #ab12 & x_y 50 %"], "accuracy": [0.5]})
@@ -588,21 +614,20 @@ def test_the_file_named_is_there(tmp_path, monkeypatch):
 # Charts
 
 
-def test_the_drawn_front_and_its_words():
+def test_the_drawn_front_and_its_ends():
     records = compared(study_records())
     records["validation_accuracy"] = [0.9, 0.9, 0.85, 0.88, 0.7, 0.89, 0.89]
     records.loc[records["id"] == "half", "latency_ms.batch1_one_thread.median"] = 0.1  # the fastest: on another front
     ax = pareto_chart(records, "archive_bytes", ax=plt.figure().add_subplot())
     line = next(line for line in ax.lines if line.get_label() == "front by validation")
     assert np.allclose(line.get_xydata(), [[4, 88.2], [250, 89.9]])  # KB and test accuracy of "tiny" and "int8"
-    assert front_in_words(records, "archive_bytes") == (
-        "2 of 7 records are on the front by validation, from **resnet20, distilled, pruned 90 %, ternary**, "
-        "4.00 KB and 88.20 % (87.20 - 89.20), to **resnet18, 8 bits**, 250.00 KB and 89.90 % (88.90 - 90.90)."
-    )
-    one = records.iloc[:1]
-    assert front_in_words(one, "macs").startswith(
-        "Of 1 records one beats all others on validation: **resnet18**, 0.00 mill"
-    )
+    ends = ends_of_fronts(records)
+    assert ends["front"].tolist()[:2] == ["2 of 7", "2 of 7"] and len(ends) == 6
+    assert ends["model"].tolist()[:2] == ["resnet20, distilled, pruned 90 %, ternary", "resnet18, 8 bits"]
+    assert ends[["cost", "accuracy %"]].to_numpy()[:2].tolist() == [[4, 88.2], [250, 89.9]]
+    assert ends["interval"][0] == "87.20 - 89.20"
+    one = ends_of_fronts(records.iloc[:1])  # both ends of a front of one are that one
+    assert one["model"].tolist() == 6 * ["resnet18"] and set(one["front"]) == {"1 of 1"}
 
 
 def test_the_fewest_bytes_within_some_points():
@@ -744,21 +769,23 @@ def test_loss_and_size_by_hand():
     seeded = study_records().assign(id=lambda t: t["id"] + " 1", base="base 1", seed=1)
     seeded["accuracy"] += 0.03
     both = pd.concat([study_records(), seeded], ignore_index=True).assign(words="some")
-    table = study.loss_and_size(both, bases, "label", "words")
+    table = loss_and_size(both, bases, "label", "words")
     assert table["label"].tolist() == study_records()["label"].tolist() and set(table["words"]) == {"some"}
     row = table[table["label"] == "half"].iloc[0]
     assert row["accuracy %"] == 91 and row["seeds"] == 2  # 89.5 and 92.5
-    assert row["points to the base"] == 0 and row["x smaller"] == round(1000 / 550, 1)  # half a point lost, and won
+    assert (
+        row["zeros %"] == 50 and row["points to the base"] == 0 and row["x smaller"] == round(1000 / 550, 1)
+    )  # half a point lost, and won
     assert row["spread"] == round(statistics.stdev([89.5, 92.5]), 2) and row["training s"] == 5
-    assert "seeds" not in study.loss_and_size(study_records(), bases)
+    assert "seeds" not in loss_and_size(study_records(), bases)
     long = study_records(half={"train_seconds": 1210.0})
-    assert study.loss_and_size(long, bases, "label").set_index("label")["training min"]["half"] == 20
+    assert loss_and_size(long, bases, "label").set_index("label")["training min"]["half"] == 20
 
 
 def test_recipes_that_share_a_label_are_apart_where_their_words_are():
     two = study_records().iloc[[1, 1]].assign(late_bits=[2, 3], accuracy=[0.8, 0.9])
     base = {"id": "base", "accuracy": 0.9, "onnx_bytes": 1_000_000, "train_seconds": 10.0}
-    table = study.loss_and_size(two, [base], "late_bits")
+    table = loss_and_size(two, [base], "late_bits")
     assert table["accuracy %"].tolist() == [80, 90]
 
 
@@ -766,12 +793,13 @@ def test_training_times_without_the_base_where_it_is_a_teacher():
     base = {"id": "base", "accuracy": 0.9, "onnx_bytes": 1_000_000, "train_seconds": 10.0}
     teacher = Recipe("cifar10", (Distill("resnet20", teachers=(BASE,)),))
     rows = pd.DataFrame([model("a", SMALL, 0.9, 1, epochs=3), model("b", teacher, 0.9, 1, epochs=3)])
-    assert study.loss_and_size(rows, [base], "label")["training s"].tolist() == [3, 13]
+    assert loss_and_size(rows, [base], "label")["training s"].tolist() == [3, 13]
 
 
 def test_long_trainings_have_one_teacher_and_seeds_of_their_own():
     base = base_recipe("cifar10", "resnet18")
-    cases = study.long_trainings(base)
+    rows = [(1.5, 120, 4, 4, 5, 1), (1.0, 110, 4, 3, 6, 2), (0.875, 120, "ternary", "ternary", 10, 1)]
+    cases = study.long_trainings(base, rows, batch_size=512, views=20)
     assert [words["bits"] for words, _ in cases] == ["32", "4"] + 2 * ["32", "4 and 3"] + ["32", "ternary"]
     assert [recipe.seed for _, recipe in cases] == [0, 0, 0, 0, 1, 1, 0, 0]
     for _, recipe in cases:
@@ -783,9 +811,8 @@ def test_long_trainings_have_one_teacher_and_seeds_of_their_own():
     assert set(late.values()) == {3} and {name[:2] for name in late} == {"9.", "10", "13", "14", "15"}
     assert not any("around" in name for name in late)  # the depthwise ones keep 4
     assert set(ternary.values()) == {4} and len(ternary) == 7 and all("around" in name for name in ternary)
-    assert len(study.long_trainings(base_recipe("digits", "resnet20"), 1)) == 6
-    narrow = study.long_trainings(base, 2, [0.875])
-    assert [recipe.id for _, recipe in narrow] == [recipe.id for _, recipe in cases[-2:]]
+    assert [recipe.steps[0].epochs for _, recipe in cases] == [120, 120, 110, 110, 110, 110, 120, 120]
+    assert [step.epochs for step in rounded] == [5, 6, 6, 10]
 
 
 def test_late_bits_are_those_of_the_second_half():

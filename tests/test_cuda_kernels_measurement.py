@@ -20,9 +20,9 @@ from cuda_kernels import cpu, gpu, measure, records, sparse, work
 from cuda_kernels.dense import prepare_gemv
 from cuda_kernels.launch import RUNNERS
 from cuda_kernels.sparse import CSR, compress, prepare_spmv
-from cuda_kernels.study import beside, reported
 from models import build
 from plots import kernels as kernel_plots
+from report.published_kernels import kernels_beside_published, published_kernels
 
 TINY = work.Sizes(
     square_gemv=64,
@@ -229,7 +229,7 @@ def test_cpu_is_measured_once_then_read(tmp_path, monkeypatch) -> None:
 
 
 def test_the_study_is_quoted() -> None:
-    table = reported()
+    table = published_kernels()
     assert table.loc[table.what == "INT8", "reported_ms"].item() == 125.0 and len(table) == 8
 
 
@@ -273,9 +273,11 @@ def test_times_taken_differently_do_not_stand_beside_each_other() -> None:
 
 def test_the_study_stands_beside_ours() -> None:
     ours = pd.DataFrame([record(kernel="gemv_vector4", case="square 25088", density=1.0, time_ms=0.5)])
-    table = beside(ours).set_index("what")
+    table = kernels_beside_published(ours).set_index("what")
     assert table.loc["dense FP32 matrix-vector", "reported / fastest"] == pytest.approx(10.428 / 0.5)
-    assert table["fastest, ms"].notna().sum() == 1 and beside(pd.DataFrame())["fastest, ms"].isna().all()
+    assert (
+        table["fastest, ms"].notna().sum() == 1 and kernels_beside_published(pd.DataFrame())["fastest, ms"].isna().all()
+    )
 
 
 def test_charts_show_what_they_are_given() -> None:

@@ -27,19 +27,22 @@ from distillation import (
     distillation_loss,
     errors,
     hint_loss,
-    study,
 )
 from distillation.ensemble import best_weights
 from distillation.features import Guided, map_places, maps_at
-from experiment import Recipe, base_recipe, make, percent, run
-from experiment import study as experiment_study
+from experiment import Recipe, make, run
+from experiment import tables as experiment_tables
 from measurement import cost, operator_counts
 from models import ModelError, build, combine
 from models.quantized import Quantizer, bias_steps, insert_quantizers, round_biases
 from plots.distillation import accuracy_by_parameters
 from quantization import Quantize
 from recipe import StepError
+from report import percent
+from report.published import students_beside_published
 from storage import Checkpoint, export_onnx, load_archive, open_onnx, run_onnx, save_archive
+from study import distillation as study
+from study.baseline import base_recipe
 from training import Context, Train
 
 DIGITS = Recipe("digits", (Train("resnet8"),))
@@ -643,13 +646,14 @@ def test_confusions_and_changed_errors_by_hand(answering):
     assert len(table) == 18 and counts.groupby("model").sum().tolist() == [5, 5]
     wrong = {key: count for key, count in counts.items() if key[1] != key[2] and count}
     assert wrong == {("one", "c", "b"): 1, ("other", "a", "b"): 1, ("other", "b", "c"): 1, ("other", "c", "b"): 1}
-    worse, alike, better = (
-        errors.changed_errors(table, *names) for names in (("one", "other"), ("one", "one"), ("other", "one"))
+    table = pd.concat([table, table[table["model"] == "one"].assign(model="one too")])
+    worse, same, better = (
+        errors.changed_errors(table, *names) for names in (("one", "other"), ("one", "one too"), ("other", "one"))
     )
-    total = "one is wrong on 1 image, other on 3 images."
-    assert worse == f"{total} Its largest loss: a taken for b on 1 more image (and 1 other pair alike)."
-    assert better.endswith("Its largest gain: a taken for b on 1 fewer image (and 1 other pair alike).")
-    assert alike == "one is wrong on 1 image, one on 1 image."
+    assert worse.to_numpy().tolist() == [["any", "wrong", 1, 3, -2], ["a", "b", 0, 1, -1], ["b", "c", 0, 1, -1]]
+    assert better.to_numpy().tolist() == [["any", "wrong", 3, 1, 2], ["a", "b", 1, 0, 1], ["b", "c", 1, 0, 1]]
+    assert same.to_numpy().tolist() == [["any", "wrong", 1, 1, 0]]
+    assert len(errors.changed_errors(table, "other", "one", most=1)) == 2
 
 
 @pytest.mark.parametrize("model", ["student_6", "tiny_mixer"])
@@ -686,7 +690,7 @@ def test_our_students_beside_the_studys():
     records = pd.DataFrame(
         [{"student": name, "label": name, "accuracy": 0.9 - place / 100} | own for place, name in enumerate(names)]
     )
-    table = study.beside_the_study(records)
+    table = students_beside_published(records)
     assert table["its name there"].tolist() == ["Model 4", "ensemble of 4 5 6"]
     assert table["accuracy %"].tolist() == [90, 88] and table["reported %"].tolist() == [85.1, 88.02]
     assert table["reported K"].tolist() == [253, 631] and table["reported MB"].tolist() == [2.9, 7.2]
@@ -707,19 +711,8 @@ COMPARED = pd.DataFrame(
 )
 
 
-def test_sentences_on_an_ensemble():
+def test_an_accuracy_in_words():
     assert percent(COMPARED.loc[1]) == "95.00 % (93.00 - 96.00)"
-    first, empty, *others = study.beside_ensemble(COMPARED).splitlines()
-    assert first == (
-        "The both has 95.00 % (93.00 - 96.00) in 1 KB, at 2.00 million MACs and 0.400 ms. "
-        "Beside it, latencies through the base timed by turns:"
-    )
-    assert not empty and others == [
-        "- s (a member): 90.00 % (88.00 - 92.00), the intervals do not overlap; 0.50 of its file, 0.50 of its MACs, "
-        "0.50 of its latency",
-        "- s, widened (one network of its size): 94.00 % (92.50 - 95.00), the intervals overlap; 1.10 of its file, "
-        "1.50 of its MACs, 0.75 of its latency",
-    ]
 
 
 def test_networks_beside_an_ensemble(folders):
@@ -750,6 +743,22 @@ def test_a_patient_teacher_gives_twice_the_epochs_and_views(dataset, usual, long
     assert {step.model for step in steps} == {"student_4"} and len({step.learning_rate for step in steps}) == 1
 
 
+def test_networks_are_trained_as_asked():
+    base = base_recipe("cifar10", "resnet18")
+    usual = {"epochs": 20, "learning_rate": 0.1, "views": 10, "temperature": 4.0, "alpha": 0.9}
+    assert study.student(base, "student_4", {"student_4": usual}).id == study.student(base, "student_4").id
+    assert study.alone(base, "student_4", {"student_4": usual}).id == study.alone(base, "student_4").id
+    own = {"resnet8": {"epochs": 7, "temperature": 2.0, "views": 5, "optimizer": "adamw"}}
+    (_, taught), (_, other), (_, alone) = study.with_and_without(base, ["resnet8", "student_4"], ["resnet8"], own)
+    assert other == study.student(base, "student_4")
+    for step in (taught.steps[-1], alone.steps[-1]):
+        assert (step.epochs, step.learning_rate, step.optimizer) == (7, 0.1, "adamw")
+    assert (taught.steps[-1].temperature, taught.steps[-1].views, alone.steps[-1].views) == (2, 5, None)
+    longer = study.twice_as_long(base, ["resnet8"], own)[1][1].steps[-1]
+    assert (longer.epochs, longer.views) == (14, 10)
+    assert study.ensemble(base, ["resnet8"], own).steps[0].members == (taught,)
+
+
 def test_the_weak_loss_as_rows(folders):
     (weak, first), (right, second) = study.weak_and_right(DIGITS, "student_4")
     assert weak["loss"] == "soft part 10 times too weak" and weak["alpha"] == 0.09 / (0.09 + 0.1)  # as records have it
@@ -759,7 +768,7 @@ def test_the_weak_loss_as_rows(folders):
 
 def test_features_are_words_when_made_and_when_read_back(folders, monkeypatch):
     for name, value in (("make", None), ("load", SimpleNamespace(validation=None)), ("evaluate", 0.5)):
-        monkeypatch.setattr(experiment_study, name, lambda *_, value=value: value)
+        monkeypatch.setattr(experiment_tables, name, lambda *_, value=value: value)
     for _ in range(2):
         table = study.with_features(DIGITS, "student_4", [None, "hints"])
         assert table["features"].tolist() == ["answers alone", "hints"] and table["accuracy"].tolist() == [0.5, 0.5]

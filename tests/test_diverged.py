@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from combination import one_training
 from combination.model_search import SearchError, search
 from experiment import Recipe, make, run, run_table, validated
-from quantization import Quantize, qat, study
+from quantization import Quantize, qat
+from report import beside_the_chain, by_width
+from study import one_training
 from training import Train, TrainingDiverged
 
 GOOD = Recipe("digits", (Train("student_6", epochs=1, batch_size=256, learning_rate=0.05),))
@@ -82,14 +83,14 @@ def test_a_search_of_which_all_diverged(folders):
         )
 
 
-def test_sentences_without_the_row_that_they_compare_with():
+def test_tables_without_the_row_that_they_compare_with():
     once = {"how": one_training.AT_ONCE, "epochs": "56%", "prunes from": "20%", "rounds from": "85%"}
     rows = [once | {"seed": 0, "accuracy": 0.9, "seconds": 1.0, "accuracy_low": 0.8, "accuracy_high": 0.95}]
-    assert one_training.beside_the_chain(pd.DataFrame(rows)) == "Beside the chain, one training:\n\n"
+    assert beside_the_chain(pd.DataFrame(rows)).empty
     row = {"model": "tiny", "accuracy": 0.9, "archive_bytes": 1000, "base_onnx_bytes": 4000}
     table = pd.DataFrame([row | {"bits": 32, "how": "float"}, row | {"bits": 2, "how": "static"}])
-    by_width = study.by_width(table)
-    assert by_width["rounded only %"][0] == 90 and math.isnan(by_width["trained %"][0])
+    widths = by_width(table)
+    assert widths["rounded only %"][0] == 90 and math.isnan(widths["trained %"][0])
 
 
 # Few images

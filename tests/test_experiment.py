@@ -23,8 +23,6 @@ from experiment import (
     Recipe,
     RecordError,
     aside,
-    base_recipe,
-    beside_published,
     freshness,
     load_records,
     make,
@@ -38,7 +36,9 @@ from models import ModelError
 from pruning import Prune, PruneChannels
 from quantization import Quantize
 from recipe import STEPS, DataError, Step, StepError, steps_of, words_of
+from report import beside_published
 from storage import StorageError, sha256, weights_checksum
+from study.baseline import base_recipe
 from training import Train
 
 BASE = Recipe("digits", (Train("resnet20", epochs=1, batch_size=64),))

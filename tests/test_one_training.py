@@ -5,13 +5,16 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from combination import Joint, one_training
+from combination import Joint
 from data import load
 from distillation import Distill, Teacher
-from distillation.study import student_training
-from experiment import Recipe, base_recipe
+from experiment import Recipe
 from pruning import Prune
 from quantization import Quantize, calibrate, rounding
+from report import beside_the_chain
+from study import one_training
+from study.baseline import base_recipe
+from study.distillation import student_training
 from training import Train, loop
 
 
@@ -82,9 +85,8 @@ def test_one_training_beside_the_chain_of_its_seed():
     ]
     table = pd.DataFrame(rows)
     table["accuracy_low"], table["accuracy_high"] = table["accuracy"] - 0.004, table["accuracy"] + 0.004
-    start = "- 56% of its epochs, pruning from 20% of them on and rounding from 85%: "
-    lines = [one_training.beside_the_chain(part).splitlines()[-1] for part in (table.iloc[:2], table)]
-    assert lines == [
-        f"{start}-0.50 points in 50% of its time; the intervals overlap",
-        f"{start}+0.50 points in 60% of its time; -0.50, +1.50 of the seeds 0, 1",
-    ]
+    for seeds, points, share, one_by_one in ((1, -0.5, 50, None), (2, 0.5, 60, "0: -0.50, 1: +1.50")):
+        (row,) = beside_the_chain(table.iloc[: 2 * seeds]).to_dict("records")
+        assert (row["epochs"], row["prunes from"], row["rounds from"]) == ("56%", "20%", "85%")
+        assert (row["points to the chain"], row["% of its time"]) == (points, share)
+        assert row.get("points by seed") == one_by_one and row["intervals overlap"]

@@ -332,7 +332,7 @@ USED = """
 import sys
 from pathlib import Path
 import torch
-import combination, cuda_kernels.cpu, quantization.paths
+import report, cuda_kernels.cpu, quantization.paths
 from models import build
 from storage import export_onnx, open_onnx, run_onnx
 file = Path(sys.argv[1]) / "model.onnx"

@@ -9,8 +9,7 @@ import torch
 from matplotlib.text import Text
 from torch import nn
 
-from combination import readme, recommend
-from combination.comparison import compared
+from combination import recommend
 from experiment import load_records, run
 from experiment.records import archive_path
 from models import (
@@ -34,6 +33,7 @@ from pruning import Prune, layer_graph
 from pruning.channels import CHANNEL_CRITERIA, narrow
 from quantization import Quantize
 from recipe import AUGMENTATIONS, OPTIMIZERS, STEPS, Recipe, Step, StepError, is_number
+from report import compared, readme
 from storage import load_archive
 from training import Train
 

@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.transforms import Bbox
 
 from experiment import chance
-from experiment.chance import alike, best_and_alike, validation_images
+from experiment.chance import alike, intervals_overlap, near_best, validation_images
 from measurement import wilson_interval
 from plots import accuracy_against_size
 from plots.distillation import accuracy_by_parameters
@@ -21,9 +21,8 @@ from plots.pruning import accuracy_and_speed
 from plots.quantization import accuracy_by_calibration, latency_by_path, noise_by_layer
 from plots.style import PALETTE, method_names, method_style
 from pruning import Prune
-from pruning import study as pruning_study
-from quantization import study as quantization_study
 from recipe import STEPS, Recipe, Step, letters_of, words_of
+from report import beside, by_sparsity, chosen_on_validation, pairs
 from training import Train
 
 matplotlib.use("Agg")
@@ -268,11 +267,11 @@ def test_intervals_that_overlap_by_hand():
     assert low < high and alike(0.8608, 0.8428, 5000) and alike(0.8428, 0.8608, 5000)
     assert not alike(0.8608, 0.8328, 5000) and alike(0.5, 0.5, 10)
     accuracies = pd.Series({"random": 0.1, "snip": 0.8328, "look, ahead": 0.8428, "lamp": 0.8608})
-    assert best_and_alike(accuracies, 5000) == (
-        "**lamp** 86.08 %, whose 95 % interval overlaps that of *look, ahead* 84.28 %"
-    )
-    assert best_and_alike(accuracies[["random", "lamp"]], 5000).endswith("overlaps no other")
-    assert best_and_alike(accuracies, 50).endswith("those of *look, ahead* 84.28 %, *snip* 83.28 %")
+    assert near_best(accuracies, 5000).tolist() == [False, False, True, True]
+    assert near_best(accuracies[["random", "lamp"]], 5000).tolist() == [False, True]
+    assert near_best(accuracies, 50).tolist() == [False, True, True, True]
+    low, mid, high = ({"accuracy_low": x, "accuracy_high": x + 0.1} for x in (0.5, 0.6, 0.7))
+    assert intervals_overlap(low, mid) and intervals_overlap(mid, low) and not intervals_overlap(high, low)
 
 
 def test_validation_images_are_counted_once(folders, monkeypatch):
@@ -281,32 +280,41 @@ def test_validation_images_are_counted_once(folders, monkeypatch):
     assert validation_images("digits") > 100
 
 
-def test_best_by_sparsity_is_of_means_over_seeds():
-    rows = [(0.5, "magnitude", 0.90), (0.5, "magnitude", 0.92), (0.5, "lookahead", 0.912), (0.5, "lookahead", 0.912)]
-    rows += [(0.9, "magnitude", 0.60), (0.9, "lookahead", 0.80)]
+def test_the_best_of_a_sparsity_is_that_of_means_over_seeds():
+    rows = [(0.9, "magnitude", 0.60), (0.9, "lookahead", 0.80), (0.5, "magnitude", 0.90), (0.5, "magnitude", 0.92)]
+    rows += [(0.5, "lookahead", 0.912), (0.5, "lookahead", 0.912)]
     table = pd.DataFrame(rows, columns=["sparsity", "criterion", "accuracy"]).assign(test_images=1000)
-    assert pruning_study.best_by_sparsity(table).splitlines() == [
-        "- 50% pruned: **lookahead** 91.20 %, whose 95 % interval overlaps that of *magnitude* 91.00 %",
-        "- 90% pruned: **lookahead** 80.00 %, whose 95 % interval overlaps no other",
-    ]
+    table = table.assign(accuracy_low=0.5, accuracy_high=0.95, nonzero_parameters=5000, archive_bytes=2000)
+    table["base_onnx_bytes"], table["latency_ms.batch1_one_thread.speedup"] = 8000, 1.5
+    found = by_sparsity(table)
+    assert found["sparsity"].tolist() == [0.5, 0.5, 0.9, 0.9] and found["seeds"].tolist() == [2, 2, 1, 1]
+    found = found.set_index(["sparsity", "criterion"])
+    assert found["points to the best"].to_dict() == {
+        (0.5, "magnitude"): -0.2, (0.5, "lookahead"): 0, (0.9, "magnitude"): -20, (0.9, "lookahead"): 0,
+    }  # fmt: skip
+    assert found.index[~found["within chance of the best"]].tolist() == [(0.9, "magnitude")]
+    assert (found["x smaller"] == 4).all() and (found["archive KB"] == 2).all()
 
 
-def test_rewinding_is_excused_where_epochs_are_fewer():
-    base = pruning_study.Recipe("cifar10", (Train("resnet20", epochs=40),))
-    assert "in one epoch: what the base learnt in 40" in pruning_study.on_rewinding(base, 1)
-    assert "in 3 epochs" in pruning_study.on_rewinding(base, 3)
-    assert "cannot" not in pruning_study.on_rewinding(base, 40)
+def test_records_beside_one_of_them_by_hand():
+    names = {"student": ["a", "a", "b", "c"], "kind": ["with", "without", "with", "without"]}
+    table = pd.DataFrame(names | {"accuracy": [0.91, 0.90, 0.5, 0.6]})
+    table["accuracy_low"], table["accuracy_high"] = table["accuracy"] - 0.004, table["accuracy"] + 0.004
+    found = beside(table, table.iloc[1], "student")
+    assert found["points"].tolist() == [1, 0, -40, -30] and found["student"].tolist() == ["a", "a", "b", "c"]
+    assert found["intervals overlap"].tolist() == [False, True, False, False]
+    assert found["interval"][0] == "90.60 - 91.40"
+    (pair,) = pairs(table, "student", "kind", "with", "without").to_dict("records")
+    assert (pair["student"], pair["with %"], pair["without %"], pair["points"]) == ("a", 91, 90, 1)
+    assert not pair["intervals overlap"]
 
 
-def test_mixed_precision_in_words():
-    mixed = {"validation_accuracy": 0.9104, "archive_bytes": 1010}
-    uniform = {"validation_accuracy": 0.9134, "archive_bytes": 1000}
-    layer_bits = (("a", 3), ("b", 2), ("c", 3))
-    assert quantization_study.mixed_in_words(layer_bits, mixed, uniform, 5000) == (
-        "Chosen: 1 layer at 2 bits, 2 layers at 3 bits. Beside one width everywhere that changes validation accuracy "
-        "by -0.30 points (the 95 % intervals overlap), and the archive's bytes by +1.0 %."
-    )
-    assert "do not overlap" in quantization_study.mixed_in_words(layer_bits, mixed, uniform, 10**6)
+def test_what_validation_chooses_by_hand():
+    table = pd.DataFrame({"bits": ["mixed", "uniform", "few"], "validation_accuracy": [0.9104, 0.9134, 0.5]})
+    found = chosen_on_validation(table, 5000)
+    assert found["validation %"].tolist() == [91.04, 91.34, 50]
+    assert found["within chance of the best"].tolist() == [True, True, False]
+    assert chosen_on_validation(table, 10**6)["within chance of the best"].tolist() == [False, True, False]
 
 
 def test_a_technique_of_ones_own_has_its_letter_words_and_colour():

@@ -16,7 +16,7 @@ from data import Split, load, normalize
 from distillation import Distill
 from experiment import Recipe
 from models import ARCHITECTURES, build
-from pruning import CRITERIA, Prune, Pruner, Sparsify, layer_graph, study
+from pruning import CRITERIA, Prune, Pruner, Sparsify, layer_graph
 from pruning.criteria import _images, fisher, hutchinson, lookahead, lookahead_act, lookahead_bn, lookahead_obd, obd
 from pruning.graph import by_weight, read
 from pruning.masks import layer_shares, select
@@ -24,6 +24,7 @@ from pruning.schedules import gradual, iterative
 from quantization import Quantize
 from recipe import StepError, step_of
 from storage import Checkpoint
+from study import pruning as study
 from training import Context, Train, fresh
 
 VGG = pytest.param("torchvision.vgg11_bn", marks=pytest.mark.slow)  # 130 million weights

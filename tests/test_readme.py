@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 
 import experiment
-from combination import Joint, readme
+from combination import Joint
 from distillation import Distill, Ensemble
 from experiment.store import ROOT
 from pruning import Prune, PruneChannels
 from quantization import Quantize
 from recipe import Recipe, words_of
+from report import readme
 from training import Train
 
 BASE = Recipe("digits", (Train("resnet18"),))
@@ -20,7 +21,7 @@ BASE = Recipe("digits", (Train("resnet18"),))
 def test_readme_shows_the_records_figures(monkeypatch):
     monkeypatch.delenv("RESULTS_DIR", raising=False)
     text = (ROOT / "README.md").read_text()
-    assert readme.written(text) == text, "run `python -m combination.readme`"
+    assert readme.written(text) == text, "run `python -m report.readme`"
 
 
 def test_a_small_model_of_little_accuracy_is_shown(monkeypatch):

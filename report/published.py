@@ -3,17 +3,17 @@
 Shettiwar and Shankar, "An Analysis of Compression Methods for Deep Learning Networks".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from combination.comparison import compared
 from distillation import Ensemble
-from distillation.study import STUDENTS
-from experiment import published_study
+from experiment.store import ROOT
 from pruning import Prune
 from quantization import Quantize
 from recipe import Step
+from report.comparison import compared
+from study.distillation import STUDENTS
 
 CHAINS = {
     "DP": "distilled and pruned 77 %",
@@ -21,6 +21,38 @@ CHAINS = {
     "PQ": "pruned 77 % and quantized",
     "DPQ": "distilled and pruned 77 % and quantized",
 }
+
+
+def published_study() -> pd.DataFrame:
+    """The published study's figures, as reported: technique, label, accuracy (%), size_mb, latency_ms, parameters_k.
+
+    Shettiwar and Shankar, "An Analysis of Compression Methods for Deep Learning Networks", a course project.
+    """
+    return pd.read_csv(ROOT / "results" / "published_study.csv")
+
+
+def beside_published(records: pd.DataFrame, labels: Iterable[str]) -> pd.DataFrame:
+    """Our records, a row each, beside the figures that the published study reports under `labels`, as many.
+
+    Its parameters are those that are not zero; its sizes are of files that it does not describe, or counted from
+    those parameters. Columns that it leaves out altogether are left out, and so are records without such a label.
+    """
+    study = published_study().set_index("label")
+    named = pd.Series(list(labels), index=records.index, dtype=object)
+    known = named.isin(study.index)
+    ours, reported = records[known].reset_index(drop=True), study.loc[named[known]].reset_index()
+    pairs = {
+        "accuracy %": (100 * ours["accuracy"], reported["accuracy"]),
+        "parameters K": (ours["nonzero_parameters"] / 1e3, reported["parameters_k"]),
+        "file MB": (ours["onnx_bytes"] / 1e6, reported["size_mb"]),
+        "latency ms": (ours["latency_ms.batch1_one_thread.median"], reported["latency_ms"]),
+    }
+    table = pd.DataFrame({"recipe": ours["label"], "its name there": reported["label"]})
+    for name, (own, other) in pairs.items():
+        table[name], table[f"reported {name.rpartition(' ')[2]}"] = own, other.astype(float)
+        if name == "file MB":
+            table["archive MB"] = ours["archive_bytes"] / 1e6
+    return table.dropna(axis="columns", how="all").round(3)
 
 
 def beside_reported(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
@@ -70,3 +102,23 @@ def as_the_study(steps: Sequence[Step]) -> bool:
         or (isinstance(step, Prune) and step.criterion not in ("magnitude", "lookahead"))
         for step in steps
     )
+
+
+def quantized_beside_published(records: pd.DataFrame) -> pd.DataFrame:
+    """Records of a network in floats and in 8 bits (columns of `study.quantization.widths`) beside those reported."""
+    names = {"float": "FP32 baseline", "static": "static INT8", "trained": "QAT INT8"}
+    rows = records[records["bits"].isin([32, 8])]
+    return beside_published(rows, rows["how"].map(names))
+
+
+def pruned_beside_published(records: pd.DataFrame) -> pd.DataFrame:
+    """Records of pruned models (columns sparsity, and those of a record) beside what the published study reports."""
+    return beside_published(records, [f"pruned {100 * value:.0f} %" for value in records["sparsity"]])
+
+
+def students_beside_published(records: pd.DataFrame) -> pd.DataFrame:
+    """Our records (columns student, and those of a record) beside the published study's figures for the same model."""
+    names = {"resnet18": "ResNet-18 teacher", "ensemble of 4 5 6": "ensemble of 4 5 6"}
+    names |= {name: own for name, (own, _) in STUDENTS.items()}
+    ours = records[records["student"].isin(names)].drop_duplicates("student")
+    return beside_published(ours, ours["student"].map(names))

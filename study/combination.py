@@ -4,35 +4,29 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from torch import nn
 
 from combination.joint import Joint
 from combination.model_search import FIELDS, SearchError, check_space, search
-from distillation.study import long_student, patient, student, student_training
-from experiment import interval, kept_table
+from experiment import kept_table
 from models import build
-from pruning.study import pruned, under_itself
-from quantization.study import trained
 from quantization.weights import Bits, bits_by_layer
-from recipe import Recipe, check_whole, steps_of, training_of
+from recipe import Recipe, check_whole, training_of
+from study.distillation import long_student, patient, student, student_training
+from study.pruning import pruned, under_itself
+from study.quantization import trained
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
 DEPTHWISE_BITS = 4  # at least, in the headline models: few weights, and each filter has but nine
-# The headline models: what becomes small, a student of the base or the base itself; how much of it goes, at how many
-# bits, and the epochs of pruning and of rounding.
+# What becomes a headline model, a network or the base itself; how much of it goes, at how many bits, and the epochs of
+# pruning and of rounding.
 Headline = tuple[str, float, Bits, int, int]
-HEADLINE: tuple[Headline, ...] = (
-    ("student", 0.0, 4, 0, 4),
-    ("base", 0.97, "ternary", 3, 4),
-    ("base", 0.98, "ternary", 3, 4),
-    ("student", 0.5, "ternary", 3, 15),
-    ("tiny_mixer", 0.0, 4, 0, 4),
-    ("tiny_mixer", 0.3, "ternary", 3, 10),
-)
+Fields = Mapping[str, Any]  # of a step, where they are to differ from the usual ones
+USUAL: Fields = {}
 
 
 class Long(NamedTuple):
@@ -46,26 +40,32 @@ class Long(NamedTuple):
     seeds: int
 
 
-LONG = (Long(1.5, 120, 4, 4, 5, 1), Long(1.0, 110, 4, 3, 6, 2), Long(0.875, 120, "ternary", "ternary", 10, 1))
-
-
-def chains(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY) -> list[Case]:
+def chains(
+    base: Recipe,
+    model: str,
+    bits: Bits = 8,
+    sparsity: float = SPARSITY,
+    *,
+    distil: Fields = USUAL,
+    prune: Fields = USUAL,
+    quantize: Fields = USUAL,
+) -> list[Case]:
     """The published study's combinations, in its order, with the three methods alone: D distil, P prune, Q quantize."""
-    distilled, pruned_base = student(base, model), under_itself(base, "lookahead", sparsity)
-    both = pruned(distilled, "lookahead", sparsity)
+    distilled, pruned_base = student(base, model, **distil), under_itself(base, "lookahead", sparsity, **prune)
+    both = pruned(distilled, "lookahead", sparsity, **prune)
     made = {
-        "Q": trained(base, bits),
+        "Q": trained(base, bits, **quantize),
         "D": distilled,
         "P": pruned_base,
         "DP": both,
-        "DQ": trained(distilled, bits),
-        "PQ": trained(pruned_base, bits, teacher=base),
-        "DPQ": trained(both, bits),
+        "DQ": trained(distilled, bits, **quantize),
+        "PQ": trained(pruned_base, bits, **{"teacher": base} | dict(quantize)),
+        "DPQ": trained(both, bits, **quantize),
     }
     return [({"methods": name}, recipe) for name, recipe in made.items()]
 
 
-def headline(base: Recipe, model: str, rows: Sequence[Headline] = HEADLINE) -> list[Case]:
+def headline(base: Recipe, model: str, rows: Sequence[Headline]) -> list[Case]:
     """Patient students of the base, and what `rows` make of them and of it, with the base as the teacher to the end."""
     whole = {"student": patient(base, model), "tiny_mixer": patient(base, "tiny_mixer"), "base": base}
     cases: list[Case] = [
@@ -83,21 +83,22 @@ def headline(base: Recipe, model: str, rows: Sequence[Headline] = HEADLINE) -> l
     return cases
 
 
-def long_trainings(base: Recipe, seeds: int = 2, widths: Sequence[float] = (1.5, 1.0, 0.875)) -> list[Case]:
-    """tiny_mixer in those of the widths of `LONG`, trained long under the base, and what each becomes.
+def long_trainings(base: Recipe, rows: Iterable[Sequence], **fields) -> list[Case]:
+    """tiny_mixer as each of `rows` (see `Long`) has it, trained long under the base, and what it becomes.
 
-    So many seeds at most. `epochs` are those of the last training: of the student's own, or of its rounding.
+    `fields` are of the students' training. `epochs` are those of the last training: of the student's own, or of its
+    rounding.
     """
     cases: list[Case] = []
     spared = depthwise("tiny_mixer")
     late = [name for name in second_half("tiny_mixer") if name not in dict(spared)]
-    for long in (long for long in LONG if long.width in widths):
+    for long in (Long(*row) for row in rows):
         own = spared if long.bits == "ternary" else ()
         if long.late_bits != long.bits:
             own = tuple((name, long.late_bits) for name in late)
         bits = " and ".join(map(str, dict.fromkeys((long.bits, long.late_bits))))
-        for seed in range(min(long.seeds, seeds)):
-            small = long_student(base, "tiny_mixer", long.epochs, long.width, seed)
+        for seed in range(long.seeds):
+            small = long_student(base, "tiny_mixer", long.width, seed, epochs=long.epochs, **fields)
             rounded = trained(small, long.bits, teacher=base, epochs=long.rounding_epochs, layer_bits=own)
             for width, recipe in (("32", small), (bits, rounded)):
                 epochs = training_of(recipe.steps[-1]).epochs
@@ -118,52 +119,25 @@ def second_half(model: str) -> list[str]:
     return layers[len(layers) // 2 : -1]
 
 
-def orders(base: Recipe, model: str, bits: Bits = 8, sparsity: float = SPARSITY) -> list[Case]:
+def orders(
+    base: Recipe,
+    model: str,
+    bits: Bits = 8,
+    sparsity: float = SPARSITY,
+    *,
+    distil: Fields = USUAL,
+    prune: Fields = USUAL,
+    quantize: Fields = USUAL,
+) -> list[Case]:
     """All orders that make sense: integers come last, and a student of a pruned teacher is pruned itself or not."""
-    of_pruned = student(under_itself(base, "lookahead", sparsity), model)
-    twice = pruned(of_pruned, "lookahead", sparsity)
+    of_pruned = student(under_itself(base, "lookahead", sparsity, **prune), model, **distil)
+    twice = pruned(of_pruned, "lookahead", sparsity, **prune)
+    usual = chains(base, model, bits, sparsity, distil=distil, prune=prune, quantize=quantize)[-1][1]
     return [
-        ({"order": "distil, prune, quantize"}, chains(base, model, bits, sparsity)[-1][1]),
-        ({"order": "prune the teacher, distil, prune, quantize"}, trained(twice, bits)),
-        ({"order": "prune the teacher, distil, quantize"}, trained(of_pruned, bits)),
+        ({"order": "distil, prune, quantize"}, usual),
+        ({"order": "prune the teacher, distil, prune, quantize"}, trained(twice, bits, **quantize)),
+        ({"order": "prune the teacher, distil, quantize"}, trained(of_pruned, bits, **quantize)),
     ]
-
-
-def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd.DataFrame:
-    """A row a recipe, its seeds averaged: columns `words` of the table, test accuracy and its distance to the base.
-
-    Each record is compared with the one of `bases` that it started from, of the same seed. `spread`, where there are
-    several seeds, is the standard deviation of the accuracy over them; the interval is that of one. Trainings are
-    those after the base (or `seconds`, where the table has them), in seconds where all are short.
-    """
-    base = pd.json_normalize(list(bases)).set_index("id").loc[table["base"]].set_axis(table.index)
-    # Where it is a teacher, its training is not counted.
-    after = pd.Series([steps_of(record)[0].base is None for record in table.to_dict("records")], table.index)
-    seconds = table.get("seconds", table["train_seconds"] - base["train_seconds"].where(after, 0))
-    unit, name = (60, "min") if seconds.max() >= 600 else (1, "s")
-    figures = pd.DataFrame(
-        {
-            "accuracy %": 100 * table["accuracy"],
-            "accuracy_low": table["accuracy_low"],
-            "accuracy_high": table["accuracy_high"],
-            "points to the base": 100 * (table["accuracy"] - base["accuracy"]),
-            "weights not zero K": table["nonzero_parameters"] / 1e3,
-            "archive KB": table["archive_bytes"] / 1e3,
-            "x smaller": base["onnx_bytes"] / table["archive_bytes"],
-            "x faster": table["latency_ms.batch1_one_thread.speedup"],
-            f"training {name}": seconds / unit,
-        }
-    )
-    keys = list(dict.fromkeys([*words, "label"]))  # bits by layer, for instance, are in no label
-    by_recipe = figures.groupby([table[key] for key in keys], sort=False, dropna=False)
-    means = by_recipe.mean()
-    means.insert(1, "interval", means.apply(interval, axis="columns"))
-    means = means.drop(columns=["accuracy_low", "accuracy_high"])
-    if len(table) > len(means):
-        means.insert(2, "seeds", by_recipe.size())
-        means.insert(3, "spread", by_recipe["accuracy %"].std())
-    means = means.round(2).round({"weights not zero K": 1, "archive KB": 1, "x smaller": 1, f"training {name}": 1})
-    return means.reset_index()[[*words, *means.columns]]
 
 
 def smallest(base: Recipe, space: Mapping[str, Sequence], *, candidates: int, epochs: int) -> pd.DataFrame:

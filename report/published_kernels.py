@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 
-def reported() -> pd.DataFrame:
+def published_kernels() -> pd.DataFrame:
     """Return one row per reported time: case (as in our records), kind of kernel, density of A, and ms."""
     rows = [
         ("fully connected", "FP32, tiled", 1.0, 170.0),
@@ -32,12 +32,12 @@ ANSWERS = {
 }
 
 
-def beside(frame: pd.DataFrame) -> pd.DataFrame:
+def kernels_beside_published(frame: pd.DataFrame) -> pd.DataFrame:
     """Compare the reported times with ours, for the same kind of kernel and for our fastest; NaN if not measured.
 
     frame: our GPU records (columns kernel, case, density and time_ms); may be empty.
     """
-    table = reported()
+    table = published_kernels()
     for column, which in (("same kind, ms", 0), ("fastest, ms", 1)):
         table[column] = [_time(frame, row.case, ANSWERS[row.what][which], row.density) for row in table.itertuples()]
     table["reported / fastest"] = table.reported_ms / table["fastest, ms"]

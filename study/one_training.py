@@ -11,14 +11,13 @@ from torch import nn
 from combination.joint import Joint
 from data import Dataset, load
 from distillation import Distill
-from distillation.study import first_images, student, student_training
 from experiment import kept_table, make, run_table, training_device
-from experiment.chance import overlap
-from pruning.study import pruned
-from quantization.study import trained
 from quantization.weights import Bits
 from recipe import Recipe, Step, training_of
 from storage import Checkpoint
+from study.distillation import first_images, student, student_training
+from study.pruning import pruned
+from study.quantization import trained
 from training import Context
 
 IN_A_ROW, AT_ONCE = "one after the other", "one training"
@@ -144,23 +143,3 @@ def _timed_round(
     later = dataclasses.replace(once, epochs=4, prune_from=0.5, quantize_from=0.5)
     _, epochs = trained_model(later, teacher)
     return seconds | {"Joint": epochs[1], "Joint, rounding": epochs[-1]}
-
-
-def beside_the_chain(table: pd.DataFrame) -> str:
-    """Markdown: each training of `at_once_or_in_a_row` beside the chain of its seed; means over seeds."""
-    together = table["how"] == AT_ONCE
-    chains = table[~together].set_index("seed")
-    lines = []
-    together &= table["seed"].isin(chains.index)  # the chain of another may have diverged
-    for words, once in table[together].groupby(["epochs", "prunes from", "rounds from"], sort=False):
-        chain = chains.loc[once["seed"]]
-        apart = 100 * (once["accuracy"].to_numpy() - chain["accuracy"])
-        time = (once["seconds"].to_numpy() / chain["seconds"]).mean()
-        chance = overlap(once.iloc[0], chain.iloc[0])
-        if len(once) > 1:
-            chance = f"{', '.join(f'{value:+.2f}' for value in apart)} of the seeds {', '.join(map(str, apart.index))}"
-        lines.append(
-            f"- {words[0]} of its epochs, pruning from {words[1]} of them on and rounding from {words[2]}: "
-            f"{apart.mean():+.2f} points in {time:.0%} of its time; {chance}"
-        )
-    return "Beside the chain, one training:\n\n" + "\n".join(lines)

@@ -1,11 +1,15 @@
-"""The README's results, from the records: `python -m combination.readme` writes them."""
+"""The README's results, from the records: `python -m report.readme` writes them."""
 
 import re
+from collections.abc import Iterable, Mapping
 
-from combination.comparison import smallest_within
+import pandas as pd
+
 from combination.recommendation import candidates, pareto_front
-from experiment import interval, load_records, published_study
+from experiment import load_records
 from experiment.store import ROOT
+from report.published import published_study
+from report.tables import interval
 
 DATASET = "cifar10"
 PLACE = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -54,6 +58,40 @@ def results() -> str:
     }
     lines += ["", f"Latencies: batch 1, one thread, median, on {' or '.join(sorted(machines))}."]
     return "\n".join(lines) + "\n"
+
+
+def points(lost: float) -> str:
+    """Points of accuracy lost, in words: `1.10 points lost`, or `0.20 points gained`."""
+    return f"{abs(lost):.2f} points {'gained' if lost < 0 else 'lost'}"
+
+
+def smallest_within(records: pd.DataFrame, base: Mapping, limits: Iterable[float] = (1, 2, 3, 5)) -> str:
+    """Markdown: of models of one base, seeds averaged, the fewest bytes within so many points of it.
+
+    The images that choose say what is within; what it lost on the test images stands beside it.
+    """
+    rows = candidates(records)
+    lost = 100 * (base["validation_accuracy"] - rows["validation_accuracy"])
+    lines = []
+    for limit in limits:
+        within = rows[lost.round(6) <= limit]  # 93.7 - 91.7 is a bit more than 2 in floats
+        start = f"- within {limit:g} point{'s' * (limit != 1)} on validation:"
+        if within.empty:
+            lines.append(f"{start} none")
+            continue
+        best = within.loc[within["archive_bytes"].idxmin()]
+        seeds = records.loc[records["label"] == best["label"], "seed"].nunique()
+        lines.append(
+            f"{start} **{base['onnx_bytes'] / best['archive_bytes']:,.0f}x smaller**, "
+            f"{best['archive_bytes'] / 1e3:.1f} KB ({best['words']}), "
+            f"{points(100 * (base['accuracy'] - best['accuracy']))} on the test images, {seeds_in_words(seeds)}"
+        )
+    return f"The fewest bytes, by points of accuracy below the FP32 {base['model']}:\n\n" + "\n".join(lines)
+
+
+def seeds_in_words(count: int) -> str:
+    """`one seed`, `mean of 3 seeds`."""
+    return "one seed" if count == 1 else f"mean of {count} seeds"
 
 
 def written(readme: str) -> str:

@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from combination.comparison import compared, points
 from combination.recommendation import candidates
-from combination.reported import as_the_study
-from experiment import percent, published_study
-from experiment.chance import overlap
+from experiment.chance import intervals_overlap
 from pruning import Prune, PruneChannels
 from quantization import Quantize
 from quantization.weights import bits_in_words
 from recipe import CompressionError, Step
+from report.comparison import compared
+from report.published import as_the_study, published_study
+from report.tables import percent
 
 FLAT, NEAR, KEPT = 1.0, 2.0, 6.0  # points: what "flat", "at equal accuracy" and "most of the accuracy" mean here
 LIKE = 1.25  # figures within this factor of each other agree
@@ -26,8 +26,8 @@ METHODS = {"quantization": "Q", "pruning": "P", "distillation": "D"}
 KINK, INT8_GAIN, SPARSE_GAIN = 0.9, 1.36, 2.9
 SHARES_OF_TIME = {"quantization": 0.6, "pruning": 0.21, "distillation": 0.2}
 
-# What the records say; why the published claim does not hold of them: empty if it does, None if they cannot tell.
-Answer = tuple[str, str | None]
+# What the records say, and whether the published claim holds of them; None where they cannot tell.
+Answer = tuple[str, bool | None]
 
 
 class NotMeasured(CompressionError):
@@ -76,19 +76,20 @@ class Measured:
 
 
 def takeaways(records: pd.DataFrame, kernels: pd.DataFrame | None = None) -> pd.DataFrame:
-    """A row a takeaway: its subject, what the published study found, and what the records say.
+    """A row for each takeaway: what the published study found, what the records say, and whether they agree.
 
-    `kernels`: the records of `cuda_kernels.records.load`, for the two takeaways about hardware.
+    `kernels`: the records of `cuda_kernels.records.load`, for the two takeaways about hardware. Points are of the test
+    images, below or above the network that was compressed; which model is shown is chosen on validation images.
     """
+    verdicts = {True: "yes", False: "no", None: "cannot be told"}
     rows = []
     for number, (subject, found, answer) in enumerate(TAKEAWAYS, start=1):
         try:
-            text, why = answer(_measured(records, pd.DataFrame() if kernels is None else kernels))
-            verdict = "No verdict yet." if why is None else f"Differs: {why}." if why else "Agrees."
-            ours = f"{text} {verdict}"
+            here, holds = answer(_measured(records, pd.DataFrame() if kernels is None else kernels))
+            verdict = verdicts[holds]
         except NotMeasured as error:
-            ours = f"Not measured yet: {error}."
-        rows.append({"": number, "takeaway": subject, "published study": found, "here": ours})
+            here, verdict = f"missing: {error}", "not measured"
+        rows.append({"": number, "takeaway": subject, "published study": found, "here": here, "agrees": verdict})
     return pd.DataFrame(rows).set_index("")
 
 
@@ -121,8 +122,12 @@ def _each(found: Mapping[str, pd.Series | None], words: Callable[[pd.Series], st
     return "; ".join(f"{name} {'none' if row is None else words(row)}" for name, row in found.items())
 
 
-def _unlike(ours: float, theirs: float) -> bool:
-    return not theirs / LIKE <= ours <= theirs * LIKE
+def _points(row: pd.Series) -> str:
+    return f"{percent(row)}, {-row['lost']:+.2f} points"
+
+
+def _like(ours: float, theirs: float) -> bool:
+    return theirs / LIKE <= ours <= theirs * LIKE
 
 
 def design(measured: Measured) -> Answer:
@@ -140,15 +145,15 @@ def design(measured: Measured) -> Answer:
     if not {"student_baseline", *(model for model, _ in changes.values())} <= set(students.index):
         raise NotMeasured("the published study's students (notebook 4)")
     theirs = published_study().set_index("label")["accuracy"]
-    start, parts, fails = students.loc["student_baseline"], [], []
+    start = students.loc["student_baseline"]
     worst = max(theirs["Baseline student"] - theirs[label] for _, label in changes.values())
-    for name, (model, _) in changes.items():
-        row = students.loc[model]
-        lost, fewer = 100 * (start["accuracy"] - row["accuracy"]), start["parameters"] / row["parameters"]
-        parts.append(f"{name} {percent(row)}, {points(lost)}, for {fewer:.2f}x fewer parameters")
-        if lost > worst:
-            fails.append(f"{name} has {points(lost)}, there {worst:.2f} at most")
-    return f"From {percent(start)}: {'; '.join(parts)}.", "; ".join(fails)
+    found = {name: students.loc[model] for name, (model, _) in changes.items()}
+    found = {name: row.copy() for name, row in found.items()}
+    for row in found.values():
+        row["lost"], row["fewer"] = 100 * (start["accuracy"] - row["accuracy"]), start["parameters"] / row["parameters"]
+    text = _each(found, lambda row: f"{_points(row)}, {row['fewer']:.2f}x fewer parameters")
+    holds = all(row["lost"] <= worst for row in found.values())
+    return f"from {percent(start)}: {text} (published: {-worst:.2f} points at worst)", holds
 
 
 def kink(measured: Measured) -> Answer:
@@ -158,51 +163,40 @@ def kink(measured: Measured) -> Answer:
     start = 0.0 if flat.empty else flat["sparsity"].iloc[-1]
     beyond = rows[rows["sparsity"] > start]
     end = 1.0 if beyond.empty else beyond["sparsity"].iloc[0]
-    between = f"{100 * start:g} and {100 * end:g} %"
+    between = f"between {100 * start:g} and {100 * end:g} %"
     holds = start - 0.05 <= KINK <= end + 0.05
     if holds and (beyond.empty or end - start > 0.2):  # it may lie elsewhere as well
-        raise NotMeasured(f"{measured.name} with between {between} of its weights removed (notebook 3)")
-    shown = (flat if beyond.empty else beyond).iloc[-1 if beyond.empty else 0]
-    text = (
-        f"{measured.name}, by the best criterion, is within {FLAT:g} validation point up to {100 * start:g} % of its "
-        f"weights removed; with {100 * shown['sparsity']:g} % it has {percent(shown)}, {points(shown['lost'])}."
-    )
-    return text, "" if holds else f"the kink lies between {between}"
+        raise NotMeasured(f"{measured.name} with {between} of its weights removed (notebook 3)")
+    shown = flat.iloc[-1] if beyond.empty else beyond.iloc[0]
+    return f"more than {FLAT:g} validation point is first lost {between}; {100 * shown['sparsity']:g} %: " + (
+        _points(shown)
+    ), holds
 
 
 def all_keep(measured: Measured) -> Answer:
     """What the best model of each method loses."""
     best = {name: _best(rows) for name, rows in measured.methods().items()}
-    text = _each(best, lambda row: f"{percent(row)}, {points(row['lost'])}, at {row['smaller']:.1f}x")
-    fails = [f"{name} loses {row['lost']:.2f} points" for name, row in best.items() if row["lost"] > KEPT]
-    return f"The best of each made of {measured.name}, by validation: {text}.", " and ".join(fails)
+    text = _each(best, lambda row: f"{_points(row)}, {row['smaller']:.1f}x smaller")
+    return text, all(row["lost"] <= KEPT for row in best.values())
 
 
 def shrinks_most(measured: Measured) -> Answer:
     """Which method has the smallest file at nearly equal accuracy."""
     found = {name: _least(rows, "archive_bytes", NEAR) for name, rows in measured.methods().items()}
-    text = f"Within {NEAR:g} validation points of {measured.name}, in real files: "
-    return text + _each(found, lambda row: f"{row['smaller']:.0f}x") + ".", _not_distillation(
-        found, "archive_bytes", lambda row: f"shrinks it {row['smaller']:.0f}x"
-    )
+    text = _each(found, lambda row: f"{row['smaller']:.0f}x")
+    return f"within {NEAR:g} validation points, in real files: {text}", _distillation_least(found, "archive_bytes")
 
 
 def parameters(measured: Measured) -> Answer:
     """Which method has the fewest non-zero weights at nearly equal accuracy."""
     found = {name: _least(rows, "nonzero_parameters", NEAR) for name, rows in measured.methods().items()}
-    text = f"The fewest weights not zero within {NEAR:g} validation points of {measured.name}: "
-    return text + _each(found, lambda row: f"{row['nonzero_parameters'] / 1e3:,.0f} K") + ".", _not_distillation(
-        found, "nonzero_parameters", lambda row: f"leaves {row['nonzero_parameters'] / 1e3:,.0f} K"
-    )
+    text = _each(found, lambda row: f"{row['nonzero_parameters'] / 1e3:,.0f} K")
+    return f"not zero, within {NEAR:g} validation points: {text}", _distillation_least(found, "nonzero_parameters")
 
 
-def _not_distillation(found: Mapping[str, pd.Series | None], column: str, words: Callable[[pd.Series], str]) -> str:
-    """Why distillation does not have the least, empty where it has."""
-    if found["distillation"] is None:
-        return "no distilled student comes that near"
-    rows = {name: row for name, row in found.items() if row is not None}
-    least = min(rows, key=lambda name: rows[name][column])
-    return "" if least == "distillation" else f"{least} {words(rows[least])}"
+def _distillation_least(found: Mapping[str, pd.Series | None], column: str) -> bool:
+    rows = {name: row[column] for name, row in found.items() if row is not None}
+    return "distillation" in rows and min(rows, key=lambda name: rows[name]) == "distillation"
 
 
 def latencies(measured: Measured) -> Answer:
@@ -211,34 +205,21 @@ def latencies(measured: Measured) -> Answer:
         name: _least(rows.assign(share=1 / rows["latency_ms.batch1_one_thread.speedup"]), "share", KEPT)
         for name, rows in measured.methods().items()
     }
-    fails = [
-        f"{name} takes {row['share']:.2f}, not {SHARES_OF_TIME[name]:g}, with {100 * row['macs_left']:.0f} % of the "
-        "multiply-accumulates"
-        for name, row in found.items()
-        if row is not None and _unlike(row["share"], SHARES_OF_TIME[name])
-    ]
-    fails += [f"{name} keeps no model within {KEPT:g} points" for name, row in found.items() if row is None]
-    shares = _each(found, lambda row: f"{row['share']:.2f} ({row['words']})")
-    text = (
-        f"The fastest of each within {KEPT:g} validation points, as a share of {measured.name}'s time at batch 1 on "
-        f"one thread of the same runtime: {shares}."
-    )
-    return text, "; ".join(fails)
+    text = _each(found, lambda row: f"{row['share']:.2f}x ({row['words']}, {100 * row['macs_left']:.0f} % of the MACs)")
+    holds = all(row is not None and _like(row["share"], SHARES_OF_TIME[name]) for name, row in found.items())
+    return f"within {KEPT:g} validation points, batch 1, one thread: {text}", holds
 
 
 def steps_of_size(measured: Measured) -> Answer:
     """How many sizes each method gives to choose from."""
-    methods, parts = measured.methods(), []
-    settings = {
-        name: rows["steps"].map(lambda steps: _setting(steps[-1])).drop_duplicates().sort_values()
-        for name, rows in methods.items()
-    }
-    for name, rows in methods.items():
+    parts, counts = [], {}
+    for name, rows in measured.methods().items():
+        tried = rows["steps"].map(lambda steps: _setting(steps[-1])).drop_duplicates().sort_values()
         low, high = rows["archive_bytes"].min() / 1e3, rows["archive_bytes"].max() / 1e3
-        parts.append(f"{name} {len(settings[name])} from {low:,.1f} to {high:,.1f} KB")
-    widths = settings["quantization"]
-    why = f"quantization has {len(widths)} ({', '.join(widths)})" if len(widths) > 1 else ""
-    return f"Steps tried with {measured.name}: {'; '.join(parts)}.", why
+        which = f" ({', '.join(tried)})" if name == "quantization" else ""
+        parts.append(f"{name} {len(tried)}{which}, {low:,.1f} - {high:,.1f} KB")
+        counts[name] = len(tried)
+    return f"tried: {'; '.join(parts)}", counts["quantization"] == 1
 
 
 def _setting(step: Step) -> str:
@@ -253,13 +234,8 @@ def effort(measured: Measured) -> Answer:
     spent = {name: rows["training"] for name, rows in measured.methods().items()}
     parts = [f"{name} {own.median():.2f} ({own.min():.2f} - {own.max():.2f})" for name, own in spent.items()]
     order = sorted(spent, key=lambda name: spent[name].median())
-    wrong = [f"{order[-1]} takes the longest"] * (order[-1] != "pruning")
-    wrong += [f"{order[0]} the least" if wrong else f"{order[0]} takes the least"] * (order[0] != "quantization")
-    text = (
-        f"Training in epochs of {measured.name} (epochs times multiply-accumulates, over its own), "
-        f"median (least - most): {', '.join(parts)}; without its forward passes as a teacher."
-    )
-    return text, " and ".join(wrong)
+    text = f"in epochs of {measured.name} by MACs, without its forward passes as a teacher, median (least - most): "
+    return text + "; ".join(parts), (order[0], order[-1]) == ("quantization", "pruning")
 
 
 def int8_hardware(measured: Measured) -> Answer:
@@ -267,30 +243,26 @@ def int8_hardware(measured: Measured) -> Answer:
     what = f"{measured.name} in 8 bits (notebook 2)"
     rows = measured.of("Q", what)
     row = _best(_some(rows[rows["steps"].map(lambda steps: _setting(steps[-1]) == "8 bits")], what))
-    network = row["latency_ms.batch1_one_thread.speedup"]
-    integer = f"{row['operators.integer_convolutions']:.0f} of {row['operators.convolutions']:.0f} convolutions"
-    many = row["latency_ms.batch64_one_thread.speedup"]
-    instructions = ", ".join(row["hardware.instructions"]) or "no vector instructions"
-    text = (
-        f"The whole {measured.name} in 8 bits: {network:.2f}x over FP32 at batch 1 on one thread and "
-        f"{many:.2f}x at batch 64 on {row['hardware.cpu']} ({instructions}), {integer} "
-        "integer"
-    )
+    one, many = (row[f"latency_ms.{batch}_one_thread.speedup"] for batch in ("batch1", "batch64"))
+    integer = f"{row['operators.integer_convolutions']:.0f}/{row['operators.convolutions']:.0f} convolutions integer"
+    hardware = f"{row['hardware.cpu']}, {', '.join(row['hardware.instructions']) or 'no vector instructions'}"
     kernel = _kernel_gain(measured.kernels, "fully connected", "gemm_fp32", "gemm_int8", 1.0)
-    return f"{text}; {_kernel_words(measured.kernels, kernel)}.", _kernel_verdict(kernel, INT8_GAIN)
+    text = f"whole network, one thread: {one:.2f}x at batch 1, {many:.2f}x at batch 64 ({integer}; {hardware}); "
+    return text + _kernel_words(measured.kernels, kernel), kernel and _like(kernel.times, INT8_GAIN)
 
 
 def sparse_hardware(measured: Measured) -> Answer:
     """What zeros gain in time: in the whole network, and in our kernel."""
     sparsest = measured.with_zeros().iloc[-1]
     network = sparsest["latency_ms.batch1_one_thread.speedup"]
-    text = f"{100 * sparsest['sparsity']:g} % of {measured.name}'s weights at zero: {network:.2f}x in the dense runtime"
+    text = f"{100 * sparsest['sparsity']:g} % of the weights at zero: {network:.2f}x in the dense runtime; "
     narrowed = measured.models["steps"].map(lambda steps: isinstance(steps[-1], PruneChannels))
     narrow = measured.models[measured.models["of_largest"] & narrowed]
     if not narrow.empty:
-        text += f"; whole channels removed: up to {narrow['latency_ms.batch1_one_thread.speedup'].max():.2f}x"
+        text += f"whole channels removed: up to {narrow['latency_ms.batch1_one_thread.speedup'].max():.2f}x; "
     kernel = _kernel_gain(measured.kernels, "square 25088", "gemv_fp32", "spmv_csr", 0.1)
-    return f"{text}; {_kernel_words(measured.kernels, kernel)}.", _kernel_verdict(kernel, SPARSE_GAIN)
+    # The published study speaks of its kernels: only a kernel can agree or differ.
+    return text + _kernel_words(measured.kernels, kernel), kernel and _like(kernel.times, SPARSE_GAIN)
 
 
 class Gain(NamedTuple):
@@ -299,13 +271,6 @@ class Gain(NamedTuple):
     times: float
     fast: str
     slow: str
-
-
-def _kernel_verdict(gain: Gain | None, found: float) -> str | None:
-    """The published study speaks of its kernels: only a kernel can agree or differ."""
-    if gain is None:
-        return None
-    return f"our {gain.fast} gains {gain.times:.2f}x" if _unlike(gain.times, found) else ""
 
 
 def _kernel_gain(kernels: pd.DataFrame, case: str, dense: str, other: str, density: float) -> Gain | None:
@@ -323,9 +288,8 @@ def _kernel_gain(kernels: pd.DataFrame, case: str, dense: str, other: str, densi
 
 def _kernel_words(kernels: pd.DataFrame, gain: Gain | None) -> str:
     if gain is None:
-        return "none of our kernels was measured on a GPU"
-    device = kernels["device"].iloc[0]
-    return f"{gain.times:.2f}x in our kernel on {device} ({gain.fast} over {gain.slow}, our fastest ones)"
+        return "no kernel of ours measured on a GPU"
+    return f"our kernel: {gain.times:.2f}x on {kernels['device'].iloc[0]} ({gain.fast} over {gain.slow})"
 
 
 def ensembles(measured: Measured) -> Answer:
@@ -337,12 +301,11 @@ def ensembles(measured: Measured) -> Answer:
     singles = models[models["kinds"].isin(["", "D"]) & near & models["model"].isin(members)]
     single = _best(_some(singles, "a member widened to the ensemble's size (notebook 4)"))
     text = (
-        f"{percent(best)} with {best['parameters'] / 1e3:,.0f} K parameters; a member widened to "
-        f"{single['parameters'] / 1e3:,.0f} K ({single['words']}) has {percent(single)}, at "
-        f"{single['macs'] / best['macs']:.2f} of its multiply-accumulates."
+        f"{percent(best)} with {best['parameters'] / 1e3:,.0f} K against {percent(single)} with "
+        f"{single['parameters'] / 1e3:,.0f} K ({single['words']}, {single['macs'] / best['macs']:.2f} of its MACs); "
+        f"the intervals {'overlap' if intervals_overlap(best, single) else 'do not overlap'}"
     )
-    more = 100 * (single["accuracy"] - best["accuracy"])
-    return text, f"the single network has {more:.2f} points more, {overlap(single, best)}" if more >= 0 else ""
+    return text, bool(best["accuracy"] > single["accuracy"])
 
 
 def combinations(measured: Measured) -> Answer:
@@ -350,28 +313,19 @@ def combinations(measured: Measured) -> Answer:
     models = measured.models
     several = models["kinds"].map(lambda kinds: "J" in kinds or len({*kinds} & {*"DPQ"}) > 1)
     rows = _some(models[several], "combinations (notebook 6)")
-    name, parts, before = measured.name, [], None
     rows = rows.assign(lost_on_validation=rows["lost_to_largest"])
-    for within in (1, 2, 4):
-        row = _least(rows, "archive_bytes", within)
-        if row is not None and row["id"] != before:
-            factor = f"{row['smaller_than_largest']:,.0f}x within {within} point{'s' * (within > 1)}"
-            parts.append(f"{factor} ({row['words']}, {percent(row)})")
-            before = row["id"]
-    text = f"Against {name} in FP32, by validation: {'; '.join(parts) or 'no combination stays within 4 points'}."
     study = published_study().set_index("label")
     teacher, theirs = study.loc["ResNet-18 teacher"], study.loc["distilled and pruned 77 % and quantized"]
     lost, factor = teacher["accuracy"] - theirs["accuracy"], teacher["size_mb"] / theirs["size_mb"]
-    row = _least(rows, "archive_bytes", lost)
-    if row is None:
-        return text, f"no combination stays within {lost:.1f} points"
-    bits = 8 * row["archive_bytes"] / row["parameters"]
+    found = {f"within {limit:.3g}": _least(rows, "archive_bytes", limit) for limit in (1, 2, 4, lost)}
+    text = _each(found, lambda row: f"{row['smaller_than_largest']:,.0f}x ({row['words']}, {percent(row)})")
+    last = list(found.values())[-1]
+    if last is None:
+        return f"by validation points: {text}", False
+    bits = 8 * last["archive_bytes"] / last["parameters"]
     their_bits = 8e3 * theirs["size_mb"] / study.loc["3-conv student", "parameters_k"]
-    why = (
-        f"within {lost:.1f} points there is {row['smaller_than_largest']:,.0f}x, a weight in {bits:.2f} bits of the "
-        f"archive, there in {their_bits:.1f}"
-    )
-    return text, why if _unlike(row["smaller_than_largest"], factor) else ""
+    text += f"; the last has {bits:.2f} bits a weight in its archive, the published one {their_bits:.1f}"
+    return f"by validation points: {text}", _like(last["smaller_than_largest"], factor)
 
 
 TAKEAWAYS: tuple[tuple[str, str, Callable[[Measured], Answer]], ...] = (

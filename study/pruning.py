@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import pandas as pd
@@ -11,8 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from data import Dataset, load, normalize
-from experiment import batch_size, beside_published, kept_table, make, validated
-from experiment.chance import best_and_alike
+from experiment import kept_table, make, validated
 from experiment.store import artifacts_folder
 from models import build
 from pruning.channels import PruneChannels
@@ -23,6 +22,7 @@ from pruning.prune import Prune
 from pruning.sparse_products import median_seconds
 from recipe import Recipe, training_of
 from storage import Checkpoint
+from study.baseline import batch_size
 from training import Context, evaluate
 
 Case = tuple[dict, Recipe]
@@ -36,11 +36,11 @@ def pruned(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
     return base.then(Prune(criterion, sparsity, **_training(base) | fields))
 
 
-def under_itself(base: Recipe, criterion: str, sparsity: float) -> Recipe:
+def under_itself(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
     """A large base pruned under its own logits, which spare it most of the epochs."""
     kind = base.dataset.partition(":")[0]
     brief = {"epochs": BRIEF[kind]} if sparsity <= DENSE and kind in BRIEF else {}
-    return pruned(base, criterion, sparsity, teacher=base, **brief)
+    return pruned(base, criterion, sparsity, **{"teacher": base} | brief | fields)
 
 
 def narrowed(base: Recipe, criterion: str, macs: float, **fields) -> Recipe:
@@ -57,34 +57,14 @@ def shares_of_channels(base: Recipe, criteria: Sequence[str], shares: Sequence[f
     ]
 
 
-def sparsities(
-    bases: Iterable[Recipe],
-    criteria: Sequence[str],
-    values: Sequence[float],
-    prune: Callable[[Recipe, str, float], Recipe] = pruned,
-) -> list[Case]:
-    """Each base pruned by each criterion to each sparsity: `pruned`, or `under_itself`."""
+def sparsities(bases: Iterable[Recipe], criteria: Sequence[str], values: Sequence[float], **fields) -> list[Case]:
+    """Each base pruned by each criterion to each sparsity."""
     return [
-        ({"criterion": criterion, "sparsity": value}, prune(base, criterion, value))
+        ({"criterion": criterion, "sparsity": value}, pruned(base, criterion, value, **fields))
         for base in bases
         for criterion in criteria
         for value in values
     ]
-
-
-def best_by_sparsity(records: pd.DataFrame) -> str:
-    """A line a sparsity: the criterion with the highest test accuracy, and those that chance may have set below it.
-
-    `records`: columns criterion, sparsity and those of a record. Seeds are averaged, the interval is that of one.
-    """
-    images = int(records["test_images"].iloc[0])
-    means = records.pivot_table(index="sparsity", columns="criterion", values="accuracy", sort=False)
-    return "\n".join(f"- {value:.0%} pruned: {best_and_alike(row, images)}" for value, row in means.iterrows())
-
-
-def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:
-    """Records of pruned models (columns sparsity, and those of a record) beside what the published study reports."""
-    return beside_published(records, [f"pruned {100 * value:.0f} %" for value in records["sparsity"]])
 
 
 def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
@@ -159,15 +139,6 @@ def ways(base: Recipe, criterion: str, sparsity: float, **training) -> pd.DataFr
         fields = {way: own for way, own in fields.items() if "order" not in own}
     cases = [({"way": way}, pruned(base, criterion, sparsity, **training | own)) for way, own in fields.items()]
     return validated("ways-to-prune", cases)
-
-
-def on_rewinding(base: Recipe, epochs: int) -> str:
-    """Whether `ways` at so many epochs are fair to rewinding, which learns anew what took the base all its epochs."""
-    whole = training_of(base.steps[0]).epochs
-    if epochs >= whole:
-        return f"Rewound weights were trained for as long as the base was, {whole} epochs."
-    few = "one epoch" if epochs == 1 else f"{epochs} epochs"
-    return f"Rewinding cannot show its strength in {few}: what the base learnt in {whole} has to be learnt anew."
 
 
 def layer_sensitivity(base: Recipe, values: Sequence[float]) -> pd.DataFrame:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import nn
@@ -13,20 +14,20 @@ from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.loss import SoftTargets
 from distillation.teacher import Teacher
-from experiment import batch_size, beside_published, kept_table, make, percent, training_device, validated
-from experiment.chance import overlap
+from experiment import kept_table, make, training_device, validated
 from measurement import cost
 from models import build
-from recipe import Recipe
+from recipe import TRAINING_FIELDS, Recipe
 from storage import Checkpoint
+from study.baseline import batch_size
 from training import Context, Labels, Train, fit, fresh
 
 Case = tuple[dict, Recipe]
+Trainings = Mapping[str, Mapping[str, Any]]  # by network, settings of its training beside the usual ones
+USUAL: Trainings = {}
 EPOCHS = {"cifar10": 20, "digits": 3}  # of a student's training, as long as the published study's
 LONGER = {"cifar10": 30}  # of the networks that are not the published study's
 RATES = {"cifar10": 0.1}  # learning rates: networks as small as these reach less at the 0.2 that a ResNet-18 bears
-# What a GPU bears: many epochs, in batches that fill it, at a rate that grows with them (Goyal et al., 2017).
-ON_GPU = {"cifar10": {"batch_size": 512, "learning_rate": 0.4, "views": 20}}
 VIEWS = {"cifar10": 10}  # epochs that differ: the teacher's forward pass takes longer than most students' training
 # The students of the published study (Shettiwar and Shankar): its name for each, and how it was thought of.
 STUDENTS = {
@@ -42,82 +43,86 @@ STUDENTS = {
 TIMED_BATCHES, TIMED_ROUNDS = 40, 3  # of an epoch whose cost is measured
 
 
-def student(base: Recipe, model: str, **fields) -> Recipe:
-    """A student of the base, for as long as `EPOCHS` and `LONGER` say."""
-    return base.then(Distill(model, **student_training(base, model) | fields))
+def student(base: Recipe, model: str, trainings: Trainings = USUAL, **fields) -> Recipe:
+    """A student of the base, for as long as `trainings` says, or else `EPOCHS` and `LONGER`."""
+    return base.then(Distill(model, **student_training(base, model, trainings) | fields))
 
 
-def patient(base: Recipe, model: str, times: int = 2) -> Recipe:
+def patient(base: Recipe, model: str, trainings: Trainings = USUAL, times: int = 2) -> Recipe:
     """A student of the base for `times` as many epochs, over `times` as many views.
 
     Beyer et al., "Knowledge distillation: a good teacher is patient and consistent" (CVPR 2022).
     """
-    usual = student_training(base, model)
-    return student(base, model, **{name: times * usual[name] for name in ("epochs", "views") if usual[name]})
+    usual = student_training(base, model, trainings)
+    longer = {name: times * usual[name] for name in ("epochs", "views") if usual[name]}
+    return student(base, model, trainings, **longer)
 
 
-def long_student(base: Recipe, model: str, epochs: int, width: float = 1.0, seed: int = 0) -> Recipe:
-    """A student of the base, trained on CIFAR-10 for as long as a GPU bears, elsewhere for as long as usual.
+def long_student(base: Recipe, model: str, width: float = 1.0, seed: int = 0, **fields) -> Recipe:
+    """A student of the base, trained as `fields` say, and for the rest as usual.
 
     The base is its teacher by name and not its first step, so that the seed is the student's alone.
     """
-    training = student_training(base, model)
-    if base.dataset in ON_GPU:
-        training |= ON_GPU[base.dataset] | {"epochs": epochs}
+    training = student_training(base, model) | fields
     return Recipe(base.dataset, (Distill(model, teachers=(base,), width=width, **training),), seed)
 
 
-def twice_as_long(base: Recipe, models: Iterable[str]) -> list[Case]:
+def twice_as_long(base: Recipe, models: Iterable[str], trainings: Trainings = USUAL) -> list[Case]:
     """Each network under the base for its usual epochs, and patiently."""
     models = list(models)
-    usual = [(_words(model, "as long as usual"), student(base, model)) for model in models]
-    return usual + [(_words(model, "twice as long"), patient(base, model)) for model in models]
+    usual = [(_words(model, "as long as usual"), student(base, model, trainings)) for model in models]
+    return usual + [(_words(model, "twice as long"), patient(base, model, trainings)) for model in models]
 
 
-def alone(base: Recipe, model: str) -> Recipe:
-    """The same network without a teacher, on the labels, for as long."""
-    return Recipe(base.dataset, (Train(model, label_smoothing=0.0, **_length(base, model)),), base.seed)
+def alone(base: Recipe, model: str, trainings: Trainings = USUAL) -> Recipe:
+    """The same network without a teacher, on the labels, for as long; without a teacher no epoch comes again."""
+    training = student_training(base, model, trainings)
+    fields = {name: training[name] for name in TRAINING_FIELDS if name in training and name != "views"}
+    return Recipe(base.dataset, (Train(model, label_smoothing=0.0, **fields),), base.seed)
 
 
-def with_and_without(base: Recipe, models: Iterable[str], without: Iterable[str]) -> list[Case]:
+def with_and_without(
+    base: Recipe, models: Iterable[str], without: Iterable[str], trainings: Trainings = USUAL
+) -> list[Case]:
     """Each network under the base as its teacher, and those of `without` alone too."""
-    cases = [(_words(model, "with a teacher"), student(base, model)) for model in models]
-    return cases + [(_words(model, "without"), alone(base, model)) for model in without]
+    cases = [(_words(model, "with a teacher"), student(base, model, trainings)) for model in models]
+    return cases + [(_words(model, "without"), alone(base, model, trainings)) for model in without]
 
 
-def ensemble(base: Recipe, models: Sequence[str], **fields) -> Recipe:
+def ensemble(base: Recipe, models: Sequence[str], trainings: Trainings = USUAL, **fields) -> Recipe:
     """The students of a base as one model."""
-    return Recipe(base.dataset, (Ensemble(tuple(student(base, model) for model in models), **fields),), base.seed)
+    members = tuple(student(base, model, trainings) for model in models)
+    return Recipe(base.dataset, (Ensemble(members, **fields),), base.seed)
 
 
-def taught_by_ensemble(base: Recipe, members: Sequence[str], model: str) -> Recipe:
+def taught_by_ensemble(base: Recipe, members: Sequence[str], model: str, trainings: Trainings = USUAL) -> Recipe:
     """The ensemble distilled back into one student."""
-    return ensemble(base, members).then(Distill(model, **student_training(base, model)))
+    return ensemble(base, members, trainings).then(Distill(model, **student_training(base, model, trainings)))
 
 
-def by_teacher(base: Recipe, model: str, assistants: Iterable[str]) -> list[Case]:
+def by_teacher(base: Recipe, model: str, assistants: Iterable[str], trainings: Trainings = USUAL) -> list[Case]:
     """A student of the base; then of each assistant, which is a student of the base, and of both together.
 
     Mirzadeh et al., "Improved knowledge distillation via teacher assistant" (AAAI 2020); You et al., "Learning from
     multiple teacher networks" (KDD 2017).
     """
-    cases = [(_words(model, f"of {base.model}"), student(base, model))]
+    cases = [(_words(model, f"of {base.model}"), student(base, model, trainings))]
     for name in assistants:
-        assistant = student(base, name)
-        both = Distill(model, teachers=(base, assistant), **student_training(base, model))
-        cases.append((_words(model, f"of {name}, a student of {base.model}"), student(assistant, model)))
+        assistant = student(base, name, trainings)
+        both = Distill(model, teachers=(base, assistant), **student_training(base, model, trainings))
+        cases.append((_words(model, f"of {name}, a student of {base.model}"), student(assistant, model, trainings)))
         cases.append((_words(model, f"of {base.model} and {name}"), Recipe(base.dataset, (both,), base.seed)))
     return cases
 
 
-def weak_and_right(base: Recipe, model: str) -> list[Case]:
+def weak_and_right(base: Recipe, model: str, trainings: Trainings = USUAL) -> list[Case]:
     """A student under the published study's loss, but for its scale (see `too_weak`), and under Hinton's."""
     counted = kept_table("classes", base.dataset, lambda: [{"classes": len(load(base.dataset).classes)}])
     classes = int(counted["classes"][0])
-    alpha = too_weak(classes)
+    alpha, right = too_weak(classes), student(base, model, trainings)
     return [
-        ({"loss": f"soft part {classes} times too weak", "alpha": alpha}, student(base, model, alpha=alpha)),
-        ({"loss": "as it should be", "alpha": Distill.alpha}, student(base, model)),
+        ({"loss": f"soft part {classes} times too weak", "alpha": alpha}, student(base, model, trainings, alpha=alpha)),
+        ({"loss": "as it should be", "alpha": right.last(Distill).alpha}, right),
     ]
 
 
@@ -131,21 +136,26 @@ def too_weak(classes: int) -> float:
     return soft / (soft + 0.1)
 
 
-def against_ensembles(base: Recipe, members: Sequence[str], parameters: int, macs: int) -> list[Case]:
+def against_ensembles(
+    base: Recipe, members: Sequence[str], parameters: int, macs: int, trainings: Trainings = USUAL
+) -> list[Case]:
     """Members, their ensembles (of so many parameters and MACs), and the first member in three forms beside them.
 
     It is widened to as many parameters, widened to as many MACs, and taught by all of them.
     """
     first, together = members[0], "ensemble of " + " ".join(name.removeprefix("student_") for name in members)
-    wide = student(base, first, width=width_of(base.dataset, first, parameters))
-    busy = student(base, first, width=width_of_macs(base.dataset, first, macs))
+    wide = student(base, first, trainings, width=width_of(base.dataset, first, parameters))
+    busy = student(base, first, trainings, width=width_of_macs(base.dataset, first, macs))
     return [
-        *((_words(model, "a member"), student(base, model)) for model in members),
-        (_words(together, "ensemble"), ensemble(base, members)),
-        (_words("weighted ensemble", "ensemble"), ensemble(base, members, optimize_weights=True)),
+        *((_words(model, "a member"), student(base, model, trainings)) for model in members),
+        (_words(together, "ensemble"), ensemble(base, members, trainings)),
+        (_words("weighted ensemble", "ensemble"), ensemble(base, members, trainings, optimize_weights=True)),
         (_words(f"{first}, widened", "one network of its size"), wide),
         (_words(f"{first}, equal MACs", "one network of its MACs"), busy),
-        (_words(f"{first} of the ensemble", "taught by the ensemble"), taught_by_ensemble(base, members, first)),
+        (
+            _words(f"{first} of the ensemble", "taught by the ensemble"),
+            taught_by_ensemble(base, members, first, trainings),
+        ),
     ]
 
 
@@ -178,42 +188,29 @@ def _width(dataset: str, model: str, what: str, target: int) -> float:
     return float(kept_table("width", dataset, rows, {"model": model, what: target})["width"][0])
 
 
-def beside_ensemble(compared: pd.DataFrame) -> str:
-    """Markdown: the ensemble, and beside it each other network of `compared`, the records of `against_ensembles`.
-
-    Latencies are compared through the base, with which each was timed by turns.
-    """
-    place = (compared["kind"] == "ensemble").idxmax()
-    compared = compared.assign(slowness=1 / compared["latency_ms.batch1_one_thread.speedup"])
-    whole = compared.loc[place]
-    shares = {"file": "onnx_bytes", "MACs": "macs", "latency": "slowness"}
-    lines = [
-        f"The {whole['student']} has {percent(whole)} in {whole['onnx_bytes'] / 1e3:,.0f} KB, at "
-        f"{whole['macs'] / 1e6:,.2f} million MACs and {whole['latency_ms.batch1_one_thread.median']:.3f} ms. "
-        "Beside it, latencies through the base timed by turns:\n"
-    ]
-    for _, row in compared.drop(index=place).iterrows():
-        beside = ", ".join(f"{row[column] / whole[column]:.2f} of its {word}" for word, column in shares.items())
-        lines.append(f"- {row['student']} ({row['kind']}): {percent(row)}, {overlap(row, whole)}; {beside}")
-    return "\n".join(lines)
-
-
-def losses(base: Recipe, model: str, temperatures: Iterable[float], alphas: Iterable[float], **fields) -> pd.DataFrame:
+def losses(
+    base: Recipe,
+    model: str,
+    temperatures: Iterable[float],
+    alphas: Iterable[float],
+    trainings: Trainings = USUAL,
+    **fields,
+) -> pd.DataFrame:
     """Validation accuracy (0..1) of a student over a grid: columns temperature, alpha, accuracy."""
     grid = [{"temperature": temperature, "alpha": alpha} for temperature in temperatures for alpha in alphas]
-    return validated("losses", [(choice, student(base, model, **fields, **choice)) for choice in grid])
+    return validated("losses", [(choice, student(base, model, trainings, **fields, **choice)) for choice in grid])
 
 
-def with_features(base: Recipe, model: str, kinds: Iterable[str | None], **fields) -> pd.DataFrame:
+def with_features(base: Recipe, model: str, kinds: Iterable[str | None], trainings: Trainings = USUAL) -> pd.DataFrame:
     """Validation accuracy (0..1) of a student by what it learns from beside answers: columns features, accuracy."""
     cases = [
-        ({"features": kind or "answers alone"}, student(base, model, features=kind, **fields))  # pandas makes None nan
+        ({"features": kind or "answers alone"}, student(base, model, trainings, features=kind))  # pandas makes None nan
         for kind in kinds
     ]
     return validated("features", cases)
 
 
-def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
+def epoch_costs(base: Recipe, model: str, trainings: Trainings = USUAL) -> pd.DataFrame:
     """Seconds of a student's epoch alone, under its teacher's forward pass, and with its kept logits, by turns.
 
     Columns epoch, seconds (median), ratio to the epoch alone (median over rounds). An epoch is cut to 40 batches; the
@@ -221,7 +218,7 @@ def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
     """
 
     def rows() -> list[dict]:
-        step, teacher = student(base, model).last(Distill), make(base)
+        step, teacher = student(base, model, trainings).last(Distill), make(base)
         cut = first_images(load(base.dataset), TIMED_BATCHES * step.batch_size)
 
         def seconds(folder: Path, turn: int, kind: str, cache: str) -> float:
@@ -239,7 +236,7 @@ def epoch_costs(base: Recipe, model: str) -> pd.DataFrame:
         ratios = times.div(times["alone"], axis=0).median()
         return [{"epoch": kind, "seconds": times[kind].median(), "ratio": ratios[kind]} for kind in caches]
 
-    arguments = {"student": student(base, model).id, "batches": TIMED_BATCHES, "rounds": TIMED_ROUNDS}
+    arguments = {"student": student(base, model, trainings).id, "batches": TIMED_BATCHES, "rounds": TIMED_ROUNDS}
     return kept_table("epoch-costs", base.dataset, rows, arguments, timed=True)
 
 
@@ -252,14 +249,6 @@ def first_images(dataset: Dataset, images: int) -> Dataset:
     return dataclasses.replace(
         dataset, train=first(dataset.train, images), validation=first(dataset.validation, images // 10)
     )
-
-
-def beside_the_study(records: pd.DataFrame) -> pd.DataFrame:
-    """Our records (columns student, and those of a record) beside the published study's figures for the same model."""
-    names = {"resnet18": "ResNet-18 teacher", "ensemble of 4 5 6": "ensemble of 4 5 6"}
-    names |= {name: own for name, (own, _) in STUDENTS.items()}
-    ours = records[records["student"].isin(names)].drop_duplicates("student")
-    return beside_published(ours, ours["student"].map(names))
 
 
 def _timed_epoch(step: Distill, context: Context, teacher: nn.Module | None) -> float:
@@ -280,13 +269,10 @@ def _words(name: str, kind: str) -> dict:
     return {"student": name, "kind": kind, "strategy": STUDENTS.get(name, ("", "another design"))[1]}
 
 
-def student_training(base: Recipe, model: str) -> dict:
+def student_training(base: Recipe, model: str, trainings: Trainings = USUAL) -> dict[str, Any]:
     """The fields of a training under a teacher."""
-    return _length(base, model) | {"views": VIEWS.get(base.dataset)}
-
-
-def _length(base: Recipe, model: str) -> dict:
     kind = base.dataset.partition(":")[0]
     epochs = EPOCHS if model in STUDENTS else EPOCHS | LONGER
     rate = {"learning_rate": RATES[kind]} if kind in RATES else {}
-    return {"epochs": epochs.get(kind, EPOCHS["digits"]), "batch_size": batch_size(base.dataset)} | rate
+    usual = {"epochs": epochs.get(kind, EPOCHS["digits"]), "batch_size": batch_size(base.dataset)} | rate
+    return usual | {"views": VIEWS.get(base.dataset)} | dict(trainings.get(model, {}))

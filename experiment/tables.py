@@ -1,0 +1,65 @@
+"""Tables of cases: some words about each, and the record or the validation accuracy of its recipe."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from data import load
+from experiment.records import kept_table, told_apart
+from experiment.runner import make, run
+from recipe import Recipe
+from training import TrainingDiverged, evaluate
+
+T = TypeVar("T")
+
+
+def run_table(cases: Iterable[tuple[dict, Recipe]], *, whole: bool = False) -> pd.DataFrame:
+    """A row a case: some words about it, and then its record.
+
+    A case whose training diverged is left out with a warning, so that a study goes on; with `whole`, where every row
+    is needed, that is an error.
+
+    Raises:
+        TrainingDiverged: the training of a case, if `whole`; or that of every case.
+    """
+    made = without_diverged(run, cases, whole)
+    records = told_apart([record for _, record in made])
+    return pd.concat([pd.DataFrame([words for words, _ in made]), records], axis=1)
+
+
+def without_diverged(
+    make: Callable[[Recipe], T], cases: Iterable[tuple[dict, Recipe]], whole: bool = False
+) -> list[tuple[dict, T]]:
+    """The words of each case with what is made of its recipe; see `run_table` for those whose training diverged."""
+    made, error = [], None
+    for words, recipe in tqdm(list(cases), desc="recipes", unit="recipe", leave=False):
+        try:
+            made.append((words, make(recipe)))
+        except TrainingDiverged as diverged:
+            if whole:
+                raise
+            error = diverged
+            warnings.warn(f"left out: {recipe.label} (seed {recipe.seed}), {diverged}", stacklevel=3)
+    if error is not None and not made:
+        raise error
+    return made
+
+
+def validated(name: str, cases: Iterable[tuple[dict, Recipe]]) -> pd.DataFrame:
+    """A row a case, kept as a table: some words about it, and the `accuracy` (0..1) on the images that choose.
+
+    Cases whose training diverged are left out, as in `run_table`.
+    """
+    cases = list(cases)
+    dataset = cases[0][1].dataset
+
+    def rows() -> list[dict]:
+        data = load(dataset)
+        found = without_diverged(lambda recipe: evaluate(make(recipe), data, data.validation), cases)
+        return [words | {"accuracy": accuracy} for words, accuracy in found]
+
+    asked = [{"words": words, "recipe": recipe.id} for words, recipe in cases]
+    return kept_table(name, dataset, rows, {"cases": asked})
