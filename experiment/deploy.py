@@ -36,7 +36,7 @@ def deploy(record: Mapping, folder: Path, network: str | None = None) -> list[Pa
     for name, text in texts.items():
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text, "utf-8")
-    shutil.copyfile(Path(__file__).with_name("predict.py"), folder / "predict.py")
+    shutil.copyfile(Path(__file__).parent / "deployed" / "predict.py", folder / "predict.py")
     shutil.copyfile(archive, folder / "model.nna")
     return [folder / name for name in ("model.onnx", "labels.txt", "predict.py", "model.nna", "record.json")]
 

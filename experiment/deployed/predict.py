@@ -1,11 +1,14 @@
 """Classify pictures: `python predict.py PICTURE ...`. Needs onnxruntime, numpy and Pillow, and nothing else."""
 
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageOps
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 HERE = Path(__file__).parent  # model.onnx takes uint8 images, and normalizes them itself
 
