@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torchvision.transforms.v2 import functional
 
 from recipe import AUGMENTATIONS
 
@@ -103,6 +102,7 @@ def resized_crop(draw: Draw) -> View:
     sides = sides.round().long().clamp(min=1).minimum(whole)
     corners = (torch.rand(draw.count, 2, generator=draw.generator) * (whole - sides + 1)).long()
     boxes = torch.cat([corners, sides], 1).tolist()
+    from torchvision.transforms.v2 import functional  # a second and a half of import, for those who use it
 
     def view(images: torch.Tensor, part: slice, chosen: torch.Tensor) -> torch.Tensor:
         size = [draw.height, draw.width]
