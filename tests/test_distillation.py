@@ -584,7 +584,7 @@ def test_an_ensemble_with_weights_from_the_validation_images(digits, tmp_path):
         (lambda: Ensemble(("a", "b")), "members must be a tuple of recipes"),
         (lambda: Distill("tiny_mixer", alpha=1.5), "from 0 to 1"),
         (lambda: Distill("tiny_mixer", epochs=0), "at least 1"),
-        (lambda: Distill("tiny_mixer", views=0), "views, the epochs"),
+        (lambda: Distill("tiny_mixer", views=0), "views must be a whole number and at least 1"),
         (lambda: Distill("tiny_mixer", features="looks"), "attention, hints or None"),
         (lambda: Distill("tiny_mixer", features="hints", features_weight=0), "above 0"),
         (lambda: Distill("tiny_mixer", features_weight=2.0), "without features"),

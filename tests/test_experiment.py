@@ -171,7 +171,7 @@ def test_no_recipe_that_was_run_is_refused_since_or_has_another_identity():
         (lambda: Quantize(mode="magic"), StepError, "magic"),
         (lambda: Quantize(bits=9), StepError, "9"),
         (lambda: Quantize(images=0), StepError, "0"),
-        (lambda: Train("resnet21"), ModelError, "resnet21.*resnet18, resnet20"),
+        (lambda: Train("resnet21"), ModelError, "unknown model .resnet21.: did you mean resnet20"),
         (lambda: Train("resnet20", width=math.inf), ModelError, "width.* finite, not inf"),
         (lambda: Distill("resnet20", width=math.inf), ModelError, "width.* finite, not inf"),
         (lambda: Joint("resnet20", width=math.inf), ModelError, "width.* finite, not inf"),
