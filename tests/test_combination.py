@@ -607,7 +607,7 @@ def test_the_file_named_is_there(tmp_path, monkeypatch):
     beside.touch()
     assert (ROOT / choice.table()["file"][0]).resolve() == beside.resolve()
     beside.write_bytes(b"of another model")
-    with pytest.warns(UserWarning, match="is not the archive that its record was made with"):
+    with pytest.warns(UserWarning, match="is not the archive that its record was measured with"):
         assert choice.table()["file"][0] == "not here: run its recipe"
 
 
