@@ -41,8 +41,8 @@ def main() -> int:
         for key, why in stale.items():
             print(f"{key}: {why}")
         if arguments.command == "set-aside":
-            gone = set_ids_aside(arguments.dataset, arguments.ids or list(stale))
-            print(f"Put away in set_aside, beside {results_folder(arguments.dataset)}: {', '.join(gone) or 'nothing'}")
+            moved = set_ids_aside(arguments.dataset, arguments.ids or list(stale))
+            print(f"Put away in {results_folder(arguments.dataset) / 'set_aside'}: {', '.join(moved) or 'nothing'}")
         elif not stale:
             print(f"All records in {results_folder(arguments.dataset)} match the data and networks at hand.")
     except (StorageError, DataError) as error:

@@ -165,7 +165,7 @@ def _owner(lock: Path) -> Path:
 def _holder(lock: Path) -> str:
     try:
         owner = json.loads(_owner(lock).read_text())
-        return f"process {owner['process']} on {owner['host']}, at work since {owner['time']}"
+        return f"process {owner['process']} on {owner['host']}, running since {owner['time']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 

@@ -165,7 +165,7 @@ def _function(module: str, name: str) -> Callable[..., object]:
         found = importlib.import_module(module)
     except ImportError as error:
         raise ModelError(
-            f"the module {module!r} cannot be imported ({error}): put {module}.py beside the notebook, or into the "
+            f"the module {module!r} cannot be imported ({error}): put {module}.py next to the notebook, or into the "
             "folder where the command runs"
         ) from None
     function = getattr(found, name, None)
