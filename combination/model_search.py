@@ -63,8 +63,8 @@ def search(
             budget than before returns the first candidates.
         epochs: epochs of each candidate.
 
-    Returns one row per candidate: its choices, `validation_accuracy`, `archive_bytes`, and `front`, whether it is on the
-    Pareto front of the two. Candidates whose training diverged are left out with a warning. The test images are not
+    Returns one row per candidate: its choices, `validation_accuracy`, `archive_bytes`, and `front`, whether it is on
+    the Pareto front of the two. Candidates whose training diverged are left out with a warning. The test images are not
     used: to evaluate the front on them, run its recipes for longer.
 
     Raises:
@@ -75,7 +75,7 @@ def search(
     check_space(space)
     space = {key: list(dict.fromkeys(choices)) for key, choices in space.items()}
     example = _recipe(candidate, {key: choices[0] for key, choices in space.items()}, epochs)
-    settings = {"space": space, "epochs": epochs, "seed": seed, "recipe": example.id}  # its id covers all other settings
+    settings = {"space": space, "epochs": epochs, "seed": seed, "recipe": example.id}  # for all else
     words: Words = {key: {_word(choice): choice for choice in choices} for key, choices in space.items()}
     folder = artifacts_folder(example.dataset) / "search"
     folder.mkdir(parents=True, exist_ok=True)
