@@ -43,24 +43,24 @@ class Guided(nn.Module):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, kind: str):
         super().__init__()
-        own, other = map_places(student), map_places(teacher)
-        sizes = [size for size in own if size in other]
+        ours, theirs = map_places(student), map_places(teacher)
+        sizes = [size for size in ours if size in theirs]
         if not sizes:
             raise StepError(
-                f"no feature map of the student ({_words(own)}) has the size of one of the teacher's "
-                f"({_words(other)}): leave features out, or use another student"
+                f"no feature map of the student ({_words(ours)}) has the size of one of the teacher's "
+                f"({_words(theirs)}): leave features out, or use another student"
             )
         self.student = student
-        self.own_places = [own[size][0] for size in sizes]
-        self.teacher = (teacher, [other[size][0] for size in sizes])  # a tuple hides it from training and saving
+        self.places = [ours[size][0] for size in sizes]
+        self.teacher = (teacher, [theirs[size][0] for size in sizes])  # a tuple hides it from training and saving
         self.kind = kind
-        channels = [(own[size][1], other[size][1]) for size in sizes] if kind == "hints" else []
+        channels = [(ours[size][1], theirs[size][1]) for size in sizes] if kind == "hints" else []
         self.regressors = nn.ModuleList(nn.Conv2d(inputs, outputs, 1) for inputs, outputs in channels)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return self.student(images)
-        logits, self.maps = maps_at(self.student, self.own_places, images)
+        logits, self.maps = maps_at(self.student, self.places, images)
         if self.kind == "hints":
             self.maps = [regressor(maps) for regressor, maps in zip(self.regressors, self.maps, strict=True)]
         return logits
@@ -77,7 +77,7 @@ class Guided(nn.Module):
                 teacher_logits, teacher_maps = maps_at(
                     *self.teacher, batch.images.contiguous(memory_format=torch.channels_last)
                 )
-            distances = [distance(own, other) for own, other in zip(self.maps, teacher_maps, strict=True)]
+            distances = [distance(*maps) for maps in zip(self.maps, teacher_maps, strict=True)]
             soft = distillation_loss(logits, teacher_logits.float(), batch.labels, temperature, alpha)
             return soft + weight * torch.stack(distances).mean()
 

@@ -168,17 +168,17 @@ def kept_table(
     folder = results_folder(dataset) / "tables"
     start = f"{slug(name)}-{_digest(key)[:10]}"
     path = folder / (f"{start}-{_digest(machine())[:6]}.json" if timed else f"{start}.json")
-    own = _read_table(path, key, dataset) if path.exists() else None
-    if own is None and timed and not os.environ.get("MEASURE_HERE"):
+    kept = _read_table(path, key, dataset) if path.exists() else None
+    if kept is None and timed and not os.environ.get("MEASURE_HERE"):
         others = (_read_table(other, key, dataset) for other in sorted(folder.glob(f"{start}-*.json")) if other != path)
-        own = next((table for table in others if table is not None), None)
-    if own is None:
-        own = key | {"machine": machine() if timed else None, "rows": make()}
-        own["data"] = fingerprint(dataset)
-        own["seal"] = seal(own)
-        write_json(path, own)
-    table = pd.DataFrame(own["rows"])
-    table.attrs["machine"] = own["machine"]
+        kept = next((table for table in others if table is not None), None)
+    if kept is None:
+        kept = key | {"machine": machine() if timed else None, "rows": make()}
+        kept["data"] = fingerprint(dataset)
+        kept["seal"] = seal(kept)
+        write_json(path, kept)
+    table = pd.DataFrame(kept["rows"])
+    table.attrs["machine"] = kept["machine"]
     return table
 
 

@@ -147,17 +147,17 @@ def _made(recipe: Recipe, record: dict | None) -> tuple[nn.Module, dict]:
     log["train_seconds"] += earlier.get("train_seconds", 0)  # the whole chain, without teachers and members
     save_weights(model, store.weights, log, made | {"described": recipe.describe()})
     checkpoint.clear()
-    own = weights_checksum(model)
-    if record is not None and record["weights_sha256"] != own:
-        warnings.warn(_other_weights(recipe, record, own), stacklevel=2)
+    weights = weights_checksum(model)
+    if record is not None and record["weights_sha256"] != weights:
+        warnings.warn(_other_weights(recipe, record, weights), stacklevel=2)
     return model, log | {"made_of": made}
 
 
-def _other_weights(recipe: Recipe, record: dict, own: str) -> str:
+def _other_weights(recipe: Recipe, record: dict, weights: str) -> str:
     return (
-        f"{recipe.label} has weights {own[:12]} here, and {record['weights_sha256'][:12]} in its record {recipe.id} "
-        "(another machine or version rounds differently): models made from it use the weights here; to measure them, "
-        "put the record and what was made from it away with experiment.set_aside(recipe), and run again"
+        f"{recipe.label} has weights {weights[:12]} here, and {record['weights_sha256'][:12]} in its record "
+        f"{recipe.id} (another machine or version rounds differently): models made from it use the weights here; to "
+        "measure them, put the record and what was made from it away with experiment.set_aside(recipe), and run again"
     )
 
 

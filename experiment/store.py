@@ -111,8 +111,8 @@ class Store:
 
     def files(self) -> list[Path]:
         """Return the files that exist, in a safe order of removal: the record first, as the rest depends on it."""
-        own = [self.record, self.committed_archive, self.checkpoint, self.weights]
-        return [path for path in [*own, *sorted(self.artifacts.glob(f"{self.id}-*"))] if path.exists()]
+        paths = [self.record, self.committed_archive, self.checkpoint, self.weights]
+        return [path for path in [*paths, *sorted(self.artifacts.glob(f"{self.id}-*"))] if path.exists()]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

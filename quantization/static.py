@@ -12,7 +12,7 @@ from recipe import StepError
 BATCH = 64
 SAMPLE = 100_000  # values sampled per tensor and batch
 BINS = 2048  # of the histogram used by "mse"
-TOLERANCE = 0.25  # largest relative change of the logits' norm by rounding weights to 8 bits
+TOLERANCE = 0.25  # largest relative error of the logits, in norm, by rounding weights to 8 bits
 METHODS = ("percentile", "minmax", "mse")
 
 
