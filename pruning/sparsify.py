@@ -62,9 +62,7 @@ class Sparsify(Technique):
         if self.order != "together" and self.criterion in BY_ITSELF:
             raise StepError(f"{self.criterion} scores each layer by itself: order has no effect, leave it out")
         if self.skip and self.scope == "layer":
-            raise StepError(
-                "scope 'layer' has its own rule for the first and last layer: use skip with scope 'global'"
-            )
+            raise StepError("scope 'layer' has its own rule for the first and last layer: use skip with scope 'global'")
         check_whole("rounds", self.rounds)
         if self.schedule != "iterative":
             refuse_unused(self, ("rounds",), f"the schedule {self.schedule} has none; use 'iterative'")
