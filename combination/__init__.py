@@ -1,4 +1,4 @@
-"""All methods together: in one training, in a search for the smallest models, and the best model for a budget."""
+"""Combinations of all methods: in one training, a search for small models, and the best model for a budget."""
 
 from combination.joint import Joint
 from combination.model_search import SearchError, search

@@ -1,4 +1,4 @@
-"""`Joint`: distil, prune and quantize a student in one training."""
+"""`Joint`: distils, prunes and quantizes a student in one training."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
@@ -15,11 +15,11 @@ from training import Context, check_start, first_epoch
 
 @dataclass(frozen=True)
 class Joint(Step, Training):
-    """A fresh student, small in every way, from one training: `base.then(Joint("resnet20", sparsity=0.5, bits=4))`.
+    """Train a fresh student, pruned and quantized, at once: `base.then(Joint("resnet20", sparsity=0.5, bits=4))`.
 
-    Short for `Distill` with `Sparsify` from the share `prune_from` of the training on and `Round` from `quantize_from`
-    on, whose fields it has. Kim et al., "PQK: model compression via pruning, quantization, and knowledge distillation"
-    (Interspeech 2021), go the same way in two phases.
+    Short for `Distill` with `Sparsify`, starting at the share `prune_from` of the training, and `Round`, starting at
+    `quantize_from`; the other fields are theirs. Kim et al., "PQK: model compression via pruning, quantization, and
+    knowledge distillation" (Interspeech 2021), do the same in two phases.
     """
 
     letter: ClassVar[str] = "J"
@@ -47,15 +47,15 @@ class Joint(Step, Training):
         self.check_training()
         check_start("prune_from", self.prune_from, self.epochs, "prune and recover in")
         check_start("quantize_from", self.quantize_from, self.epochs, "train with rounding")
-        self.composed()  # which checks all the rest
+        self.composed()  # checks all other fields
 
     @property
     def first_rounded(self) -> int:
-        """The first epoch, from 0, that computes with rounded weights and activations."""
+        """The first epoch, counted from 0, with rounded weights and activations."""
         return first_epoch(self.quantize_from, self.epochs)
 
     def composed(self) -> Distill:
-        """The same as a composition."""
+        """Return the same step as a `Distill` with techniques."""
         sparsify = Sparsify(self.sparsity, self.criterion, start=self.prune_from)
         rounding = Round(
             self.bits,

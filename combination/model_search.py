@@ -1,4 +1,4 @@
-"""The smallest models: a search for accuracy against archive bytes, resumable and budgeted in epochs."""
+"""Search for small models: accuracy against archive size, resumable, with a budget in epochs."""
 
 import itertools
 import json
@@ -27,18 +27,18 @@ from recipe import CompressionError, Recipe, fields_of
 from storage import save_archive
 from training import TrainingDiverged, evaluate
 
-STARTUP = 10  # candidates that are drawn at random before TPE chooses, Optuna's default: of n, min(STARTUP, n)
-FIELDS = tuple(field.name for field in fields_of(Joint) if field.name != "epochs")  # to choose from
-NAME = r"\w[\w .-]{0,49}"  # of a search, which is its file's
-MOST = 2**31 - 1  # so that a seed and the number of trials, which is added to it, are no more than numpy takes
+STARTUP = 10  # candidates drawn at random before TPE starts, Optuna's default
+FIELDS = tuple(field.name for field in fields_of(Joint) if field.name != "epochs")  # hyperparameters to choose from
+NAME = r"\w[\w .-]{0,49}"  # names of searches, which are also file names
+MOST = 2**31 - 1  # so that the seed plus the number of trials stays within numpy's limit
 Candidate = Callable[[Mapping, int], Recipe]
-Words = Mapping[str, Mapping]  # of each hyperparameter: its choices, by what Optuna keeps of them
+Words = Mapping[str, Mapping]  # for each hyperparameter, its choices by the value that Optuna stores for them
 Tried = dict[tuple, tuple[float, int] | None]  # by choices: accuracy and bytes, or None if the training diverged
 DIVERGED = "diverged"
 
 
 class SearchError(CompressionError):
-    """A search that cannot start or go on."""
+    """A search cannot start or continue."""
 
 
 def search(
@@ -50,31 +50,32 @@ def search(
     epochs: int,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Short trainings of many candidates, chosen by Optuna's multi-objective TPE; validation accuracy and bytes alone.
+    """Train many candidates briefly, chosen by Optuna's multi-objective TPE, and compare validation accuracy and size.
 
-    The first `STARTUP` candidates are drawn at random, for TPE to learn from: a search of no more than these is a
-    random search. The later ones TPE chooses; where it chooses one that was tried, a new one is drawn at random.
+    The first `STARTUP` candidates are drawn at random, for TPE to learn from, so that a search of up to that size is a
+    random search. TPE chooses the later ones; if it repeats a candidate, a new one is drawn at random instead.
 
     Args:
-        name: a search goes on where the one of that name stopped; its journal is in artifacts/DATASET/search.
+        name: a search resumes if one of that name exists; its journal is in artifacts/DATASET/search.
         space: the choices of each hyperparameter, such as `{"width": (0.5, 1.0), "bits": (2, 4)}`; see `check_space`.
-        candidate: the recipe of one choice of each, trained for so many epochs; all are of one data set.
-        budget: epochs for all candidates together; `epochs` for each of them. Choices that come again are not trained
-            again and cost nothing. A smaller budget than before gives the first candidates.
+        candidate: returns the recipe for one choice of each and a number of epochs; all recipes use one data set.
+        budget: total epochs of all candidates. Repeated candidates are not trained again and cost nothing. A smaller
+            budget than before returns the first candidates.
+        epochs: epochs of each candidate.
 
-    Returns a row a candidate: its choices, `validation_accuracy`, `archive_bytes`, and `front`, whether no other is
-    as accurate and as small, and better in one of both. Candidates whose training diverged are left out with a warning.
-    The test images are not looked at: run the front's recipes for that, for longer.
+    Returns one row per candidate: its choices, `validation_accuracy`, `archive_bytes`, and `front`, whether it is on
+    the Pareto front of the two. Candidates whose training diverged are left out with a warning. The test images are not
+    used: to evaluate the front on them, run its recipes for longer.
 
     Raises:
-        SearchError: a wrong argument, a budget below one candidate, a search resumed with other settings, or one whose
-            candidates all diverged.
+        SearchError: an argument is wrong, the budget does not pay for one candidate, the search was started with other
+            settings, or all trainings diverged.
     """
     _check_arguments(name, budget, epochs, seed)
     check_space(space)
     space = {key: list(dict.fromkeys(choices)) for key, choices in space.items()}
     example = _recipe(candidate, {key: choices[0] for key, choices in space.items()}, epochs)
-    settings = {"space": space, "epochs": epochs, "seed": seed, "recipe": example.id}  # whose id has what is not chosen
+    settings = {"space": space, "epochs": epochs, "seed": seed, "recipe": example.id}  # for all else
     words: Words = {key: {_word(choice): choice for choice in choices} for key, choices in space.items()}
     folder = artifacts_folder(example.dataset) / "search"
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def search(
             trial = study.ask()
             drawn = tuple(trial.suggest_categorical(key, list(own)) for key, own in words.items())
             if drawn in known:
-                study.tell(trial, state=TrialState.FAIL)  # else it would count among the `STARTUP` ones
+                study.tell(trial, state=TrialState.FAIL)  # otherwise it would count as one of the first `STARTUP`
                 study.enqueue_trial(_untried(words, known, seed))
             else:
                 known[drawn] = _try(_recipe(candidate, _choices(words, drawn), epochs))
@@ -100,10 +101,10 @@ def search(
 
 
 def check_space(space: Mapping[str, Sequence]) -> None:
-    """Raise SearchError unless a space has names with at least one choice each, of values that its journal can keep."""
+    """Raise SearchError unless a space maps names to at least one choice each, of values that its journal can store."""
     if not isinstance(space, Mapping) or not space or not all(isinstance(key, str) for key in space):
         raise SearchError(
-            f"the space is names with their choices, such as {{'width': (0.5, 1.0)}}, not {reprlib.repr(space)}"
+            f"space must map names to choices, such as {{'width': (0.5, 1.0)}}, not {reprlib.repr(space)}"
         )
     for key, choices in space.items():
         if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
@@ -111,22 +112,22 @@ def check_space(space: Mapping[str, Sequence]) -> None:
                 f"{key} needs a list or tuple of at least one choice, [a] or [a, b], not {reprlib.repr(choices)}"
             )
         for choice in choices:
-            if not _can_be_kept(choice):
+            if not _can_be_stored(choice):
                 raise SearchError(
                     f"{reprlib.repr(choice)} cannot be a choice of {key}: use numbers, text, None, or tuples of those"
                 )
 
 
-def _can_be_kept(choice: object) -> bool:
+def _can_be_stored(choice: object) -> bool:
     if isinstance(choice, tuple):
-        return all(map(_can_be_kept, choice))
+        return all(map(_can_be_stored, choice))
     return choice is None or isinstance(choice, str | int | float)
 
 
 def _check_arguments(name: str, budget: int, epochs: int, seed: int) -> None:
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise SearchError(
-            f"name is a file's: up to 50 letters, digits, spaces, '.', '_' and '-', such as 'small', not {name!r}"
+            f"name must be a file name of up to 50 letters, digits, spaces, '.', '_' and '-', not {name!r}"
         )
     for what, value, least in (("budget", budget, 1), ("epochs", epochs, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
@@ -136,7 +137,7 @@ def _check_arguments(name: str, budget: int, epochs: int, seed: int) -> None:
 
 
 def _word(choice: object) -> object:
-    """A choice as Optuna keeps it: it has no tuples, which stand there as their JSON."""
+    """Return a choice as Optuna stores it: it does not support tuples, so they become JSON."""
     return json.dumps(choice) if isinstance(choice, tuple) else choice
 
 
@@ -147,9 +148,9 @@ def _choices(words: Words, drawn: tuple) -> dict:
 def _recipe(candidate: Candidate, choices: dict, epochs: int) -> Recipe:
     try:
         recipe = candidate(choices, epochs)
-    except TypeError as error:  # a field that its step does not have
+    except TypeError as error:  # its step has no such field
         raise SearchError(
-            f"candidate makes no recipe of {choices} ({error}): name fields of its step, of Joint some of "
+            f"candidate cannot make a recipe from {choices} ({error}): name fields of its step, for Joint some of "
             f"{', '.join(FIELDS)}"
         ) from error
     if not isinstance(recipe, Recipe):
@@ -165,20 +166,20 @@ def _open(journal: Path, settings: dict) -> optuna.Study:
         directions=["maximize", "minimize"],
         load_if_exists=True,
     )
-    # A search that goes on must not draw again what it drew at its start.
+    # A resumed search must not repeat the random draws from its start.
     seed = settings["seed"] + len(study.trials)
     study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=seed)
-    settings = json.loads(json.dumps(settings))  # as the journal gives them back, where a tuple is a list
+    settings = json.loads(json.dumps(settings))  # as the journal returns them: tuples become lists
     before = study.user_attrs.get("settings")
     if before is not None and before != settings:
         changed = ", ".join(key for key in settings if settings[key] != before.get(key))
-        raise SearchError(f"{journal} was begun with another {changed}: give the search another name, or delete it")
+        raise SearchError(f"{journal} was started with another {changed}: give the search another name, or delete it")
     study.set_user_attr("settings", settings)
     return study
 
 
 def _known(study: optuna.Study, words: Words) -> Tried:
-    """What came of each choice so far; a training that was killed is not among them: it is done when it is drawn."""
+    """Return the results so far, by choices. Killed trainings are not included: they are repeated when drawn again."""
     known: Tried = {}
     for trial in study.get_trials(deepcopy=False):
         drawn = tuple(trial.params.get(key) for key in words)
@@ -198,7 +199,7 @@ def _untried(words: Words, known: Collection[tuple], seed: int) -> dict:
 
 
 def _try(recipe: Recipe) -> tuple[float, int] | None:
-    """Accuracy on the validation images and bytes; None, with a warning, if the training diverged."""
+    """Return validation accuracy and archive bytes; None, with a warning, if the training diverged."""
     try:
         model = make(recipe)
     except TrainingDiverged as error:

@@ -1,4 +1,4 @@
-"""The best model for a budget: `recommend(load_records("cifar10"), size_kb=100, latency_ms=1)`."""
+"""Finds the best model for a budget: `recommend(load_records("cifar10"), size_kb=100, latency_ms=1)`."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ from experiment.records import archive_path
 from experiment.store import ROOT
 from recipe import CompressionError
 
-# What a budget may bound, and the record's column and unit. Validation accuracy chooses: the test set only reports.
+# Column and unit of each budget. Models are selected by validation accuracy; test accuracy is only reported.
 BUDGETS = {
     "accuracy": ("validation_accuracy", 1.0),
     "size_kb": ("archive_bytes", 1e3),
@@ -33,16 +33,16 @@ BEST = {
 
 
 class BudgetError(CompressionError):
-    """A budget that cannot be asked for, or no records to choose from."""
+    """A budget is invalid, or there are no records to choose from."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The record chosen, and why.
+    """The selected record, and why.
 
-    `model` and `next_better` are rows of `candidates`: the latter the cheapest of the more accurate ones, by the costs
-    that were bounded (by the archive where none was), or None where nothing is more accurate. `missed` names the
-    budgets that `model` does not keep: none of them where one record keeps all.
+    `model` and `next_better` are rows of `candidates`. The latter is the cheapest of the more accurate ones by the
+    bounded costs (by archive size if no cost is bounded), or None if nothing is more accurate. `missed` names the
+    budgets that `model` exceeds; it is empty if any record keeps all of them.
     """
 
     model: pd.Series
@@ -52,11 +52,11 @@ class Recommendation:
 
     @property
     def name(self) -> str:
-        """What `model` is: "recommended", or only "nearest" where it misses a budget."""
+        """Either "recommended" or, if the model misses a budget, "nearest"."""
         return "nearest" if self.missed else "recommended"
 
     def table(self) -> pd.DataFrame:
-        """The choice and the next better one, a row each."""
+        """Return one row for the selected model and one for the next better."""
         rows = {self.name: self.model} | ({} if self.next_better is None else {"next better": self.next_better})
         return pd.DataFrame(
             {
@@ -82,22 +82,22 @@ def recommend(
     macs: float | None = None,
     **unknown: float,
 ) -> Recommendation:
-    """The Pareto-optimal model that keeps every budget given.
+    """Return the Pareto-optimal model that keeps every budget given.
 
     Args:
-        records: of one data set, as `load_records` gives them. Seeds of a recipe count as one model, their mean.
-        accuracy: at least this share (0..1) of the validation images right.
-        size_kb: at most this many kilobytes (1,000 bytes) of archive.
-        latency_ms: at most this median at batch 1 on one thread.
-        macs: at most this many multiply-accumulates an image.
+        records: of one data set, as returned by `load_records`. Seeds of a recipe count as one model, with their mean.
+        accuracy: least validation accuracy (0..1).
+        size_kb: largest archive, in kilobytes (1,000 bytes).
+        latency_ms: largest median latency at batch 1 on one thread.
+        macs: most multiply-accumulates per image.
 
-    Where no accuracy is asked for, or all four are, the most accurate model that keeps the budgets is taken; else the
-    smallest archive, or the fastest if the archive is bounded, or the fewest MACs if both are. Where no model keeps
-    all budgets, it is the one that exceeds the worst of them by the least factor (for accuracy: a factor of its
-    errors).
+    If no accuracy is asked for, or all four budgets are given, this is the most accurate model within the budgets. Else
+    it is the smallest archive; the fastest if the archive is bounded; the fewest MACs if both are. If no model keeps
+    all budgets, it is the one with the smallest factor by which its worst budget is exceeded (for accuracy, the factor
+    is that of its errors).
 
     Raises:
-        BudgetError: no budget, an unknown or impossible one, no records, or records of several data sets.
+        BudgetError: there is no budget, one is unknown or impossible, or there are no records or several data sets.
     """
     if unknown:
         raise BudgetError(f"unknown budget {', '.join(unknown)}: use {', '.join(BUDGETS)}")
@@ -110,7 +110,7 @@ def recommend(
     front = pareto_front(table)
     if kept.any():
         objective = _objective(budget)
-        order = [COLUMNS[objective], COLUMNS["size_kb"]]  # of equals the smallest
+        order = [COLUMNS[objective], COLUMNS["size_kb"]]  # of equal models the smallest
         chosen = table[front & kept].sort_values(order, ascending=[objective != "accuracy", True]).iloc[0]
         missed: tuple[str, ...] = ()
         reason = f"The {BEST[objective]} of {kept.sum()} that keep {_say(budget)}."
@@ -124,9 +124,9 @@ def recommend(
 
 
 def candidates(records: pd.DataFrame) -> pd.DataFrame:
-    """A row a recipe that was measured whole: numbers are means over seeds, words and `id` those of the best seed."""
+    """Return one row per completely measured recipe: numbers are means over seeds, words and `id` of the best seed."""
     if not isinstance(records, pd.DataFrame):
-        raise BudgetError(f"records are a table as load_records gives it, not {reprlib.repr(records)}")
+        raise BudgetError(f"records must be a table as returned by load_records, not {reprlib.repr(records)}")
     needed = list(COLUMNS.values())
     whole = records.dropna(subset=needed) if set(needed) <= set(records.columns) else records.iloc[:0]
     if whole.empty:
@@ -134,7 +134,7 @@ def candidates(records: pd.DataFrame) -> pd.DataFrame:
     if "dataset" in whole and whole["dataset"].nunique() > 1:
         names = " and ".join(sorted(whole["dataset"].unique()))
         raise BudgetError(f"records of {names} cannot be compared: give those of one data set")
-    whole = whole.drop_duplicates("id")  # tables of several questions share some
+    whole = whole.drop_duplicates("id")  # concatenated tables may share records
     best = whole.sort_values("validation_accuracy", ascending=False).drop_duplicates("label").set_index("label")
     numbers = whole.select_dtypes("number").columns.difference(["seed"])
     means = whole.groupby("label")[list(numbers)].mean()
@@ -142,9 +142,9 @@ def candidates(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def pareto_front(table: pd.DataFrame, costs: Sequence[str] = COSTS) -> pd.Series:
-    """Which rows no other row beats: as good in validation accuracy and in every cost, and better in one of them.
+    """Return which rows are on the Pareto front of validation accuracy and `costs`.
 
-    `costs` are columns of which less is better. A row without a figure is not on the front.
+    `costs` are columns for which less is better. A row with a missing value is not on the front.
     """
     figures = table[[COLUMNS["accuracy"], *costs]].to_numpy(float) * (
         [-1] + [1] * len(costs)
@@ -159,7 +159,7 @@ def _check(budget: dict[str, float]) -> None:
         raise BudgetError(f"no budget given: bound at least one of {', '.join(BUDGETS)}")
     for name, value in budget.items():
         if name == "accuracy" and not 0 <= value < 1:
-            raise BudgetError(f"accuracy is a share from 0 to below 1, not {value:g}: write 0.9 for 90 %")
+            raise BudgetError(f"accuracy must be from 0 to below 1, not {value:g}: write 0.9 for 90 %")
         if name != "accuracy" and not value > 0:
             raise BudgetError(f"{name} must be above 0, not {value:g}: nothing could keep it")
 
@@ -170,12 +170,12 @@ def _number(name: str, value: float) -> float:
         with contextlib.suppress(OverflowError):
             number = float(value)
     if not math.isfinite(number):
-        raise BudgetError(f"{name} is a finite number in the unit that its name says, not {reprlib.repr(value)}")
+        raise BudgetError(f"{name} must be a finite number in the unit in its name, not {reprlib.repr(value)}")
     return number
 
 
 def _next_better(table: pd.DataFrame, chosen: pd.Series, bounded: Sequence[str]) -> pd.Series | None:
-    """Of the more accurate ones that for the least factor of the bounded costs, by the worst of them."""
+    """Return the more accurate model whose bounded costs grow by the least factor, taking the worst of them."""
     better = table[table["validation_accuracy"] > chosen["validation_accuracy"]]
     if better.empty:
         return None
@@ -186,7 +186,7 @@ def _next_better(table: pd.DataFrame, chosen: pd.Series, bounded: Sequence[str])
 
 
 def _file(row: pd.Series) -> str:
-    """Where the model's archive is, from the repository on; a large one is not beside its record."""
+    """Return the path of a model's archive, relative to the repository; a large one may not be there."""
     if "weights_sha256" not in row:
         return ""
     path = archive_path(row)
@@ -194,7 +194,7 @@ def _file(row: pd.Series) -> str:
 
 
 def _excess(table: pd.DataFrame, budget: dict[str, float]) -> pd.DataFrame:
-    """By what factor each row exceeds each budget; at most 1 where it keeps it."""
+    """Return the factor by which each row exceeds each budget; at most 1 if it keeps it."""
     factors = {}
     for name, value in budget.items():
         column, unit = BUDGETS[name]
@@ -209,7 +209,7 @@ def _objective(budget: dict[str, float]) -> str:
 
 
 def _binding(excess: pd.DataFrame) -> str:
-    """The budgets each of which, given up alone, would leave a model that keeps the rest."""
+    """Name the budgets that prevent a solution: without one of them, some model would keep the rest."""
     alone = [name for name in excess if (excess.drop(columns=name) <= 1).all(axis=1).any()]
     if len(excess.columns) == 1:
         return f"What binds: {excess.columns[0]}."

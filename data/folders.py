@@ -1,4 +1,4 @@
-"""A folder of the user's own pictures, as people's folders are."""
+"""Reads the pictures in a folder of the user's as a data set."""
 
 import unicodedata
 import warnings
@@ -27,24 +27,24 @@ PARTS = {
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-TEST_SHARE, SPLIT_SEED = 0.2, 20_201  # of a folder that has no test images of its own
+TEST_SHARE, SPLIT_SEED = 0.2, 20_201  # for a folder without test images
 DEEP = {"I", "I;16", "I;16B", "I;16L", "F"}  # Pillow's modes of more than 8 bits per channel
 Files = dict[str, list[Path]]  # the pictures of each class
 
 
 def read_folder(root: Path, options: FolderOptions) -> ImageArrays:
-    """The pictures below root/train/CLASS, root/test/CLASS and, if there is one, root/val/CLASS.
+    """Return the pictures below root/train/CLASS, root/test/CLASS and, if it exists, root/val/CLASS.
 
-    Without test/, val/ takes its place; without train/, root/CLASS is split by a fixed seed, class by class, which a
-    warning says. Pictures are turned upright (EXIF), laid on black where they are transparent, centre-cropped to a
-    square and resized. Those of more than 8 bits are scaled by the range of all such pictures of the folder.
+    Without test/, val/ takes its place. Without train/, each class root/CLASS is split by a fixed seed, with a warning.
+    Pictures are rotated as their EXIF data says, transparent parts become black, and they are centre-cropped to a
+    square and resized. Pictures of more than 8 bits are scaled by the largest value of all such pictures in the folder.
 
-    Pictures are the files with an ending of `picture_endings`, hidden ones aside; all others are skipped, and
-    counted in a warning. A class is the name of its folder, composed (NFC): macOS stores accents apart.
+    Pictures are files with one of the `picture_endings`, except hidden ones; all other files are skipped and counted
+    in a warning. A class is called after its folder, with composed accents (NFC), since macOS stores them decomposed.
 
     Raises:
-        DataError: there are fewer than two classes, a class has no picture, or pictures cannot be read, which are
-            named together.
+        DataError: there are fewer than two classes, a class has no picture, or pictures cannot be read; the message
+            names all of them.
     """
     if not root.is_dir():
         raise DataError(f"{readable(root)} is not a folder: put images there as train/CLASS/*.png and test/CLASS/*.png")
@@ -57,7 +57,7 @@ def read_folder(root: Path, options: FolderOptions) -> ImageArrays:
 
 
 def _parts(root: Path) -> dict[str, Files]:
-    """The pictures for training, for testing and, if they are apart, for validation."""
+    """Return the pictures for training, for testing and, if they have a folder, for validation."""
     folders = {part: found for part, names in PARTS.items() if (found := _folders_named(root, names))}
     if "train" not in folders:
         return _split(root)
@@ -82,7 +82,7 @@ def _folders_named(root: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _split(root: Path) -> dict[str, Files]:
-    """Classes without train/ and test/: of each class a fifth for testing, but for a class of one picture."""
+    """Split the classes of a folder without train/ and test/: a fifth of each for testing, never its only picture."""
     classes = _pictures_by_class([root])
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     parts: dict[str, Files] = {"train": {}, "test": {}}
@@ -101,9 +101,9 @@ def _split(root: Path) -> dict[str, Files]:
 
 
 def _pictures_by_class(folders: Iterable[Path]) -> Files:
-    """The pictures of each class, from all folders of its name, also from folders further down.
+    """Return the pictures of each class, from all folders of its name and their subfolders.
 
-    A class may have two folders, one copied from macOS and one from elsewhere, whose names are stored differently.
+    A class may have two folders whose names are stored differently, one copied from macOS and one from elsewhere.
     """
     found: Files = {}
     for folder in folders:
@@ -115,7 +115,7 @@ def _pictures_by_class(folders: Iterable[Path]) -> Files:
 
 
 def _is_hidden(path: Path) -> bool:
-    """Whether file managers, archives and editors leave such a file or folder behind."""
+    """Return whether a file or folder is one that file managers, archives and editors leave behind."""
     return path.name.startswith(".") or path.name == "__MACOSX"
 
 
@@ -126,9 +126,9 @@ def _is_picture(file: Path, folder: Path) -> bool:
 
 @cache
 def picture_endings() -> frozenset[str]:
-    """The endings, in lower case, of the formats that Pillow reads as a still picture, such as `.png` and `.jpg`."""
-    endings = Image.registered_extensions()  # also of formats that Pillow only writes, as PDF
-    readers = (set(Image.OPEN) | {"MPO"}) - NO_PICTURES  # MPO is opened as the JPEG that it begins with
+    """Return the file endings of formats that Pillow reads as a still picture, in lower case: `.png`, `.jpg`."""
+    endings = Image.registered_extensions()  # includes formats that Pillow only writes, such as PDF
+    readers = (set(Image.OPEN) | {"MPO"}) - NO_PICTURES  # an MPO file is opened as the JPEG that it begins with
     return frozenset(ending for ending, form in endings.items() if form in readers)
 
 
@@ -141,28 +141,28 @@ def _check_classes(root: Path, classes: tuple[str, ...], parts: dict[str, Files]
     if empty := [name for name in classes if not parts["train"][name]]:
         raise DataError(f"{readable(root / empty[0])} holds no image: add some, or remove the class")
     if not any(parts["test"].values()):
-        raise DataError(f"{readable(root)} has a single picture of each class, and so none to test on: add some")
+        raise DataError(f"{readable(root)} has a single picture of each class, so none is left to test on: add some")
 
 
 def _warn_of_others(root: Path, pictures: set[Path]) -> None:
-    """Count, in one warning, the files of a data set that are not among its pictures."""
+    """Warn, with a count, of files in the folder that are not among the pictures."""
     others = sorted(file for file in root.rglob("*") if file not in pictures and file.is_file())
     if others:
         endings = Counter(file.suffix.lower() or "no ending" for file in others)
         kinds = ", ".join(f"{count} of {ending}" for ending, count in endings.most_common(3))
         warnings.warn(
             f"{len(others)} file(s) in {readable(root)} are skipped ({kinds}), such as "
-            f"{readable(others[0].relative_to(root))}: pictures lie in train/CLASS and test/CLASS, are not hidden, and "
-            "of a format that Pillow decodes",
+            f"{readable(others[0].relative_to(root))}: pictures are in train/CLASS and test/CLASS, are not hidden, and "
+            "have a format that Pillow decodes",
             stacklevel=3,
         )
 
 
 def _read(parts: dict[str, list[list[Path]]], options: FolderOptions) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Images `[N, C, side, side]` and labels `[N]` of each part, from its files by class.
+    """Return the images `[N, C, side, side]` and labels `[N]` of each part, from its files by class.
 
     Raises:
-        DataError: with all files that cannot be read, the first `NAMED` of them by name.
+        DataError: files cannot be read; the message counts them and names the first `NAMED`.
     """
     files = [file for part in parts.values() for own in part for file in own]
     high = _highest(files)
@@ -192,7 +192,7 @@ def _read(parts: dict[str, list[list[Path]]], options: FolderOptions) -> dict[st
 
 
 def _highest(files: list[Path]) -> float:
-    """The largest value in all pictures of more than 8 bits per channel: what is white among them."""
+    """Return the largest value in all pictures of more than 8 bits per channel, which counts as white."""
     highest = 0.0
     for file in files:
         try:
@@ -200,12 +200,12 @@ def _highest(files: list[Path]) -> float:
                 if image.mode in DEEP:
                     highest = max(highest, float(np.asarray(image).max()))
         except BROKEN:
-            continue  # it is named later
+            continue  # reported when the pictures are read
     return highest
 
 
 def read_picture(file: Path, options: FolderOptions, high: float = 0.0) -> np.ndarray:
-    """A picture `[side, side, C]` uint8. `high` is the value that is white in pictures of more than 8 bits."""
+    """Return a picture `[side, side, C]`, uint8. `high` is the value of white in pictures of more than 8 bits."""
     with Image.open(file) as opened:
         image: Image.Image = ImageOps.exif_transpose(opened)
         if image.mode in DEEP:

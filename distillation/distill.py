@@ -1,4 +1,4 @@
-"""`Distill`: a large model in, a small one out that learned from it."""
+"""`Distill`: trains a small model under a large one."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
@@ -18,14 +18,14 @@ from training import Context, check_objective, check_techniques, fit, fit_with, 
 class Distill(Step, Training):
     """Train a fresh student under a teacher: `base.then(Distill("resnet20", epochs=60))`.
 
-    The teacher is the model that the chain has made so far, or the recipes in `teachers`, whose probabilities are
-    averaged; with those it may start a recipe: `Recipe("cifar10", (Distill("resnet20", teachers=(a, b)),))`. The loss
-    is that of Hinton et al. (2015): see `distillation_loss`. The student sees the very images that its teacher sees.
-    With `features`, "attention" or "hints", its feature maps come near the teacher's too, with a loss of weight
-    `features_weight`: see `distillation.features`. That takes one teacher, and its forward pass.
+    The teacher is the model made by the previous steps, or the recipes in `teachers`, whose probabilities are averaged;
+    these also let it start a recipe: `Recipe("cifar10", (Distill("resnet20", teachers=(a, b)),))`. The loss is that of
+    Hinton et al. (2015): see `distillation_loss`. Student and teacher see the same augmented images. With `features`
+    ("attention" or "hints"), another loss of weight `features_weight` brings the student's feature maps close to the
+    teacher's: see `distillation.features`. It needs a single teacher, whose forward pass is computed every time.
 
-    `during` are techniques at work in the training, such as `Sparsify(0.9)` and `Round(4)`. `objective` takes the place
-    of the loss with `temperature` and `alpha`.
+    `during` are techniques applied during the training, such as `Sparsify(0.9)` and `Round(4)`. `objective` replaces
+    the loss with `temperature` and `alpha`.
     """
 
     letter: ClassVar[str] = "D"
@@ -48,18 +48,18 @@ class Distill(Step, Training):
         check_recipes("teachers", self.teachers)
         self.check_training()
         check_techniques(self, self.during)
-        SoftTargets(self.temperature, self.alpha)  # which checks them
+        SoftTargets(self.temperature, self.alpha)  # checks them
         if self.objective is not None:
             check_objective(self.objective)
             refuse_unused(self, ("temperature", "alpha"), "the objective has its own")
         if self.features and (self.during or self.objective):
-            raise StepError("features go with neither techniques nor an objective: leave during and objective out")
+            raise StepError("features cannot be used with techniques or an objective: leave during and objective out")
         if self.features not in (None, *KINDS):
-            raise StepError(f"features are one of {', '.join(KINDS)} or None, not {self.features!r}")
+            raise StepError(f"features must be one of {', '.join(KINDS)} or None, not {self.features!r}")
         weighted = is_number(self.features_weight) and self.features_weight > 0
         if not weighted or (self.features is None and self.features_weight != 1):
             raise StepError(
-                "features_weight must be above 0 and finite, and means nothing without features: set both or none"
+                "features_weight must be above 0 and finite, and has no effect without features: set both or neither"
             )
 
     @property
@@ -82,11 +82,11 @@ class Distill(Step, Training):
             raise StepError("Distill needs a teacher: start the recipe with Train or Ensemble, or give it teachers")
         taught_by = [recipe.steps for recipe in self.teachers] or [before]
         if self.features and (len(taught_by) > 1 or "members" in traits(taught_by[0])):
-            raise StepError("feature maps are those of one network: with features, give one teacher, no ensemble")
+            raise StepError("features need the feature maps of a single network: give one teacher that is no ensemble")
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        followed = [] if model is None else [model]
-        teacher = Teacher([context.make(recipe) for recipe in self.teachers] or followed, context)
+        previous = [] if model is None else [model]
+        teacher = Teacher([context.make(recipe) for recipe in self.teachers] or previous, context)
         student = fresh(self.model, self.width, context)
         title = f"{self.model} under its teacher on {context.dataset.name}, seed {context.seed}"
         if self.features:

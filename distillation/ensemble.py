@@ -1,4 +1,4 @@
-"""`Ensemble`: several models as one."""
+"""`Ensemble`: several models as one, and checks of steps with teachers."""
 
 import reprlib
 import warnings
@@ -20,7 +20,7 @@ from training import Context
 class Ensemble(Step):
     """The mean of the members' probabilities, deployed as one file: `Recipe("cifar10", (Ensemble((a, b, c)),))`.
 
-    With `optimize_weights` the mean is weighted so that the cross-entropy on the validation images is least.
+    With `optimize_weights` the mean is weighted to minimize the cross-entropy on the validation images.
     """
 
     letter: ClassVar[str] = "E"
@@ -45,7 +45,7 @@ class Ensemble(Step):
 
     def check_after(self, before: tuple[Step, ...]) -> None:
         if before:
-            raise StepError("Ensemble starts a recipe: what its members are made of stands in their own recipes")
+            raise StepError("Ensemble starts a recipe: put the steps of its members into their own recipes")
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         ensemble = combine([context.make(recipe) for recipe in self.members])
@@ -55,19 +55,19 @@ class Ensemble(Step):
 
 
 def check_recipes(name: str, value: object) -> None:
-    """Raise StepError where a field is no tuple of recipes: a list, or the bare recipe that (a) is in place of (a,)."""
+    """Raise StepError unless a field is a tuple of recipes."""
     if not isinstance(value, tuple) or not all(isinstance(recipe, Recipe) for recipe in value):
         raise StepError(f"{name} must be a tuple of recipes, (a,) or (a, b), not {reprlib.repr(value)}")
 
 
 def check_recipe(name: str, value: object) -> None:
-    """Raise StepError where a field that may hold a recipe holds something else, such as the name of a network."""
+    """Raise StepError unless a field is a recipe or None."""
     if value is not None and not isinstance(value, Recipe):
         raise StepError(f"{name} must be a recipe or None, not {reprlib.repr(value)}")
 
 
 class HasTeacher(Protocol):
-    """A step that trains under the logits of another recipe, if it names one."""
+    """A step with an optional `teacher`, a recipe whose logits guide its training."""
 
     @property
     def teacher(self) -> Recipe | None: ...
@@ -78,8 +78,8 @@ class HasTeacher(Protocol):
 
 
 def check_teacher(step: HasTeacher) -> None:
-    """Raise StepError if a step's `teacher` is no recipe, or if there is none and its loss is set."""
-    SoftTargets(step.temperature, step.alpha)  # which checks them
+    """Raise StepError if a step's `teacher` is not a recipe, or if its loss is set although there is no teacher."""
+    SoftTargets(step.temperature, step.alpha)  # checks them
     check_recipe("teacher", step.teacher)
     if step.teacher is None:
         refuse_unused(step, ("temperature", "alpha"), "there is no teacher; name one")
@@ -87,21 +87,22 @@ def check_teacher(step: HasTeacher) -> None:
 
 @torch.no_grad()
 def best_weights(ensemble: nn.Module, dataset: Dataset) -> np.ndarray:
-    """Weights `[members]`, not negative and of sum one, with the least cross-entropy on the validation images.
+    """Return weights `[members]`, non-negative with sum one, that minimize the cross-entropy on the validation images.
 
-    Even ones, with a warning, where the optimizer finds none.
+    If the optimizer fails, the weights are equal, with a warning.
     """
     images = normalize(dataset.validation.images, dataset).split(500)
     labels = dataset.validation.labels
     members = ensemble.eval().get_submodule("members").children()
-    each = [torch.cat([member(part) for part in images]).softmax(1) for member in members]
-    right = torch.stack([p[torch.arange(len(labels)), labels] for p in each]).double().numpy()  # [members, images]
+    probabilities = [torch.cat([member(part) for part in images]).softmax(1) for member in members]
+    # The probability that each member gives to the right class, `[members, images]`.
+    right = torch.stack([p[torch.arange(len(labels)), labels] for p in probabilities]).double().numpy()
 
     def loss(weights: np.ndarray) -> float:
         return -float(np.log(weights @ right + 1e-12).mean())
 
     even = np.full(len(right), 1 / len(right))
-    from scipy.optimize import minimize  # half a second of import, for those who optimize
+    from scipy.optimize import minimize  # imported here, since it takes half a second
 
     found = minimize(
         loss,
@@ -111,5 +112,5 @@ def best_weights(ensemble: nn.Module, dataset: Dataset) -> np.ndarray:
         method="SLSQP",
     )
     if not found.success:
-        warnings.warn(f"the members count alike: no weights were found ({found.message})", stacklevel=2)
+        warnings.warn(f"the members get equal weights: the optimizer failed ({found.message})", stacklevel=2)
     return (found.x if found.success and found.fun <= loss(even) else even).astype(np.float32)

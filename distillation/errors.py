@@ -1,4 +1,4 @@
-"""Where models err on the test images, by which nothing is chosen: ensembles against their members."""
+"""Errors of models on the test images: how those of ensemble members differ. Nothing is selected by them."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -13,10 +13,10 @@ from recipe import Recipe
 
 
 def diversity(members: Mapping[str, Recipe]) -> pd.DataFrame:
-    """How differently each pair errs on the test images: columns one, other, disagreement, correlation.
+    """Return how the errors of each pair differ on the test images: columns one, other, disagreement, correlation.
 
-    Disagreement is the share of images on which they answer differently; correlation that of being wrong, None where
-    one of them is wrong on no image, or on all.
+    Disagreement is the share of images for which their predictions differ. Correlation is that of their errors, None
+    if one of them is wrong on no image or on all.
     """
     dataset = next(iter(members.values())).dataset
 
@@ -40,7 +40,7 @@ def diversity(members: Mapping[str, Recipe]) -> pd.DataFrame:
 
 
 def confusions(recipes: Mapping[str, Recipe]) -> pd.DataFrame:
-    """What each model answers to the test images of each class: columns model, actual, answer, images."""
+    """Return the confusion counts of each model on the test images: columns model, actual, answer, images."""
     first = next(iter(recipes.values()))
 
     def rows() -> list[dict]:
@@ -60,10 +60,11 @@ def confusions(recipes: Mapping[str, Recipe]) -> pd.DataFrame:
 
 
 def changed_errors(confusion: pd.DataFrame, one: str, other: str, most: int = 3) -> pd.DataFrame:
-    """Where two models in a table of `confusions` err otherwise: a row for all errors, then the pairs of classes that
-    change the most, `most` of them to the better and as many to the worse.
+    """Compare the errors of two models in a table of `confusions`.
 
-    Columns actual, answer, the images of each model, and `fewer` of the other's.
+    The first row counts all errors. Then follow the pairs of classes that change the most: up to `most` with fewer
+    errors of `other`, and as many with more. Columns: actual, answer, the images of each model, and `fewer`, by how
+    many `other` has fewer.
     """
     wrong = confusion[confusion["actual"] != confusion["answer"]]
     table = wrong.pivot(index=["actual", "answer"], columns="model", values="images")[[one, other]].reset_index()
@@ -75,7 +76,7 @@ def changed_errors(confusion: pd.DataFrame, one: str, other: str, most: int = 3)
 
 @torch.no_grad()
 def _answers(recipe: Recipe) -> np.ndarray:
-    """The classes that a model gives to the test images."""
+    """Return the classes that a model predicts for the test images."""
     dataset, model = load(recipe.dataset), make(recipe)
     parts = normalize(dataset.test.images, dataset).split(500)
     return torch.cat([model(part).argmax(1) for part in parts]).numpy()

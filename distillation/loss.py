@@ -1,4 +1,4 @@
-"""What a student is told to come near."""
+"""The distillation loss."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from training import Logits, Loss
 
 @dataclass(frozen=True)
 class SoftTargets(Objective):
-    """The teacher's probabilities beside the labels: see `distillation_loss`."""
+    """Train on a teacher's probabilities as well as on the labels: see `distillation_loss`."""
 
     temperature: float = 4.0
     alpha: float = 0.9
@@ -24,7 +24,7 @@ class SoftTargets(Objective):
 
     def loss(self, teacher: Logits | None) -> Loss:
         if teacher is None:
-            raise StepError("soft targets are a teacher's: use Distill, or an objective of labels alone")
+            raise StepError("soft targets need a teacher: use Distill, or an objective with labels alone")
         return lambda logits, batch: distillation_loss(
             logits, teacher(batch), batch.labels, self.temperature, self.alpha
         )
@@ -33,10 +33,10 @@ class SoftTargets(Objective):
 def distillation_loss(
     student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, alpha: float
 ) -> torch.Tensor:
-    """`alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * cross-entropy`, a batch mean.
+    """Return `alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * cross-entropy`.
 
-    Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015). Logits `[B, classes]`, labels
-    `[B]`. T^2 keeps the gradients of the soft part about as large at every temperature.
+    The mean over the batch. Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015). Logits
+    `[B, classes]`, labels `[B]`. T^2 keeps the gradients of the soft part about as large at every temperature.
     """
     log_student, log_teacher = (log_softmax(logits / temperature, 1) for logits in (student, teacher))
     soft = kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)

@@ -1,4 +1,4 @@
-"""A teacher's logits, computed once for all of its students."""
+"""A teacher's logits, computed once and cached for all of its students."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from training import Context, Labels, Loss, autocast, forward, lay_out
 class Teacher:
     """The logits of one model, or the logarithm of the mean probabilities of several, for the batches of a training.
 
-    Batches follow from (seed, epoch) alone, so that the logits of an epoch are kept, float32, in a file of this
-    teacher, seed, epoch and training images, and serve the next student at any batch size without a forward pass.
-    The file says inside what it is of, and one of something else is passed over.
+    Batches depend only on (seed, epoch). The logits of an epoch are therefore cached as float32 in a file for this
+    teacher, seed, epoch and training images. The next student needs no forward pass, at any batch size. The file states
+    what it was made for, and is ignored if that does not match.
     """
 
     def __init__(self, models: Sequence[nn.Module], context: Context):
@@ -38,16 +38,16 @@ class Teacher:
         self.fresh: list[torch.Tensor] = []
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """`[B, classes]`, float32, on the batch's device."""
+        """Return the logits of a batch: `[B, classes]`, float32, on its device."""
         if batch.epoch != self.epoch:
             self._open(batch)
         start, end = batch.index * len(batch.labels), (batch.index + 1) * len(batch.labels)
         if self.kept is not None and end <= len(self.kept):
             return self.kept[start:end].to(batch.labels.device)
         logits = self._forward(batch.images)
-        if self.kept is None and start == sum(map(len, self.fresh)):  # in order from the epoch's start
+        if self.kept is None and start == sum(map(len, self.fresh)):  # without gaps since the start of the epoch
             self.fresh.append(logits.cpu())
-            if end + len(batch.labels) > len(self.context.dataset.train):  # the last whole batch
+            if end + len(batch.labels) > len(self.context.dataset.train):  # the last complete batch
                 self.kept = torch.cat(self.fresh)
                 self._file(batch).save({"logits": self.kept}, {})
         return logits
@@ -55,8 +55,9 @@ class Teacher:
     @torch.no_grad()
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         with autocast(images.device):
-            each = [forward(model, images) for model in self.models]
-        return each[0].float() if len(each) == 1 else mean_logits(each, torch.full((len(each),), 1 / len(each)))
+            logits = [forward(model, images) for model in self.models]
+        count = len(logits)
+        return logits[0].float() if count == 1 else mean_logits(logits, torch.full((count,), 1 / count))
 
     def _open(self, batch: Batch) -> None:
         self.epoch, self.kept, self.fresh = batch.epoch, None, []
@@ -64,9 +65,9 @@ class Teacher:
         self.kept = found[0]["logits"] if found else None
 
     def _file(self, batch: Batch) -> Checkpoint:
-        """The place of an epoch's logits; of other images, or drawn otherwise, it is another.
+        """Return the file for an epoch's logits.
 
-        A folder may have others once it has changed.
+        Its name depends on the training images, which may change in a folder, and on the augmentation.
         """
         data = self.context.dataset.fingerprint["train"]
         of = {"teacher": self.checksum, "seed": batch.seed, "epoch": batch.epoch, "images": data}
@@ -78,7 +79,7 @@ class Teacher:
 
 
 def guided_loss(step: HasTeacher, context: Context) -> Loss:
-    """Cross-entropy with the labels, or the distillation loss if the step names a recipe as its `teacher`."""
+    """Return the distillation loss if the step has a `teacher`, else the cross-entropy with the labels."""
     if step.teacher is None:
         return Labels().loss(None)
     teacher = Teacher([context.make(step.teacher)], context)
@@ -94,4 +95,6 @@ def _check(model: nn.Module, context: Context) -> None:
             f"{len(dataset.classes)}: take a teacher of the same data set"
         )
     if spec_of(model).get("pixels", dataset.pixels) != dataset.pixels:
-        raise StepError("the teacher was trained on pixels of another scale than its student: take one of these images")
+        raise StepError(
+            "the teacher was trained on pixels of another scale than its student: use a teacher with the same pixels"
+        )

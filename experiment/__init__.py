@@ -1,4 +1,4 @@
-"""Recipes and their records: `run(Recipe("digits", (Train("resnet20"),)))`."""
+"""Runs recipes and keeps their records: `run(Recipe("digits", (Train("resnet20"),)))`."""
 
 from experiment.aside import set_aside
 from experiment.freshness import RecordError

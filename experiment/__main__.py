@@ -1,7 +1,7 @@
-"""`python -m experiment deploy RECORD -o FOLDER`: a model to deploy. `stale`, `set-aside`: records that are outdated.
+"""`python -m experiment`: `deploy RECORD -o FOLDER` writes a model to deploy; `stale`, `set-aside`: outdated records.
 
-`set-aside DATASET [ID ...]` puts records away, with all that was made from them: without ids, those that are not of the
-images or networks at hand, which `stale DATASET` lists.
+`stale DATASET` lists the records whose images or networks have changed since. `set-aside DATASET [ID ...]` puts records
+away, with everything made from them; without ids, all stale ones.
 """
 
 import argparse
@@ -17,17 +17,17 @@ from storage import StorageError
 
 
 def main() -> int:
-    """The command; 0 if it could be done."""
+    """Run the command; return 0 if it succeeded."""
     parser = argparse.ArgumentParser(prog="python -m experiment", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, words in (("stale", "list records of other images or networks"), ("set-aside", "put records away")):
+    for name, words in (("stale", "list records whose data or networks changed"), ("set-aside", "put records away")):
         command = commands.add_parser(name, help=words)
         command.add_argument("dataset", help="digits, cifar10 or folder:PATH")
-    commands.choices["set-aside"].add_argument("ids", nargs="*", help="of the records; none for the stale ones")
-    command = commands.add_parser("deploy", help="write a model and what is needed to run it into a folder")
+    commands.choices["set-aside"].add_argument("ids", nargs="*", help="ids of records; without any, all stale ones")
+    command = commands.add_parser("deploy", help="write a folder with a model and all that is needed to run it")
     command.add_argument("record", type=Path, help="results/DATASET/ID.json")
     command.add_argument("-o", "--output", type=Path, required=True, help="the folder")
-    command.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
+    command.add_argument("--network", help="MODULE:FUNCTION, if the network is yours: its code runs")
     arguments = parser.parse_args()
     try:
         if arguments.command == "deploy":
@@ -41,10 +41,10 @@ def main() -> int:
         for key, why in stale.items():
             print(f"{key}: {why}")
         if arguments.command == "set-aside":
-            gone = set_ids_aside(arguments.dataset, arguments.ids or list(stale))
-            print(f"Put away in set_aside, beside {results_folder(arguments.dataset)}: {', '.join(gone) or 'nothing'}")
+            moved = set_ids_aside(arguments.dataset, arguments.ids or list(stale))
+            print(f"Put away in {results_folder(arguments.dataset) / 'set_aside'}: {', '.join(moved) or 'nothing'}")
         elif not stale:
-            print(f"No record in {results_folder(arguments.dataset)} is of anything else than what is at hand.")
+            print(f"All records in {results_folder(arguments.dataset)} match the data and networks at hand.")
     except (StorageError, DataError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Putting files away: the one place where those of a recipe are moved, and only when it is asked for."""
+"""Sets a recipe's files aside, on request only. No other module moves them."""
 
 import re
 from pathlib import Path
@@ -12,43 +12,43 @@ from storage import StorageError, weights_of
 
 
 def set_aside(recipe: Recipe) -> list[str]:
-    """Move everything of a recipe, and of what was made from it, to folders named `set_aside`; returns the ids.
+    """Move all files of a recipe, and of recipes made from it, to folders named `set_aside`; return the ids.
 
-    Records, archives, weights, ONNX files and the tables that name one of the ids: beside the folders that they were
-    in, where they can be had again. After that the recipe is made anew.
+    These are records, archives, weights, ONNX files, and tables that contain one of the ids. Each moves to `set_aside`
+    in the results or artifacts folder that it was in, and can be restored from there. The next run makes them again.
     """
     return set_ids_aside(recipe.dataset, [recipe.id])
 
 
 def set_ids_aside(dataset: str, ids: list[str]) -> list[str]:
-    """As `set_aside`, of several recipes by their ids.
+    """Do the same as `set_aside` for several recipes, given by their ids.
 
     Raises:
-        StorageError: one of them is no id, or nothing is kept of it: nothing is moved.
+        StorageError: an id is malformed, or has no files; nothing is moved then.
     """
     ids = list(dict.fromkeys(ids))
     if wrong := [key for key in ids if not re.fullmatch("[0-9a-f]{12}", key)]:
-        raise StorageError(f"{wrong[0]!r} is no id of a record: give its twelve hexadecimal digits")
+        raise StorageError(f"{wrong[0]!r} is not the id of a record: give its twelve hexadecimal digits")
     if absent := [key for key in ids if not Store(dataset, key).files()]:
         raise StorageError(
-            f"nothing is kept of {absent[0]} under {dataset}: its records lie in {results_folder(dataset)}"
+            f"there are no files of {absent[0]} under {dataset}: its records are in {results_folder(dataset)}"
         )
     known = _recipes(dataset)
-    others = {key: own for key, own in known.items() if key not in ids}
-    heirs = [key for key, own in others.items() if any(_holds(own, known.get(wanted)) for wanted in ids)]
+    others = {key: recipe for key, recipe in known.items() if key not in ids}
+    dependents = [key for key, recipe in others.items() if any(_contains(recipe, known.get(wanted)) for wanted in ids)]
     for path in sorted((results_folder(dataset) / "tables").glob("*.json")):
-        if any(key in path.read_text() for key in (*heirs, *ids)):
+        if any(key in path.read_text() for key in (*dependents, *ids)):
             _move(path, results_folder(dataset))
-    for key in (*heirs, *ids):  # heirs first: if this is killed, what they were made from is still there to name them
+    for key in (*dependents, *ids):  # dependents first: after an interruption they can still be found from `ids`
         store = Store(dataset, key)
         with store.locked():
             for path in store.files():
                 _move(path, results_folder(dataset) if store.results in path.parents else artifacts_folder(dataset))
-    return [*heirs, *ids]
+    return [*dependents, *ids]
 
 
 def outdated_ids(dataset: str) -> dict[str, str]:
-    """The ids of records that are not of the images or networks at hand, and why."""
+    """Return the ids of records that do not match the images or networks at hand, each with the reason."""
     records = filter(None, map(read_record, sorted(results_folder(dataset).glob("*.json"))))
     reasons = {record["id"]: outdated_record(record, dataset) for record in records}
     return {key: why for key, why in reasons.items() if why}
@@ -61,7 +61,7 @@ def _move(path: Path, folder: Path) -> None:
 
 
 def _recipes(dataset: str) -> dict[str, Any]:
-    """The JSON of every recipe that has a record or weights, by its id."""
+    """Return the JSON of every recipe that has a record or weights, by its id."""
     found = {}
     for path in sorted(results_folder(dataset).glob("*.json")):
         if (record := read_record(path)) is not None:
@@ -70,17 +70,17 @@ def _recipes(dataset: str) -> dict[str, Any]:
         try:
             found.setdefault(path.stem, weights_of(path)["described"])
         except (StorageError, KeyError):
-            continue  # damaged, or of before: the next run passes it over
+            continue  # damaged, or of an older format: the next run ignores it
     return found
 
 
-def _holds(value: Any, recipe: dict | None) -> bool:
-    """Whether a recipe's JSON starts with another's, or has a teacher, a member or earlier weights that do."""
+def _contains(value: Any, recipe: dict | None) -> bool:
+    """Return whether a recipe's JSON starts with another's, or has a teacher, member or earlier training that does."""
     if recipe is None:
         return False
     if isinstance(value, list):
-        return any(_holds(own, recipe) for own in value)
+        return any(_contains(item, recipe) for item in value)
     if not isinstance(value, dict):
         return False
     start = value | {"steps": value.get("steps", [])[: len(recipe["steps"])]}
-    return start == recipe or any(_holds(own, recipe) for own in value.values())
+    return start == recipe or any(_contains(item, recipe) for item in value.values())

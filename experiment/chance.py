@@ -1,4 +1,4 @@
-"""How far chance alone moves an accuracy: which differences are none."""
+"""Tells which differences in accuracy may be due to chance, by 95 % confidence intervals."""
 
 from collections.abc import Mapping
 
@@ -10,22 +10,22 @@ from measurement import wilson_interval
 
 
 def validation_images(dataset: str) -> int:
-    """How many images every choice is made on; kept as a table, for notebooks that are read back without a data set."""
+    """Return the number of validation images. Kept as a table, so that notebooks can be rerun without the data set."""
     counted = kept_table("validation-images", dataset, lambda: [{"images": len(load(dataset).validation)}])
     return int(counted["images"][0])
 
 
 def alike(one: float, other: float, images: int) -> bool:
-    """Whether the 95 % intervals of two accuracies (0..1), each measured on so many images, overlap."""
+    """Return whether the 95 % intervals of two accuracies (0..1), each measured on `images` images, overlap."""
     (low, _), (_, high) = wilson_interval(max(one, other), images), wilson_interval(min(one, other), images)
     return low <= high
 
 
 def intervals_overlap(one: Mapping, other: Mapping) -> bool:
-    """Whether the 95 % intervals of two records overlap: where they do not, chance hardly made the difference."""
+    """Return whether the 95 % intervals of two records overlap; if not, the difference is unlikely to be chance."""
     return bool(one["accuracy_low"] <= other["accuracy_high"] and other["accuracy_low"] <= one["accuracy_high"])
 
 
 def near_best(accuracies: pd.Series, images: int) -> pd.Series:
-    """Which accuracies (0..1), each measured on so many images, have a 95 % interval that overlaps that of the best."""
+    """Return for which accuracies (0..1), each measured on `images` images, the 95 % interval overlaps the best's."""
     return accuracies.map(lambda accuracy: alike(accuracy, accuracies.max(), images)).astype(bool)

@@ -1,4 +1,4 @@
-"""A folder to deploy: the model as an ONNX file that takes pictures as they are, and what one needs to run it."""
+"""Writes a folder to deploy: the model as an ONNX file that takes unnormalized pictures, and a script to run it."""
 
 import json
 import shutil
@@ -11,17 +11,17 @@ from storage import StorageError, atomic_write, export_onnx, load_archive, pixel
 
 
 def deploy(record: Mapping, folder: Path, network: str | None = None) -> list[Path]:
-    """Write model.onnx, labels.txt, predict.py, the archive and the record into a folder; returns their paths.
+    """Write model.onnx, labels.txt, predict.py, the archive and the record into a folder; return their paths.
 
-    The model normalizes uint8 images itself. predict.py needs onnxruntime, numpy and Pillow only. `network` names one
-    of the user's own, as `MODULE:FUNCTION`, if the archive is of such a one.
+    The model normalizes uint8 images itself. predict.py needs only onnxruntime, numpy and Pillow. `network` is the
+    `MODULE:FUNCTION` that builds the model, if it is the user's own.
 
     Raises:
-        StorageError: the archive is not at hand or damaged, or the folder cannot be written.
+        StorageError: the archive is missing or damaged, or the folder cannot be written.
     """
     archive = archive_path(record)
     if not archive.exists():
-        raise StorageError(f"the archive of {record['label']} is not at hand: run the recipe with remeasure=True")
+        raise StorageError(f"the archive of {record['label']} is missing: run the recipe with remeasure=True")
     classes = record.get("made_of", {}).get("data", {}).get("classes")
     if classes is None:
         raise StorageError(f"the record of {record['label']} does not name its classes: run the recipe again")
@@ -42,8 +42,8 @@ def deploy(record: Mapping, folder: Path, network: str | None = None) -> list[Pa
 
 
 def deploy_file(path: Path, folder: Path, network: str | None = None) -> list[Path]:
-    """`deploy` of the record in a file. Raises StorageError if that holds none."""
+    """Call `deploy` with the record in a file. Raises StorageError if the file holds no record."""
     record = read_record(path)
     if record is None:
-        raise StorageError(f"{path} is no record: give one of results/DATASET/*.json")
+        raise StorageError(f"{path} is not a record: give one of results/DATASET/*.json")
     return deploy(record, folder, network)

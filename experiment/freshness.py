@@ -1,4 +1,4 @@
-"""What is at hand, images and code, and whether a record, weights or a table are still of it."""
+"""Checks whether records, weights and tables still match the images and the code at hand."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from models import ARCHITECTURES, ModelError, is_allowed, structure
 from recipe import Recipe, recipe_of
 from storage import StorageError, sha256
 
-MAKING = ("train", "validation")  # the images that a model may be made from; the others are those that it is tested on
+MAKING = ("train", "validation")  # the images that a model may be made from; the rest are for testing
 A_WHILE = 0.1  # seconds
 _loaded: dict[str, tuple[str | None, Dataset]] = {}
 _seen: dict[str, tuple[str | None, float]] = {}
@@ -24,11 +24,11 @@ _fingerprints: dict[str, tuple[str, dict]] = {}
 
 
 class RecordError(StorageError):
-    """A record, or weights, of other images, code or settings than those at hand; the message says which."""
+    """A record or weights do not match the images, code or settings at hand; the message says which."""
 
 
 def dataset_at_hand(name: str) -> Dataset:
-    """The data set, read again if its files were changed. Raises DataError as `load`."""
+    """Return the data set, read again if its files have changed. Raises DataError like `load`."""
     now = _signature(name)
     if name not in _loaded or _loaded[name][0] != now:
         while len(_loaded) > 1:
@@ -38,9 +38,9 @@ def dataset_at_hand(name: str) -> Dataset:
 
 
 def fingerprint(name: str) -> dict | None:
-    """What the images and labels are, or None where they are not at hand.
+    """Return the fingerprint of the images and labels, or None if they are not at hand.
 
-    Kept among the artifacts beside the names, sizes and times of the files, so that it takes no reading of images.
+    Stored among the artifacts with the names, sizes and times of the files, so that unchanged images are not read.
     """
     now = _signature(name)
     if now is None:
@@ -50,7 +50,7 @@ def fingerprint(name: str) -> dict | None:
         found = _read_fingerprint(kept, now)
         if found is None:
             found = dataset_at_hand(name).fingerprint
-            with contextlib.suppress(StorageError):  # where nothing can be kept, it is read again
+            with contextlib.suppress(StorageError):  # if it cannot be written, the images are read again next time
                 write_json(kept, {"files": now, "fingerprint": found, "seal": _seal(now, found)})
         _fingerprints[name] = now, found
     return _fingerprints[name][1]
@@ -70,7 +70,7 @@ def _seal(files: str, found: dict) -> str:
 
 
 def _signature(name: str) -> str | None:
-    """`data.signature`; of a folder so large that it takes a while, looked up again only after twenty times as long."""
+    """Return `data.signature`. If that takes over `A_WHILE`, it is reused for twenty times as long."""
     value, until = _seen.get(name, (None, 0.0))
     if time.monotonic() > until:
         started = time.process_time()
@@ -81,11 +81,11 @@ def _signature(name: str) -> str | None:
 
 
 def made_of(recipe: Recipe, dataset: Dataset, models: dict[str, str]) -> dict:
-    """What a model is made of, as its weights, checkpoint and record keep it.
+    """Return what a model is made of, as stored with its weights, checkpoint and record.
 
     `recipe` with every field; `data`, the images and labels for training and validation; `networks`, the structure of
-    each by name and width; `files` that the recipe names, and the `models` that it was made from, by their checksums:
-    the very `models` given, to which those are added that a step asks for later.
+    each by name and width; checksums of the `files` that the recipe names and of the `models` that it is made from.
+    `models` is the object given, not a copy: entries that a step adds later are included.
     """
     networks = [
         [name, width, structure(name, shape=dataset.shape, classes=len(dataset.classes), width=width)]
@@ -104,20 +104,20 @@ def made_of(recipe: Recipe, dataset: Dataset, models: dict[str, str]) -> dict:
 
 
 def outdated(made: Mapping, dataset: str, recipe: Recipe | None = None, *, images: bool = True) -> str | None:
-    """What of that which a model was made of is another now, in words; None if nothing that is at hand is.
+    """Return which part of what a model was made of has changed since, in words; None if nothing has.
 
-    made: as `made_of` gives it; what it lacks is not compared. `recipe` is the one that asks for the model. Without
-    `images`, other images of the same classes and shape do not count.
+    made: a value of `made_of`; parts that it lacks, or that are not at hand, are not compared. `recipe` is the one that
+    asks for the model. Without `images`, different images are accepted if classes and shape are the same.
     """
     now = fingerprint(dataset)
     if "data" in made and now and (why := changes(made["data"], now, MAKING if images else ())):
         return why
     if recipe is not None and "id" in made and made["id"] != recipe.id:
-        return f"it is of the recipe {made['id']}"
+        return f"it was made by the recipe {made['id']}"
     if recipe is not None and "recipe" in made and (why := _other_field(made["recipe"], recipe.resolved())):
         return why
     for name, width, then in made.get("networks", ()):
-        known = is_allowed(name) if ":" in name else name in ARCHITECTURES  # code that a record alone names is not run
+        known = is_allowed(name) if ":" in name else name in ARCHITECTURES  # code that only a record names is not run
         if known and "data" in made and then != _structure_now(name, width, made["data"]):
             return f"the code of {name} builds another network now"
     for name, then in made.get("files", {}).items():
@@ -127,7 +127,7 @@ def outdated(made: Mapping, dataset: str, recipe: Recipe | None = None, *, image
 
 
 def outdated_record(record: Mapping, dataset: str, recipe: Recipe | None = None, *, images: bool = True) -> str | None:
-    """As `outdated`, of a record: also whether the images that it was tested on are others now."""
+    """Do the same as `outdated` for a record, whose test images are compared too."""
     now = fingerprint(dataset) if images else None
     if "data" in record and now and (why := changes(record["data"], now)):
         return why
@@ -135,10 +135,10 @@ def outdated_record(record: Mapping, dataset: str, recipe: Recipe | None = None,
 
 
 def refusal(recipe: Recipe, why: str) -> RecordError:
-    """The error that says why a recipe's record is not used, and what to do."""
+    """Return the error that says why a recipe's record is not used, and what to do."""
     return RecordError(
-        f"the record of {recipe.label} ({recipe.id}) is not of what is at hand ({why}): restore that, or put it away "
-        "with experiment.set_aside(recipe) or "
+        f"the record of {recipe.label} ({recipe.id}) is outdated ({why}): undo the change, or put the record away with "
+        "experiment.set_aside(recipe) or "
         f"`python -m experiment set-aside {shlex.quote(recipe.dataset)} {recipe.id}` and run again"
     )
 
@@ -148,13 +148,16 @@ def _structure_now(name: str, width: float, data: Mapping) -> str | None:
         return structure(name, shape=tuple(data["shape"]), classes=len(data["classes"]), width=width)
     except ModelError:
         return None
-    except Exception as error:  # whatever a network's own code raises: it does not build what it did
+    except Exception as error:  # the network's own code may raise anything
         warnings.warn(f"{name} cannot be built ({error})", stacklevel=2)
         return None
 
 
 def _other_field(then: Any, now: Any, place: str = "") -> str | None:
-    """The first field of two resolved recipes that differs; a field that one of them lacks came later, and is equal."""
+    """Return the first difference between two resolved recipes, in words.
+
+    A field that only one of them has was added later, and counts as equal.
+    """
     if isinstance(then, dict) and isinstance(now, dict):
         place = f" of {now['step']}" if "step" in now else place
         for key in sorted(then.keys() & now.keys() - {"dataset"}):

@@ -1,4 +1,4 @@
-"""Records: one JSON file each under results/, read back as a DataFrame; and tables that belong to no one recipe."""
+"""Records, one JSON file each under results/, read back as a DataFrame; and tables that belong to no single recipe."""
 
 import hashlib
 import json
@@ -33,9 +33,9 @@ NEEDED = {
 
 
 def archive_path(record: Mapping, dataset: str | None = None) -> Path:
-    """The archive of a record's model: beside the record if it is small, else among the artifacts.
+    """Return the path of the archive of a record's model: in the results folder if it is small, else in the artifacts.
 
-    One beside it that is not the file that was measured is passed over with a warning.
+    An archive in the results folder that is not the file that was measured is ignored with a warning.
     """
     store = Store(dataset or record["dataset"], record["id"])
     if not store.committed_archive.exists():
@@ -43,33 +43,33 @@ def archive_path(record: Mapping, dataset: str | None = None) -> Path:
     if sha256(store.committed_archive) == record["archive_sha256"]:
         return store.committed_archive
     warnings.warn(
-        f"{store.committed_archive} is not the archive that its record was made with: restore it, or delete it and run "
-        "the recipe with remeasure=True",
+        f"{store.committed_archive} is not the archive that its record was measured with: restore it, or delete it and "
+        "run the recipe with remeasure=True",
         stacklevel=2,
     )
     return store.archive(record["weights_sha256"])
 
 
 def read_record(path: Path) -> dict | None:
-    """A record, or None where there is none; a damaged one is named, passed over and made again."""
+    """Return a record, or None if there is none. A damaged one is ignored with a warning, and will be made again."""
     try:
         record = json.loads(path.read_text())
         if not isinstance(record, dict) or record.get("id") != path.stem or not record.keys() >= NEEDED:
-            raise ValueError("not a whole record of that name")
+            raise ValueError("not a complete record of that name")
         if identity_of(record["recipe"]) != path.stem:
-            raise ValueError("its recipe is another than its name says")
+            raise ValueError("its recipe does not match its name")
         if record.get("seal") != seal(record):
             raise ValueError("it was changed since it was written")
         return record
     except FileNotFoundError:
         return None
     except (ValueError, OSError, RecursionError) as error:
-        warnings.warn(f"{path} is no readable record ({error}): passed over", stacklevel=2)
+        warnings.warn(f"{path} is not a readable record ({error}): ignored", stacklevel=2)
         return None
 
 
 def write_record(path: Path, record: dict) -> dict:
-    """Write a record, whole or not at all, and give it back with its seal."""
+    """Write a record, completely or not at all; return it with its seal."""
     sealed = {key: value for key, value in record.items() if key != "seal"}
     sealed["seal"] = seal(sealed)
     write_json(path, sealed)
@@ -77,19 +77,20 @@ def write_record(path: Path, record: dict) -> dict:
 
 
 def seal(written: Mapping) -> str:
-    """Checksum of all the rest of a record or table."""
+    """Return the checksum of a record or table, without its seal."""
     return _digest({key: value for key, value in written.items() if key != "seal"})
 
 
 def load_records(dataset: str) -> pd.DataFrame:
-    """Every record of a data set, a row each; nested values become columns such as `latency_ms.batch1.median`.
+    """Return all records of a data set, one row each; nested values become columns such as `latency_ms.batch1.median`.
 
-    Rows are sorted by model and size. Records that differ in nothing but seeds share a label; where other recipes have
-    the same one (a network trained for another time, for instance), a piece of a hash tells them apart. Damaged files
-    are passed over with a warning, and so are records of other images or networks than those at hand.
+    Rows are sorted by model and size. Records that differ only in seeds share a label. If different recipes have the
+    same label (networks trained for different times, for instance), part of a hash is appended. Damaged files are
+    ignored with a warning, and so are records that do not match the images and networks at hand. The table is empty if
+    there are no records.
 
     Raises:
-        DataError: the name is unknown; one that is known and has no records gives an empty table.
+        DataError: no data set has that name.
     """
     check_dataset(dataset)
     found = [read_record(path) for path in sorted(results_folder(dataset).glob("*.json"))]
@@ -97,7 +98,7 @@ def load_records(dataset: str) -> pd.DataFrame:
     reasons = {record["id"]: outdated_record(record, dataset) for record in records}
     if left_out := [f"{key} ({why})" for key, why in reasons.items() if why]:
         warnings.warn(
-            f"{len(left_out)} of {len(records)} records of {dataset} are not of what is at hand, and left out: "
+            f"{len(left_out)} of {len(records)} records of {dataset} are outdated and left out: "
             f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}; `python -m experiment set-aside "
             f"{dataset}` puts them away",
             stacklevel=2,
@@ -110,9 +111,9 @@ def load_records(dataset: str) -> pd.DataFrame:
 
 
 def told_apart(records: Sequence[Mapping]) -> pd.DataFrame:
-    """A row a record; where other recipes than seeds of one share a label, a piece of a hash is added to it.
+    """Return one row per record; labels that several recipes share, other than by seed, get part of a hash appended.
 
-    Two columns come from the recipes: `kinds`, a letter for each method in order of use, and `words` for readers.
+    Two columns come from the recipes: `kinds`, one letter per method in order of use, and `words`, for readers.
     """
     frame = pd.json_normalize(list(records), max_level=None)
     frame["label"] = [label_of(record) for record in records]
@@ -125,10 +126,10 @@ def told_apart(records: Sequence[Mapping]) -> pd.DataFrame:
 
 
 def _seedless(value: Any) -> Any:
-    """A recipe's JSON without its seeds, those of teachers and members included."""
+    """Return a recipe's JSON without its seed and those of its teachers and members."""
     if isinstance(value, dict):
-        return {key: _seedless(own) for key, own in value.items() if key != "seed"}
-    return [_seedless(own) for own in value] if isinstance(value, list) else value
+        return {key: _seedless(item) for key, item in value.items() if key != "seed"}
+    return [_seedless(item) for item in value] if isinstance(value, list) else value
 
 
 def _digest(value: Any) -> str:
@@ -136,7 +137,7 @@ def _digest(value: Any) -> str:
 
 
 def current_commit() -> str | None:
-    """The commit of the code at work, None outside a git checkout."""
+    """Return the commit of the running code, or None outside a git checkout."""
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -152,57 +153,57 @@ def kept_table(
     *,
     timed: bool = False,
 ) -> pd.DataFrame:
-    """A table of measurements that belong to no recipe, read back from results/DATASET/tables or made and kept there.
+    """Return a table of measurements that belong to no single recipe, cached in results/DATASET/tables.
 
     Args:
-        name: what is measured; `arguments` are all that the rows depend on besides the data set and, where `timed`,
-            the machine: anything that JSON can say.
-        make: gives the rows, of values that JSON can say.
-        timed: the rows hold times. Those of another machine are shown where none are of this one, unless $MEASURE_HERE
-            is set; `measured_on` says whose they are.
+        name: what is measured. `arguments`, JSON values, are all that the rows depend on, besides the data set and, if
+            `timed`, the machine.
+        make: returns the rows, of JSON values.
+        timed: the rows contain times. If there are none of this machine, those of another are returned, unless
+            $MEASURE_HERE is set; `measured_on` tells which.
 
-    A table of other images than those at hand is made again.
+    A table that was made with other images than those at hand is made again.
     """
     key = {"table": name, "arguments": json.loads(json.dumps(arguments or {}))}
     folder = results_folder(dataset) / "tables"
     start = f"{slug(name)}-{_digest(key)[:10]}"
     path = folder / (f"{start}-{_digest(machine())[:6]}.json" if timed else f"{start}.json")
-    own = _read_table(path, key, dataset) if path.exists() else None
-    if own is None and timed and not os.environ.get("MEASURE_HERE"):
+    kept = _read_table(path, key, dataset) if path.exists() else None
+    if kept is None and timed and not os.environ.get("MEASURE_HERE"):
         others = (_read_table(other, key, dataset) for other in sorted(folder.glob(f"{start}-*.json")) if other != path)
-        own = next((table for table in others if table is not None), None)
-    if own is None:
-        own = key | {"machine": machine() if timed else None, "rows": make()}
-        own["data"] = fingerprint(dataset)
-        own["seal"] = seal(own)
-        write_json(path, own)
-    table = pd.DataFrame(own["rows"])
-    table.attrs["machine"] = own["machine"]
+        kept = next((table for table in others if table is not None), None)
+    if kept is None:
+        kept = key | {"machine": machine() if timed else None, "rows": make()}
+        kept["data"] = fingerprint(dataset)
+        kept["seal"] = seal(kept)
+        write_json(path, kept)
+    table = pd.DataFrame(kept["rows"])
+    table.attrs["machine"] = kept["machine"]
     return table
 
 
 def measured_on(table: pd.DataFrame) -> str:
-    """Where the times of a kept table are of: `measured on this machine`, or `measured on another one: ...`."""
+    """Say where a kept table's times are from: `measured on this machine`, or `measured on another machine: ...`."""
     whose = table.attrs["machine"]
     return "measured on this machine" if whose == machine() else f"measured on another machine: {whose}"
 
 
 def _read_table(path: Path, key: Mapping, dataset: str) -> dict | None:
-    """A kept table, or None with a warning if it is damaged, of other arguments, or of other images."""
+    """Return a kept table, or None with a warning if it is damaged or was made with other arguments or images."""
     try:
         table = json.loads(path.read_text())
         if not isinstance(table, dict) or not table.keys() >= {"table", "arguments", "machine", "data", "rows"}:
-            raise ValueError("not a whole table")
+            raise ValueError("not a complete table")
         if table.get("seal") != seal(table):
             raise ValueError("it was changed since it was written")
         if not isinstance(table["rows"], list) or not all(isinstance(row, dict) for row in table["rows"]):
-            raise ValueError("its rows are no rows")
+            raise ValueError("its rows are malformed")
         if any(table[name] != value for name, value in key.items()):
-            raise ValueError("it is of other arguments")
+            raise ValueError("it has other arguments")
         now = fingerprint(dataset)
         if table["data"] and now and (why := changes(table["data"], now)):
-            raise ValueError(f"it is of other images: {why}")
+            raise ValueError(f"it was made with other images: {why}")
         return table
     except (ValueError, OSError, KeyError, TypeError, RecursionError) as error:
-        warnings.warn(f"{path} is no table to read back ({error}): made again", stacklevel=3)
+        warnings.warn(f"{path} cannot be used ({error}): the table is made again", stacklevel=3)
         return None

@@ -1,4 +1,4 @@
-"""`run`: a recipe's record, read back or made."""
+"""Runs recipes: `run` returns a recipe's record, read from disk or made, and `make` its model."""
 
 import shutil
 import time
@@ -37,10 +37,10 @@ from storage import (
 from training import Context
 
 PACKAGES = ("torch", "onnxruntime", "numpy")
-# Bytes of an archive that is kept beside its record, at most; a base's too, since everything else is made from it.
+# Largest archive, in bytes, that is committed with its record. Higher for a base, since all other models start from it.
 COMMITTED, COMMITTED_BASE = 1_000_000, 25_000_000
-AGREEMENT = 0.99  # share of the test images on which a file answers as its model does, at least
-# The fields of a record that `_measure` makes; the others are the model's log.
+AGREEMENT = 0.99  # smallest share of the test images on which file and model must agree
+# The fields of a record that `_measure` makes; all others are from the model's log.
 MEASURED = frozenset(
     (
         "id", "label", "model", "method", "dataset", "seed", "recipe", "made_of", "data", "base", "accuracy",
@@ -53,15 +53,15 @@ MEASURED = frozenset(
 
 
 def run(recipe: Recipe, *, remeasure: bool = False) -> dict:
-    """The record of a recipe: from results/ if it is there, else made, measured and written there.
+    """Return the record of a recipe: from results/ if it is there, else make and measure the model, and write it there.
 
-    The model is made from the longest part of the chain whose weights are at hand. A run that is killed at any
-    moment goes on where it stopped when called again; two that want the same recipe make it once. `remeasure` takes
-    the measurements anew, of the same model: also on other images than before, if they are of the same classes.
+    The model is made from the longest part of the chain whose weights are at hand. A killed run resumes when called
+    again; two runs of the same recipe make it only once. `remeasure` repeats the measurements on the same model, also
+    if the images have changed, as long as the classes are the same.
 
     Raises:
-        RecordError: the record is not of the images, the code or the settings at hand.
-        DataError, ModelError, StepError, StorageError, TrainingDiverged: with what to do about it.
+        RecordError: the record does not match the images, code or settings at hand.
+        DataError, ModelError, StepError, StorageError, TrainingDiverged: the message says what to do.
     """
     if not isinstance(recipe, Recipe):
         raise StepError(f"run takes a recipe, such as Recipe('digits', (Train('resnet20'),)), not {recipe!r}")
@@ -70,32 +70,32 @@ def run(recipe: Recipe, *, remeasure: bool = False) -> dict:
     if not remeasure and (record := _current(recipe)) is not None:
         return record
     with store.locked():
-        record = _current(recipe, images=not remeasure)  # perhaps another process wrote it while this one waited
+        record = _current(recipe, images=not remeasure)  # another process may have written it while this one waited
         if record is None or remeasure:
             record = write_record(store.record, _measure(recipe, record))
     return record
 
 
 def run_all(recipes: Iterable[Recipe]) -> list[dict]:
-    """The records of several recipes, in their order, behind one progress bar."""
+    """Return the records of several recipes, in order, with one progress bar."""
     return [run(recipe) for recipe in tqdm(list(recipes), desc="recipes", unit="recipe", leave=False)]
 
 
 def make(recipe: Recipe) -> nn.Module:
-    """The model of a recipe, in evaluation mode on the CPU: its weights from disk, or made and kept there.
+    """Return the model of a recipe, in evaluation mode on the CPU. Its weights are read from disk, or made and saved.
 
-    Never are files of other recipes touched. Weights that come out otherwise than those of the recipe's record are
-    kept, with a warning: see `set_aside`.
+    Files of recipes that it does not depend on are never touched. If the weights differ from those of the recipe's
+    record, they are saved anyway, with a warning: see `set_aside`.
 
     Raises:
-        RecordError: the recipe's record is not of the images, the code or the settings at hand.
+        RecordError: the recipe's record does not match the images, code or settings at hand.
     """
     allow(name for name, _ in recipe.networks())
     return _make(recipe)[0]
 
 
 def _current(recipe: Recipe, *, images: bool = True) -> dict | None:
-    """The recipe's record, or None where there is none; RecordError if it is not of what is at hand."""
+    """Return the recipe's record, or None if there is none. Raises RecordError if it is outdated."""
     record = read_record(Store.of(recipe).record)
     if record is not None and (why := outdated_record(record, recipe.dataset, recipe, images=images)):
         raise refusal(recipe, why)
@@ -103,19 +103,19 @@ def _current(recipe: Recipe, *, images: bool = True) -> dict | None:
 
 
 def _make(recipe: Recipe, *, images: bool = True) -> tuple[nn.Module, dict]:
-    """The model, and the log of how it was made, which its weight file carries.
+    """Return the model and the log of its making, which is saved with the weights.
 
-    Without `images`, weights are taken that were trained on other images than those at hand, to measure them.
+    Without `images`, weights that were trained on other images than those at hand are accepted, to be measured again.
     """
     store = Store.of(recipe)
     with store.locked():
         record = _current(recipe, images=images)
         restored = _restore(recipe, images=images)
         if restored is not None:
-            store.checkpoint.unlink(missing_ok=True)  # of a process that was killed before it could
+            store.checkpoint.unlink(missing_ok=True)  # left by a process that was killed before removing it
             return restored
         if record is not None:
-            _current(recipe)  # made again, it must be of the same images
+            _current(recipe)  # to make the model again, the images must be the same
         return _made(recipe, record)
 
 
@@ -144,28 +144,28 @@ def _made(recipe: Recipe, record: dict | None) -> tuple[nn.Module, dict]:
         _, earlier = _make(step.continued)
     log = {"train_seconds": time.perf_counter() - started, "made_on": _device_name()}
     log |= {"threads": torch.get_num_threads()} | context.log
-    log["train_seconds"] += earlier.get("train_seconds", 0)  # of the whole chain, not of teachers and members
+    log["train_seconds"] += earlier.get("train_seconds", 0)  # the whole chain, without teachers and members
     save_weights(model, store.weights, log, made | {"described": recipe.describe()})
     checkpoint.clear()
-    own = weights_checksum(model)
-    if record is not None and record["weights_sha256"] != own:
-        warnings.warn(_other_weights(recipe, record, own), stacklevel=2)
+    weights = weights_checksum(model)
+    if record is not None and record["weights_sha256"] != weights:
+        warnings.warn(_other_weights(recipe, record, weights), stacklevel=2)
     return model, log | {"made_of": made}
 
 
-def _other_weights(recipe: Recipe, record: dict, own: str) -> str:
+def _other_weights(recipe: Recipe, record: dict, weights: str) -> str:
     return (
-        f"{recipe.label} has weights {own[:12]} here, and {record['weights_sha256'][:12]} in its record {recipe.id} "
-        "(another machine or version rounds otherwise): what is made from it is of the weights here; to measure them, "
-        "put the record and what was made from it away with experiment.set_aside(recipe), and run again"
+        f"{recipe.label} has weights {weights[:12]} here, and {record['weights_sha256'][:12]} in its record "
+        f"{recipe.id} (another machine or version rounds differently): models made from it use the weights here; to "
+        "measure them, put the record and what was made from it away with experiment.set_aside(recipe), and run again"
     )
 
 
 def _restore(recipe: Recipe, *, images: bool = True) -> tuple[nn.Module, dict] | None:
-    """A model from its weight file, or from the archive beside its record, and its log.
+    """Return a model and its log from its weight file, or from the archive committed with its record; None if neither.
 
-    The weights of the record are looked for first; weights of another checksum count if they say that they are of this
-    recipe, its data and its code.
+    The weights of the record are preferred. Weights with another checksum are accepted if they are marked as made by
+    this recipe, from its data and its code.
     """
     store = Store.of(recipe)
     record = read_record(store.record) or {}
@@ -180,7 +180,7 @@ def _restore(recipe: Recipe, *, images: bool = True) -> tuple[nn.Module, dict] |
     if found is None:
         return None
     if why := _not_of(found, recipe, images):
-        warnings.warn(f"{store.weights} is passed over, and made again: {why}", stacklevel=2)
+        warnings.warn(f"{store.weights} is ignored, and made again: {why}", stacklevel=2)
         return None
     if checksum is not None:
         warnings.warn(_other_weights(recipe, record, found["sha256"]), stacklevel=2)
@@ -188,9 +188,9 @@ def _restore(recipe: Recipe, *, images: bool = True) -> tuple[nn.Module, dict] |
 
 
 def _not_of(found: dict, recipe: Recipe, images: bool) -> str | None:
-    """Why weights that are of no record are not those of the recipe, in words; None if they are."""
+    """Return why weights without a record are not those of the recipe, in words; None if they are."""
     if "id" not in found:
-        return "it does not say what it is of"
+        return "it does not say what it was made from"
     if why := outdated(found, recipe.dataset, recipe, images=images):
         return why
     for key, weights in found["models"].items():
@@ -200,7 +200,7 @@ def _not_of(found: dict, recipe: Recipe, images: bool) -> str | None:
         if (record := read_record(source.record)) is not None:
             known.add(record["weights_sha256"])
         if known and weights not in known:
-            return f"it was made from other weights of {key} than there are now"
+            return f"the weights of {key}, from which it was made, have changed"
     return None
 
 
@@ -234,32 +234,32 @@ def _from_archive(store: Store, checksum: str) -> nn.Module | None:
 
 
 def _archive(recipe: Recipe, model: nn.Module) -> dict:
-    """Length and checksum of the archive from which the same model comes back; small ones are kept beside records.
+    """Write the archive of a model and return its length and checksum; copy it beside the record if it is small.
 
     Raises:
-        StorageError: the archive's model computes other logits.
+        StorageError: the archived model computes other logits.
     """
     store = Store.of(recipe)
     path, committed = store.archive(weights_checksum(model)), store.committed_archive
     save_archive(model, path)
     images = torch.randn(8, *spec_of(model)["shape"], generator=torch.Generator().manual_seed(0))
-    for tensor in (*model.parameters(), *model.buffers()):  # the order of a sum may depend on how they lie
+    for tensor in (*model.parameters(), *model.buffers()):  # the order of summation may depend on the memory layout
         tensor.data = tensor.data.contiguous()
     with torch.no_grad():
         if not torch.equal(model(images), load_archive(path)(images)):
-            raise StorageError(f"{path} computes other logits than its model: this is a fault to report")
+            raise StorageError(f"{path} computes other logits than its model: report this bug")
     if path.stat().st_size < (COMMITTED_BASE if recipe == recipe.base else COMMITTED):
         with atomic_write(committed) as temporary:
             shutil.copyfile(path, temporary)
-    else:  # one of other weights may lie there
+    else:  # an archive of other weights may be there
         committed.unlink(missing_ok=True)
     return {"archive_bytes": path.stat().st_size, "archive_sha256": sha256(path)}
 
 
 def _measure(recipe: Recipe, earlier: dict | None) -> dict:
-    """The record of a recipe. `earlier` is the one that it takes the place of, of the same weights."""
+    """Return the record of a recipe. `earlier` is the record with the same weights that it replaces, if any."""
     base_recipe, images = recipe.base, earlier is None
-    measuring_seconds()  # refused before anything is trained, if it is none
+    measuring_seconds()  # raises an error for an invalid setting before anything is trained
     base, log = _make(base_recipe, images=images)
     model, log = (base, log) if recipe == base_recipe else _make(recipe, images=images)
     weights = weights_checksum(model)
@@ -272,15 +272,15 @@ def _measure(recipe: Recipe, earlier: dict | None) -> dict:
     operators = operator_counts(file)
     if holds_integers(spec_of(model)) and operators["convolutions"] and not operators["integer_convolutions"]:
         raise StorageError(
-            f"no convolution of {file} runs on integers in this ONNX Runtime: its figures would be those of a float "
-            "model; update onnxruntime"
+            f"no convolution of {file} runs on integers in this ONNX Runtime, so a float model would be measured: "
+            "update onnxruntime"
         )
     answered = answers(session, scaled, dataset.test)
     agreed = agreement(model, answered, scaled, dataset.test)
     if agreed < AGREEMENT:
         raise StorageError(
-            f"{file} answers otherwise than its model on {1 - agreed:.1%} of the test images: nothing is recorded; "
-            "this is a fault to report"
+            f"{file} and its model disagree on {1 - agreed:.1%} of the test images, so nothing is recorded: report "
+            "this bug"
         )
     test_accuracy = float((answered == dataset.test.labels.numpy()).mean())
     low, high = wilson_interval(test_accuracy, len(dataset.test))
@@ -318,7 +318,7 @@ def _measure(recipe: Recipe, earlier: dict | None) -> dict:
 
 
 def _onnx(recipe: Recipe, model: nn.Module, dataset: Dataset) -> Path:
-    """The model's ONNX file, exported anew and checked against the model; its name holds its checksum."""
+    """Export the model to ONNX, checked against the model, and return the path, which contains the checksum."""
     store, weights = Store.of(recipe), weights_checksum(model)
     with store.locked():
         draft = store.onnx(weights, "draft")
@@ -332,7 +332,7 @@ def _onnx(recipe: Recipe, model: nn.Module, dataset: Dataset) -> Path:
 
 
 def _base_onnx(recipe: Recipe, model: nn.Module, dataset: Dataset) -> Path:
-    """The base's ONNX file: the one that its record was measured from, or else one that is what its name says."""
+    """Return the base's ONNX file: the one recorded, else one whose checksum matches its name, else a new one."""
     store, weights = Store.of(recipe), weights_checksum(model)
     expected = (read_record(store.record) or {}).get("onnx_sha256")
     for path in sorted(store.artifacts.glob(store.onnx(weights, "*").name)):
@@ -343,7 +343,7 @@ def _base_onnx(recipe: Recipe, model: nn.Module, dataset: Dataset) -> Path:
 
 
 def training_device() -> torch.device:
-    """Where models are trained: the GPU, if torch sees one."""
+    """Return the device that models are trained on: the GPU, if torch sees one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Where everything of a recipe lies, and the lock on it. No other file spells these paths out."""
+"""Paths of a recipe's files, and the lock on them. No other module spells these paths out."""
 
 import contextlib
 import hashlib
@@ -18,46 +18,46 @@ from recipe import Recipe, identity
 from storage import StorageError, atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 5  # seconds of waiting for a lock after which it is said who holds it
+PATIENCE = 5  # seconds of waiting for a lock before saying who holds it
 
 
 def results_root() -> Path:
-    """Where all records are: results/, or $RESULTS_DIR."""
+    """Return the folder of all records: results/, or $RESULTS_DIR."""
     return Path(os.environ.get("RESULTS_DIR") or ROOT / "results")
 
 
 def artifacts_root() -> Path:
-    """Where all that can be made again is: artifacts/, or $ARTIFACTS_DIR."""
+    """Return the folder of everything that can be made again: artifacts/, or $ARTIFACTS_DIR."""
     return Path(os.environ.get("ARTIFACTS_DIR") or ROOT / "artifacts")
 
 
 def results_folder(dataset: str) -> Path:
-    """Where the records of a data set are: results/NAME, or under $RESULTS_DIR."""
+    """Return the folder of a data set's records: results/NAME, or under $RESULTS_DIR."""
     return results_root() / folder_name(dataset)
 
 
 def artifacts_folder(dataset: str) -> Path:
-    """Where weights and ONNX files are kept: artifacts/NAME, or under $ARTIFACTS_DIR."""
+    """Return the folder of a data set's weights and ONNX files: artifacts/NAME, or under $ARTIFACTS_DIR."""
     return artifacts_root() / folder_name(dataset)
 
 
 def graphs_folder() -> Path:
-    """Where the ONNX graphs of networks are kept, without weights."""
+    """Return the folder of the networks' ONNX graphs, without weights."""
     return artifacts_root() / "graphs"
 
 
 def figures_folder() -> Path:
-    """Where charts and exported tables go."""
+    """Return the folder of charts and exported tables."""
     return results_root() / "figures"
 
 
 def slug(name: str) -> str:
-    """A name as a file's name: letters of ASCII, digits, dots, dashes and underscores."""
+    """Turn a name into a file name of ASCII letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
 
 
 def folder_name(dataset: str) -> str:
-    """The name of a data set as a folder's name; one that loses letters ends in a piece of its hash."""
+    """Return a data set's name as a folder name; if characters had to be replaced, part of a hash is appended."""
     name = identity(dataset)
     plain = name.replace(":", "-", 1)
     if slug(plain) == plain:
@@ -67,7 +67,7 @@ def folder_name(dataset: str) -> str:
 
 @dataclass(frozen=True)
 class Store:
-    """The files of one recipe, by its data set and `id`."""
+    """Paths of the files of one recipe, given by its data set and `id`."""
 
     dataset: str
     id: str
@@ -90,7 +90,7 @@ class Store:
 
     @property
     def committed_archive(self) -> Path:
-        """Beside the record: archives that are small enough to be committed."""
+        """The archive, if it is small enough to be committed with the record."""
         return self.results / "models" / f"{self.id}.nna"
 
     @property
@@ -102,28 +102,28 @@ class Store:
         return self.artifacts / f"{self.id}.checkpoint"
 
     def archive(self, weights: str) -> Path:
-        """The archive of the weights with that checksum, among the artifacts."""
+        """Return the path, among the artifacts, of the archive of weights with that checksum."""
         return self.artifacts / f"{self.id}-{weights[:12]}.nna"
 
     def onnx(self, weights: str, content: str) -> Path:
-        """The ONNX file of the weights with that checksum; its own checksum is in its name, too."""
+        """Return the path of the ONNX file of weights with that checksum; `content` is the file's own checksum."""
         return self.artifacts / f"{self.id}-{weights[:12]}-{content[:12]}.onnx"
 
     def files(self) -> list[Path]:
-        """All that there is, in the order in which it may go: the record first, which makes the rest count."""
-        own = [self.record, self.committed_archive, self.checkpoint, self.weights]
-        return [path for path in [*own, *sorted(self.artifacts.glob(f"{self.id}-*"))] if path.exists()]
+        """Return the files that exist, in a safe order of removal: the record first, as the rest depends on it."""
+        paths = [self.record, self.committed_archive, self.checkpoint, self.weights]
+        return [path for path in [*paths, *sorted(self.artifacts.glob(f"{self.id}-*"))] if path.exists()]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One process at a time; the lock goes with the process that holds it, however that ends.
+        """Hold the recipe's lock: one process at a time. It is released however the process ends.
 
-        Who holds it may take it again. What killed processes left half-written is removed.
+        The holder may take it again. Half-written files left by killed processes are removed.
         """
         path = self.artifacts / f"{self.id}.lock"
         for file in (self.record, self.weights, self.checkpoint):
             if file.is_dir():
-                raise StorageError(f"{file} is a folder, and a file is to be written there: remove it")
+                raise StorageError(f"{file} is a folder, but a file must be written there: remove it")
         try:
             self.artifacts.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path, is_singleton=True)
@@ -165,7 +165,7 @@ def _owner(lock: Path) -> Path:
 def _holder(lock: Path) -> str:
     try:
         owner = json.loads(_owner(lock).read_text())
-        return f"process {owner['process']} on {owner['host']}, at work since {owner['time']}"
+        return f"process {owner['process']} on {owner['host']}, running since {owner['time']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
@@ -175,6 +175,6 @@ def _now() -> str:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, completely or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Tables of cases: some words about each, and the record or the validation accuracy of its recipe."""
+"""Tables with one row per case: its description, and the record or the validation accuracy of its recipe."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 def run_table(cases: Iterable[tuple[dict, Recipe]], *, whole: bool = False) -> pd.DataFrame:
-    """A row a case: some words about it, and then its record.
+    """Return one row per case: its description, then its record.
 
-    A case whose training diverged is left out with a warning, so that a study goes on; with `whole`, where every row
-    is needed, that is an error.
+    A case whose training diverged is left out with a warning, so that a study can go on. Set `whole` if every row is
+    needed: then it is an error.
 
     Raises:
-        TrainingDiverged: the training of a case, if `whole`; or that of every case.
+        TrainingDiverged: the training of one case diverged, if `whole`; else those of all cases.
     """
     made = without_diverged(run, cases, whole)
     records = told_apart([record for _, record in made])
@@ -33,7 +33,7 @@ def run_table(cases: Iterable[tuple[dict, Recipe]], *, whole: bool = False) -> p
 def without_diverged(
     make: Callable[[Recipe], T], cases: Iterable[tuple[dict, Recipe]], whole: bool = False
 ) -> list[tuple[dict, T]]:
-    """The words of each case with what is made of its recipe; see `run_table` for those whose training diverged."""
+    """Return each case's description with the result of `make`; if a training diverges, do as `run_table`."""
     made, error = [], None
     for words, recipe in tqdm(list(cases), desc="recipes", unit="recipe", leave=False):
         try:
@@ -49,7 +49,7 @@ def without_diverged(
 
 
 def validated(name: str, cases: Iterable[tuple[dict, Recipe]]) -> pd.DataFrame:
-    """A row a case, kept as a table: some words about it, and the `accuracy` (0..1) on the images that choose.
+    """Return one row per case, kept as a table: its description, and `accuracy` (0..1) on the validation images.
 
     Cases whose training diverged are left out, as in `run_table`.
     """

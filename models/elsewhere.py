@@ -1,7 +1,7 @@
-"""Networks of other people and of the user: `torchvision:NAME`, `timm:NAME` and `MODULE:FUNCTION`.
+"""Networks defined elsewhere: `torchvision:NAME`, `timm:NAME`, and the user's own as `MODULE:FUNCTION`.
 
-`torchvision:convnext_tiny(stochastic_depth_prob=0.2)` names one with an argument; `named` writes such a name. The code
-of `MODULE:FUNCTION` runs only if the user named it, in a recipe for instance: see `allow`.
+A name may include arguments, as in `torchvision:convnext_tiny(stochastic_depth_prob=0.2)`; `named` writes such a name.
+The code of `MODULE:FUNCTION` runs only if the user named it, for instance in a recipe: see `allow`.
 """
 
 import ast
@@ -21,34 +21,34 @@ from models.resnet import Shape
 
 Factory = Callable[[Shape, int, float], nn.Module]
 NAME = re.compile(r"(?P<source>\w[\w.]*):(?P<name>\w[\w.]*)(?:\((?P<arguments>.*)\))?", re.DOTALL)
-# Torchvision's networks that give several outputs in training unless they are told not to.
+# Torchvision networks that return several outputs in training by default.
 PLAIN_OUTPUT = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
-_allowed: set[str] = set()  # networks of MODULE:FUNCTION that a recipe or a reader named
+_allowed: set[str] = set()  # the MODULE:FUNCTION names that the user gave, in a recipe or when loading a file
 
 
 def named(name: str, **arguments: Any) -> str:
-    """The name of a network with arguments: `named("timm:resnet18d", drop_rate=0.1)`. They must be plain values."""
+    """Return the name of a network with arguments, plain values: `named("timm:resnet18d", drop_rate=0.1)`."""
     given = ", ".join(f"{key}={value!r}" for key, value in sorted(arguments.items()))
     return f"{name}({given})" if given else name
 
 
 def is_elsewhere(name: object) -> bool:
-    """Whether a network's name is one of this module's."""
+    """Return whether a network's name is of a form that this module handles."""
     return isinstance(name, str) and ":" in name
 
 
 def allow(names: Iterable[str]) -> None:
-    """Say that the code of these networks may run: what a file or record names alone is not enough for that."""
+    """Allow the code of these networks to run. A name that only a file or record gives must not run."""
     _allowed.update(name for name in names if is_elsewhere(name))
 
 
 def is_allowed(name: str) -> bool:
-    """Whether the code of a network may run: ours, torchvision's and timm's may, and what the user named."""
+    """Return whether the code of a network may run: ours, torchvision's, timm's, or one that the user named."""
     return not is_elsewhere(name) or name in _allowed or _parts(name)[0] in SOURCES
 
 
 def check_allowed(name: str) -> None:
-    """Raise ModelError if only a file names a network, and so its code must not run."""
+    """Raise ModelError if the code of a network must not run, since the user did not name it."""
     if not is_allowed(name):
         raise ModelError(
             f"the network {name!r} is code of yours, which is only run if you name it: as network={name!r}, or "
@@ -57,7 +57,7 @@ def check_allowed(name: str) -> None:
 
 
 def check_name(name: str, width: float) -> None:
-    """Raise ModelError if a name is not of the form, or names no network; code of the user is not run."""
+    """Raise ModelError if a name is malformed or unknown. Does not run the user's code."""
     source, function, _ = _parts(name)
     if source in SOURCES:
         known = SOURCES[source][0]()
@@ -68,7 +68,7 @@ def check_name(name: str, width: float) -> None:
 
 
 def factory(name: str) -> Factory:
-    """What builds a network from an image's shape, the number of classes and a width.
+    """Return the function that builds a network from an image's shape, the number of classes and a width.
 
     Raises:
         ModelError: there is no such network.
@@ -80,7 +80,7 @@ def factory(name: str) -> Factory:
 
 
 def near(name: object, known: Iterable[str]) -> str:
-    """`: did you mean resnet18 or resnet34?` of names like this one; how many there are, if none is."""
+    """Return how to end an error message: `: did you mean resnet18?`, or the known names, or how many there are."""
     known = list(known)
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     if close:
@@ -100,7 +100,7 @@ def _parts(name: str) -> tuple[str, str, dict[str, Any]]:
         assert isinstance(call, ast.Call) and not call.args
         arguments = {str(given.arg): ast.literal_eval(given.value) for given in call.keywords}
     except (SyntaxError, ValueError, AssertionError):
-        raise ModelError(f"the arguments of {name!r} are no plain values by name, such as (dropout=0.1)") from None
+        raise ModelError(f"the arguments of {name!r} must be plain values by name, such as (dropout=0.1)") from None
     return found["source"], found["name"], arguments
 
 
@@ -110,7 +110,7 @@ def _parts(name: str) -> tuple[str, str, dict[str, Any]]:
 def _torchvision_names() -> list[str]:
     from torchvision import models
 
-    return models.list_models(module=models)  # classification
+    return models.list_models(module=models)  # only those for classification
 
 
 def _torchvision(name: str, arguments: dict[str, Any], shape: Shape, classes: int, width: float) -> nn.Module:
@@ -138,7 +138,7 @@ def _timm_module() -> Any:
         raise ModelError("timm is not installed: `.venv/bin/python -m pip install -e '.[timm]'`") from None
 
 
-# Names of a library's networks, and what builds one of them.
+# For each library, a function that lists its networks and one that builds a network.
 SOURCES: dict[str, tuple[Callable[[], list[str]], Callable[..., nn.Module]]] = {
     "torchvision": (_torchvision_names, _torchvision),
     "timm": (_timm_names, _timm),
@@ -146,7 +146,7 @@ SOURCES: dict[str, tuple[Callable[[], list[str]], Callable[..., nn.Module]]] = {
 
 
 def with_channels(model: nn.Module, channels: int) -> nn.Module:
-    """The network for images of so many channels: its first convolution takes these, with fresh weights."""
+    """Return the network for images with `channels` channels, replacing its first convolution if that has others."""
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d):
             if layer.in_channels != channels and layer.groups == 1:
@@ -157,7 +157,7 @@ def with_channels(model: nn.Module, channels: int) -> nn.Module:
     return model
 
 
-# --- A function of the user's -----------------------------------------------------------------------------------------
+# --- The user's functions ---------------------------------------------------------------------------------------------
 
 
 def _function(module: str, name: str) -> Callable[..., object]:
@@ -165,7 +165,7 @@ def _function(module: str, name: str) -> Callable[..., object]:
         found = importlib.import_module(module)
     except ImportError as error:
         raise ModelError(
-            f"the module {module!r} cannot be imported ({error}): put {module}.py beside the notebook, or into the "
+            f"the module {module!r} cannot be imported ({error}): put {module}.py next to the notebook, or into the "
             "folder where the command runs"
         ) from None
     function = getattr(found, name, None)
@@ -178,7 +178,7 @@ def _function(module: str, name: str) -> Callable[..., object]:
 def _call(
     name: str, function: Callable, arguments: dict[str, Any], shape: Shape, classes: int, width: float
 ) -> nn.Module:
-    """Call it with those of the usual arguments that it takes by name."""
+    """Call the function with those of the usual arguments (shape, classes, width) that its signature names."""
     known = {"shape": shape, "in_channels": shape[0], "classes": classes, "num_classes": classes, "width": width}
     takes = inspect.signature(function).parameters
     if width != 1 and "width" not in takes:
@@ -190,10 +190,10 @@ def _call(
 def _built(name: str, function: Callable[..., object], fields: dict[str, Any]) -> nn.Module:
     try:
         model = function(**fields)
-    except TypeError as error:  # an argument that it has not, or one that it needs
+    except TypeError as error:  # an unknown or a missing argument
         raise ModelError(f"{name} cannot be called with {', '.join(fields)} ({error})") from None
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{name} gives a {type(model).__name__}: return a torch.nn.Module")
+        raise ModelError(f"{name} returns a {type(model).__name__}: return a torch.nn.Module")
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in model.parameters()):
-        raise ModelError(f"{name} has lazy layers, whose sizes are not known yet: give them sizes")
+        raise ModelError(f"{name} has lazy layers of unknown size: give them sizes")
     return model.to(torch.float32)

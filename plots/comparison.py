@@ -1,4 +1,4 @@
-"""Charts that set methods beside each other."""
+"""Charts that compare methods."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +10,7 @@ from plots.style import REPORTED, log_scale, method_style
 
 
 def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
-    """Test accuracy (%) with its 95 % interval against the archive's size (MB, log axis), a mark a record.
+    """Plot test accuracy (%) with its 95 % interval against archive size (MB, log axis), one mark per record.
 
     `reported`, drawn as hollow marks, has the columns `label`, `accuracy` (%) and `size_mb`.
     """
@@ -36,7 +36,7 @@ def accuracy_against_size(records: pd.DataFrame, reported: pd.DataFrame | None =
 
 
 def latency_bars(records: pd.DataFrame, setting: str = "batch1_one_thread", ax: Axes | None = None) -> Axes:
-    """Median latency (ms) of each record in ONNX Runtime, a whisker to the 95th percentile, and the speedup.
+    """Plot the median latency (ms) of each record in ONNX Runtime, a whisker to the 95th percentile, and the speedup.
 
     `setting` is `batch1`, `batch64`, or either with `_one_thread`.
     """

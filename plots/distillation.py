@@ -1,4 +1,4 @@
-"""Charts of distillation: students by their size, where an ensemble errs less, and the two numbers of the loss."""
+"""Charts of distillation: accuracy by size, differences in errors, and the hyperparameters of the loss."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,9 +13,9 @@ from plots.style import MARKERS, PALETTE, REPORTED, Style, legible_on, log_scale
 def accuracy_by_parameters(
     table: pd.DataFrame, by: str, reported: pd.DataFrame | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Test accuracy (%) with its 95 % interval against parameters (thousands, log axis), each point named once.
+    """Plot test accuracy (%) with its 95 % interval against parameters (thousands, log axis), naming each student once.
 
-    `table`: columns `student` (the name), `by` (which gives colours and legend) and those of a record; `reported`,
+    `table`: columns `student` (the name), `by` (for colours and the legend) and those of a record. `reported`, drawn as
     hollow marks: columns `label` (the name), `parameters_k` and `accuracy` (%).
     """
     ax = ax or plt.gca()
@@ -48,9 +48,9 @@ def accuracy_by_parameters(
 
 
 def confusion_difference(table: pd.DataFrame, one: str, other: str, ax: Axes | None = None) -> Axes:
-    """How many more images of a class (row) get an answer (column) from `other` than from `one`.
+    """Plot how many more images of a class (row) `other` assigns to a class (column) than `one` does.
 
-    `table`: columns model, actual, answer, images. Blue is for the better: more on the diagonal, less off it.
+    `table`: columns model, actual, answer, images. Blue marks improvements: more on the diagonal, fewer off it.
     """
     ax = ax or plt.subplots(figsize=(6.2, 5.2))[1]
     order = list(table["actual"].unique())
@@ -76,7 +76,7 @@ def confusion_difference(table: pd.DataFrame, one: str, other: str, ax: Axes | N
 
 
 def loss_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Validation accuracy (%) of a student: a row a temperature, a column an alpha."""
+    """Plot a student's validation accuracy (%): one row per temperature, one column per alpha."""
     ax = ax or plt.subplots(figsize=(5, 3.2))[1]
     grid = 100 * table.pivot(index="temperature", columns="alpha", values="accuracy")
     image = ax.imshow(grid, aspect="auto", cmap="cividis")

@@ -13,7 +13,7 @@ from plots.style import PALETTE, line_style, log_scale
 
 
 def roofline(frame: pd.DataFrame, bandwidth: float, rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
-    """Achieved rate against operations a byte, under what the hardware allows.
+    """Plot the achieved rate against operations per byte, below the hardware's limits.
 
     frame: columns kernel, operations, bytes and time_ms; bandwidth: GB/s, the slope; rates: name -> Gop/s, the roofs.
     """
@@ -40,7 +40,7 @@ def roofline(frame: pd.DataFrame, bandwidth: float, rates: Mapping[str, float], 
 def time_over_density(
     frame: pd.DataFrame, dense_ms: float, crossovers: Mapping[str, float | None], ax: Axes | None = None
 ) -> Axes:
-    """Time of each sparse kernel against density, with the dense product's time and where the curves meet it.
+    """Plot the time of each sparse kernel against density, with the dense product's time and the crossovers.
 
     frame: columns kernel, density, time_ms, time_ms_p25 and time_ms_p75; crossovers: kernel -> density or None.
     """
@@ -64,9 +64,9 @@ def time_over_density(
 
 
 def kernel_bars(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Time of each kernel as a bar, with the middle half of its samples as an error bar; libraries in grey.
+    """Plot the time of each kernel as a bar, with its interquartile range as an error bar; libraries in grey.
 
-    frame: columns label, maker, time_ms, time_ms_p25 and time_ms_p75; a row a bar, drawn from the top.
+    frame: columns label, maker, time_ms, time_ms_p25 and time_ms_p75; one row per bar, drawn from the top.
     """
     ax = ax or plt.subplots(figsize=(7.5, 0.6 + 0.32 * len(frame)))[1]
     frame = frame.iloc[::-1]

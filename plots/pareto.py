@@ -1,4 +1,4 @@
-"""Every record in one chart: accuracy against bytes, latency or MACs; and what is recommended for a budget in it."""
+"""Charts of all records: accuracy against bytes, latency or MACs, and the model recommended for a budget."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ AXES = {
     "macs": ("multiply-accumulates an image (millions, log scale)", 1e6),
 }
 BELOW: Style = {"marker": "v", "linestyle": "none", "markerfacecolor": "none", "markersize": 6}
-MIXED = "0.35"  # of what stands for triangles of several methods
-APART = 7  # points from triangle to triangle, with their outlines: from there on both are seen whole
-STEP = 0.003  # of a cost's logarithm: 0.7 %, less than from one model of the fronts to the next
+MIXED = "0.35"  # colour of a label for triangles of several methods
+APART = 7  # distance in points from which on two triangles do not overlap
+STEP = 0.003  # of a cost's logarithm: 0.7 %, less than the distance between models on a front
 
 
 def pareto_chart(
@@ -37,33 +37,33 @@ def pareto_chart(
     budget: Mapping[str, float] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Test accuracy (%) with its 95 % interval against `column`, a mark a record, coloured by method.
+    """Plot test accuracy (%) with its 95 % interval against `column`, one mark per record, coloured by method.
 
     Args:
         records: with the column `kinds` (letters of the methods).
         column: one of `AXES`.
-        reported: hollow marks for figures of others: columns `accuracy` (%) and `x` (in the unit of the axis).
-        budget: bounds as `recommend` takes them; drawn in are that of `column`, and that of validation accuracy at as
-            much test accuracy.
+        reported: published figures, drawn as hollow marks: columns `accuracy` (%) and `x` (in the unit of the axis).
+        budget: bounds as for `recommend`. Those of `column` and of validation accuracy are drawn as lines, the latter
+            at the same test accuracy.
 
-    The front joins the records that no other beats on validation accuracy and `column`: validation chooses. A record
-    far below the best is a hollow mark at the lower edge, with its accuracy; a front that it is on leaves the chart.
+    The line joins the records on the Pareto front of validation accuracy and `column`. A record far below the best is a
+    hollow mark at the lower edge, with its accuracy; the line to it leaves the chart.
     """
     ax = ax or plt.subplots(figsize=(9, 4.5))[1]
     _draw(records, column, reported, budget or {}, ax)
     ax.legend(*_legend_of([ax]), fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure_of(ax).draw_without_rendering()  # a constrained layout moves the axes
+    figure_of(ax).draw_without_rendering()  # since a constrained layout moves the axes
     _write_accuracies(records, column, ax)
     return ax
 
 
 def budget_charts(records: pd.DataFrame, choice: Recommendation, budget: Mapping[str, float]) -> Figure:
-    """A chart like `pareto_chart` for each bound of a cost (or one of the archives), what is recommended ringed.
+    """Draw a `pareto_chart` for each bounded cost (for archive size if none is), with the recommended model ringed.
 
-    `records` as there; `choice` is what `recommend` answers to `budget`.
+    `records` as there; `choice` is the result of `recommend` for `budget`.
     """
     columns = [BUDGETS[name][0] for name in budget if name != "accuracy"] or ["archive_bytes"]
-    size: Style = {"figsize": (5 * len(columns), 5.2), "layout": "constrained"}  # which makes room for the legend
+    size: Style = {"figsize": (5 * len(columns), 5.2), "layout": "constrained"}  # makes room for the legend
     figure, axes = plt.subplots(1, len(columns), sharey=True, squeeze=False, **size)
     for column, ax in zip(columns, axes[0], strict=True):
         _draw(records, column, None, budget, ax)
@@ -78,7 +78,7 @@ def budget_charts(records: pd.DataFrame, choice: Recommendation, budget: Mapping
 
 
 def show_recommendation(records: pd.DataFrame, **budget: float) -> None:
-    """In a notebook: what is recommended for a budget and why, in `budget_charts` and as a table.
+    """Display, in a notebook, the model recommended for a budget: the reason, `budget_charts` and a table.
 
     Raises:
         BudgetError: see `recommend`.
@@ -90,10 +90,10 @@ def show_recommendation(records: pd.DataFrame, **budget: float) -> None:
 
 
 def explore_budgets(records: pd.DataFrame) -> ipywidgets.VBox:
-    """Sliders with what is recommended for them below, once one has been moved: `show_recommendation`, drawn anew.
+    """Return sliders for the budgets; once one is moved, `show_recommendation` is drawn below them.
 
-    Nothing is drawn before that: a notebook that is run without a reader would only wait for it. `interact` would draw
-    at once, into an output whose messages can make such a run miss the end of its cell, and wait for ever.
+    Nothing is drawn before that, to save time when notebooks are executed automatically. `interact` would draw at once,
+    into an output whose messages can make such a run miss the end of the cell and hang.
     """
     sliders, drawing = budget_sliders(records), ipywidgets.Output()
 
@@ -108,28 +108,28 @@ def explore_budgets(records: pd.DataFrame) -> ipywidgets.VBox:
 
 
 def budget_sliders(records: pd.DataFrame) -> dict[str, ipywidgets.FloatSlider | ipywidgets.FloatLogSlider]:
-    """A slider a budget over what the records have, each at its loosest.
+    """Return one slider per budget over the range of the records, each set to its loosest value.
 
-    Those of costs are logarithmic: most models are small, and would share the first steps of a linear one.
+    Sliders of costs are logarithmic: most models are small, and would share the first steps of a linear slider.
     """
     sliders = {}
     for name, (column, unit) in BUDGETS.items():
         low, high = records[column].min() / unit, records[column].max() / unit
-        style = {"description": name, "continuous_update": False}  # charts take a second: once it is let go
+        style = {"description": name, "continuous_update": False}  # the charts take a second to draw
         if name == "accuracy":
-            high = min(high, 0.999)  # nothing is asked to be right every time
+            high = min(high, 0.999)  # a budget must be below 1
             span = {"min": low, "max": high, "step": 0.001, "readout_format": ".3f"}
             sliders[name] = ipywidgets.FloatSlider(low, **span, **style)
         else:
             end = _step_above(high)
             span = {"min": _step_above(low), "max": end, "step": STEP}
-            span["readout_format"] = ".4r"  # as one would type it: no commas, no exponent
+            span["readout_format"] = ".4r"  # without commas and exponents, to be typed
             sliders[name] = ipywidgets.FloatLogSlider(10**end, **span, **style)
     return sliders
 
 
 def _step_above(value: float) -> float:
-    """The first whole step above the logarithm: a rounded bound would shut out the record that it was taken from."""
+    """Return the logarithm rounded up to a whole step, so that the record of that value stays within the bound."""
     return STEP * math.ceil(math.log10(value) / STEP + 1e-6)
 
 
@@ -140,16 +140,16 @@ def _draw(
     budget: Mapping[str, float],
     ax: Axes,
 ) -> None:
-    """All of `pareto_chart` but its words: those are placed where they hide nothing, once all is drawn."""
+    """Draw all of `pareto_chart` except texts, which are placed last, when their positions are known."""
     title, unit = AXES[column]
-    near = records["accuracy"] >= records["accuracy"].max() - FAILED  # the others would squeeze these together
+    near = records["accuracy"] >= records["accuracy"].max() - FAILED  # the others would compress the axis
     _marks(records[near], column, unit, ax)
     if reported is not None:
-        ax.plot(reported["x"], reported["accuracy"], **REPORTED, zorder=3)  # hollow: a mark under one is still seen
+        ax.plot(reported["x"], reported["accuracy"], **REPORTED, zorder=3)  # hollow, so that marks below stay visible
     window = ax.get_ylim()
     far = records[~near]
     below = _below(far, window[0])
-    _marks(far.assign(accuracy=far["accuracy"].mask(below)), column, unit, ax)  # the legend has their methods too
+    _marks(far.assign(accuracy=far["accuracy"].mask(below)), column, unit, ax)  # for their methods in the legend
     _triangles(far[below], column, unit, window[0], ax)
     front = records[pareto_front(records, (column,))].drop_duplicates([column, "validation_accuracy"])
     front = front.sort_values(column)
@@ -183,7 +183,7 @@ def _triangles(records: pd.DataFrame, column: str, unit: float, floor: float, ax
 
 
 def _bounds(budget: Mapping[str, float], column: str, unit: float, ax: Axes) -> None:
-    """A line a bound. One of accuracy outside the window would only be in the legend."""
+    """Draw one line per bound. An accuracy outside the window is left out: it would only appear in the legend."""
     style: Style = {"color": "0.2", "linewidth": 1.2}
     low, high = ax.get_ylim()
     for name, value in budget.items():
@@ -195,7 +195,7 @@ def _bounds(budget: Mapping[str, float], column: str, unit: float, ax: Axes) -> 
 
 
 def _ring(records: pd.DataFrame, choice: Recommendation, column: str, ax: Axes) -> None:
-    """Around the model's mark; several seeds have one each, and the ring is around their mean, marked too."""
+    """Draw a ring around the model's mark. With several seeds, it is around their mean, which is marked too."""
     floor = ax.get_ylim()[0]
     place = choice.model[column] / AXES[column][1], max(100 * choice.model["accuracy"], floor)
     style: Style = {"markeredgewidth": 1.5, "color": PALETTE[6], "linestyle": "none", "clip_on": False}
@@ -206,7 +206,7 @@ def _ring(records: pd.DataFrame, choice: Recommendation, column: str, ax: Axes) 
 
 
 def _legend_of(axes: Sequence[Axes]) -> tuple[list, list[str]]:
-    """Handles and labels of all axes, each label once: methods first, as declared, and the rest as drawn."""
+    """Return the handles and labels of all axes without duplicates: methods first, as declared, the rest as drawn."""
     named: dict[str, Any] = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
@@ -217,9 +217,9 @@ def _legend_of(axes: Sequence[Axes]) -> tuple[list, list[str]]:
 
 
 def _write_accuracies(records: pd.DataFrame, column: str, ax: Axes) -> None:
-    """How accurate the triangles are: a word for all that overlap, where it hides no mark.
+    """Write the accuracies of the triangles, one text for all that overlap, without covering marks.
 
-    Call it last, as `write_names`, and of axes that stand where they will stay.
+    Call it last, like `write_names`, when the axes are at their final position.
     """
     floor, unit = ax.get_ylim()[0], AXES[column][1]
     below = records[_below(records, floor)].dropna(subset=column).sort_values(column)
@@ -231,7 +231,7 @@ def _write_accuracies(records: pd.DataFrame, column: str, ax: Axes) -> None:
     for _, group in below.groupby((steps > APART).cumsum()):
         percents = sorted({round(100 * accuracy) for accuracy in group["accuracy"]})
         colors = {method_style(kinds)[1] for kinds in group["kinds"]}
-        middle = math.sqrt(group[column].iloc[0] * group[column].iloc[-1]) / unit  # of a logarithmic axis
+        middle = math.sqrt(group[column].iloc[0] * group[column].iloc[-1]) / unit  # on a logarithmic axis
         color = colors.pop() if len(colors) == 1 else MIXED
         named.append((f"{', '.join(map(str, percents))} %", middle, floor, color))
     write_names(named, ax)

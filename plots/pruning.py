@@ -1,4 +1,4 @@
-"""Charts of pruning: accuracy against sparsity, what each layer bears, and where the weights are left."""
+"""Charts of pruning: accuracy and speed by sparsity, sensitivity and density of layers, and the layer graph."""
 
 from collections.abc import Mapping
 
@@ -13,14 +13,15 @@ from plots.style import PALETTE, Style, legible_on, line_style, log_scale
 
 
 def accuracy_by_sparsity(table: pd.DataFrame, base_accuracy: float, ax: Axes | None = None) -> Axes:
-    """Accuracy (%) against sparsity (%), a line a criterion: the mean over seeds, a bar of one standard deviation.
+    """Plot accuracy (%) against sparsity (%), one line per criterion: mean and standard deviation over seeds.
 
-    `table`: columns `criterion`, `sparsity` and `accuracy` (0..1). Of records of one seed the bar is the 95 % interval.
+    `table`: columns `criterion`, `sparsity` and `accuracy` (0..1). For records of a single seed, bars are the 95 %
+    intervals.
     """
     ax = ax or plt.gca()
     count = table["criterion"].nunique()
     barred = "accuracy_low" in table or table.groupby(["criterion", "sparsity"]).size().max() > 1
-    apart = 0.6 * np.ptp(table["sparsity"]) if barred else 0  # bars stand side by side
+    apart = 0.6 * np.ptp(table["sparsity"]) if barred else 0  # so that bars do not overlap
     for index, (criterion, group) in enumerate(table.groupby("criterion", sort=False)):
         points = 100 * group.groupby("sparsity")["accuracy"].agg(["mean", "std"])
         bars = points["std"].fillna(0).to_numpy()
@@ -37,7 +38,7 @@ def accuracy_by_sparsity(table: pd.DataFrame, base_accuracy: float, ax: Axes | N
 
 
 def sensitivity_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Validation accuracy (%) with one layer alone pruned: a row a layer, a column a sparsity.
+    """Plot the validation accuracy (%) with one layer pruned: one row per layer, one column per sparsity.
 
     `table`: columns `layer`, `sparsity` (0..1) and `accuracy` (0..1).
     """
@@ -56,7 +57,7 @@ def sensitivity_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def density_bars(tables: dict[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
-    """Weights left in each layer (%), log axis, a mark a criterion.
+    """Plot the weights left in each layer (%, log axis), one mark per criterion.
 
     `tables`: by criterion, with columns `layer` and `density` (0..1).
     """
@@ -75,16 +76,16 @@ def density_bars(tables: dict[str, pd.DataFrame], ax: Axes | None = None) -> Axe
 
 
 def accuracy_and_speed(table: pd.DataFrame, base: Mapping) -> Figure:
-    """Test accuracy (%) with its interval, and beside it the speed, against the parameters left: a colour a kind.
+    """Plot test accuracy (%) with its interval, and speed, against the parameters left; one colour per kind.
 
-    `table`: columns `kind`, `nonzero_parameters`, `accuracy`, `accuracy_low`, `accuracy_high` (0..1) and `speedup`,
-    how often the FP32 base's; `base`: the record of what was pruned.
+    `table`: columns `kind`, `nonzero_parameters`, `accuracy`, `accuracy_low`, `accuracy_high` (0..1) and `speedup` over
+    the FP32 base. `base`: the record of the unpruned model.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.3))
     kinds = table.groupby("kind", sort=False)
     for index, (kind, group) in enumerate(kinds):
         group = group.sort_values("nonzero_parameters")
-        apart = 1.04 ** (index - (len(kinds) - 1) / 2)  # bars stand side by side
+        apart = 1.04 ** (index - (len(kinds) - 1) / 2)  # so that bars do not overlap
         kept = apart * group["nonzero_parameters"] / 1e3
         accuracy = 100 * group[["accuracy", "accuracy_low", "accuracy_high"]].to_numpy().T
         bars = [accuracy[0] - accuracy[1], accuracy[2] - accuracy[0]]
@@ -103,7 +104,7 @@ def accuracy_and_speed(table: pd.DataFrame, base: Mapping) -> Figure:
 
 
 def sparse_against_dense(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """How many times as fast as dense a layer's CSR product is, against density (%); both axes logarithmic.
+    """Plot the speedup of each layer's CSR product over the dense one against density (%), on logarithmic axes.
 
     `table`: columns `layer`, `rows`, `inner`, `density` (0..1), `dense_ms` and `csr_ms`.
     """
@@ -121,10 +122,9 @@ def sparse_against_dense(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def layer_graph_arcs(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """The layer graph: layers from top to bottom, an arc from each to each that it feeds, a ring where the identity
-    joins in.
+    """Draw the layer graph: layers from top to bottom, arcs to the layers that they feed, rings for identity inputs.
 
-    `table`: columns `layer`, `fed by` and `feeds`, names divided by commas.
+    `table`: columns `layer`, `fed by` and `feeds`, names separated by commas.
     """
     ax = ax or plt.subplots(figsize=(6, 0.6 + 0.24 * len(table)))[1]
     rows = {name: index for index, name in enumerate(table["layer"])}

@@ -1,4 +1,4 @@
-"""Charts of quantization: accuracy by calibration, by bits, and what each layer bears."""
+"""Charts of quantization: accuracy by calibration and by bits, sensitivity and noise of layers, and latency."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,10 +12,10 @@ from plots.style import FAILED, PALETTE, Style, legible_on, line_style
 def accuracy_by_calibration(
     table: pd.DataFrame, base_accuracy: float, interval: tuple[float, float], ax: Axes | None = None
 ) -> Axes:
-    """Validation accuracy (%) of static INT8 against calibration images, a line a method; the FP32 base dashed.
+    """Plot validation accuracy (%) of static INT8 against calibration images, one line per method; FP32 base dashed.
 
-    `table`: columns `calibration`, `images`, `weights` and `validation_accuracy`; `interval`: the 95 % interval of
-    `base_accuracy` (0..1), which is shaded: within it, no method is better than another for certain.
+    `table`: columns `calibration`, `images`, `weights` and `validation_accuracy`. `interval`: the 95 % interval of
+    `base_accuracy` (0..1), drawn shaded; differences within it may be due to chance.
     """
     ax = ax or plt.gca()
     for index, ((method, weights), group) in enumerate(table.groupby(["calibration", "weights"], sort=False)):
@@ -33,11 +33,11 @@ def accuracy_by_calibration(
 
 
 def accuracy_by_bits(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Test accuracy (%) against the bits of the weights, a line rounded only and one trained; the mean over seeds.
+    """Plot test accuracy (%), averaged over seeds, against the bits of the weights, rounded only and trained.
 
     `table`: columns `bits` (32 for float, 2 to 8, "ternary"), `how` ("float", "static", "trained"), `accuracy` and
-    its interval. The bar is the 95 % interval of one seed. A line that falls far below the base leaves the chart, its
-    accuracy at the lower edge.
+    its interval. Bars are the 95 % interval of a single seed. Accuracies far below the base are off the chart, and are
+    written at its lower edge.
     """
     ax = ax or plt.gca()
     present = set(table["bits"]) - {32}
@@ -52,7 +52,7 @@ def accuracy_by_bits(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.errorbar(x, rows["accuracy"], yerr=bars, capsize=3, label=name, **line_style(index))
     base = 100 * table.loc[table["how"] == "float", "accuracy"].mean()
     ax.axhline(base, color="0.3", linestyle="--", linewidth=1, label="FP32")
-    near = table["accuracy"] >= base / 100 - FAILED  # the others would squeeze these together
+    near = table["accuracy"] >= base / 100 - FAILED  # the others would compress the axis
     low, high = (100 * table.loc[near, column] for column in ("accuracy_low", "accuracy_high"))
     room = 0.15 * (high.max() - low.min())
     floor = low.min() - room
@@ -68,7 +68,7 @@ def accuracy_by_bits(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def layer_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Cross-entropy added by one layer's weights at so many bits, the rest float: a row a layer, a column a width.
+    """Plot the cross-entropy added by rounding a single layer's weights: one row per layer, one column per bits.
 
     `table`: columns `layer`, `bits` and `added_loss`.
     """
@@ -89,9 +89,9 @@ def layer_heat_map(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def noise_by_layer(table: pd.DataFrame) -> Figure:
-    """Signal-to-noise ratio (dB) of every weight, and beside it of every activation, from the first to the last.
+    """Plot the signal-to-noise ratio (dB) of every weight and every activation, from the first layer to the last.
 
-    `table`: columns `layer`, `what` ("weights" or "activations") and `db`. What is exact has no mark.
+    `table`: columns `layer`, `what` ("weights" or "activations") and `db`. Exact values have no mark.
     """
     rows = table.groupby("what")["layer"].size()
     figure, axes = plt.subplots(1, len(rows), figsize=(9, 0.8 + 0.2 * rows.max()), sharex=True, squeeze=False)
@@ -106,7 +106,7 @@ def noise_by_layer(table: pd.DataFrame) -> Figure:
 
 
 def latency_by_path(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Median latency (ms) of each way to an INT8 file; beside it the speed against FP32 and its integer operators.
+    """Plot the median latency (ms) of each path to an INT8 file, with its speedup over FP32 and integer operators.
 
     `table`: columns `path`, `latency_ms`, `speedup`, `integer_operators` and `operators`.
     """

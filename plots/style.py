@@ -14,11 +14,11 @@ from experiment.store import ROOT, figures_folder, slug
 from recipe import STEPS, Unknown
 from storage import atomic_write
 
-Style = dict[str, Any]  # what matplotlib takes as keywords
+Style = dict[str, Any]  # keyword arguments for matplotlib
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-FAILED = 0.25  # of accuracy under the best: from there on it stands at the chart's edge
-REPORTED: Style = {  # hollow marks of others' figures
+FAILED = 0.25  # accuracies this far below the best are shown at the chart's edge
+REPORTED: Style = {  # hollow marks of published figures
     "marker": "o",
     "linestyle": "none",
     "markerfacecolor": "none",
@@ -32,7 +32,7 @@ ALONE, CHAIN = ("FP32", PALETTE[6], "o"), ("chain of methods", PALETTE[5], "X")
 
 
 def method_style(kinds: str) -> tuple[str, str, str]:
-    """Name, colour and marker of what was made by methods of these letters, the same in every chart."""
+    """Return name, colour and marker for models made by the methods of these letters, the same in every chart."""
     letters = _letters()
     if len(kinds) != 1 or kinds not in letters:
         return CHAIN if kinds else ALONE
@@ -41,12 +41,12 @@ def method_style(kinds: str) -> tuple[str, str, str]:
 
 
 def method_names() -> list[str]:
-    """The names of `method_style` in the order of a legend."""
+    """Return the names of `method_style` in the order of a legend."""
     return [ALONE[0], *_letters().values(), CHAIN[0]]
 
 
 def _letters() -> dict[str, str]:
-    """The methods that there are, as their steps say it: this project's first, by letter, then those of others."""
+    """Return the name of each method by the letter of its steps: first this project's, then those defined elsewhere."""
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     foreign = {step: step.__module__.partition(".")[0] not in rooms for step in STEPS.values() if step.letter}
     ordered = sorted(foreign, key=lambda step: (step is Unknown, foreign[step], "" if foreign[step] else step.letter))
@@ -57,14 +57,14 @@ def _letters() -> dict[str, str]:
 
 
 def line_style(index: int) -> Style:
-    """Colour, marker and line of the index-th line of a chart: once round the palette they pair otherwise, dashed."""
+    """Return colour, marker and line style of a chart's line by its index; lines beyond the palette are dashed."""
     cycle, place = divmod(index, len(PALETTE))
     marker = MARKERS[(place + cycle) % len(MARKERS)]
     return {"color": PALETTE[place], "marker": marker, "linestyle": "--" if cycle % 2 else "-"}
 
 
 def log_scale(ax: Axes, names: str = "x") -> None:
-    """Make the axes of these names logarithmic, ticks at 1, 2 and 5, the more decades the fewer, as plain numbers."""
+    """Make the axes of these names logarithmic, with plain numbers at 1, 2 and 5, or fewer for many decades."""
     for name in names:
         ax.set(**{f"{name}scale": "log"})
         axis: Axis = getattr(ax, f"{name}axis")
@@ -76,21 +76,21 @@ def log_scale(ax: Axes, names: str = "x") -> None:
 
 
 def figure_of(ax: Axes) -> Figure:
-    """The whole figure that the axes stand in."""
+    """Return the top-level figure of the axes."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
 
 
 def legible_on(image: AxesImage, value: float) -> str:
-    """Black or white, for a number that is written over its own colour in a heat map."""
+    """Return black or white, for legible text on the colour of `value` in a heat map."""
     return "black" if np.asarray(image.norm(np.asarray(value))).item() > 0.6 else "white"
 
 
 def save_figure(ax: Axes, name: str) -> None:
     """Write the chart as PNG and SVG into results/figures."""
     for ending in ("png", "svg"):
-        metadata = {"Date": None} if ending == "svg" else None  # the same chart is the same file
+        metadata = {"Date": None} if ending == "svg" else None  # so that equal charts are equal files
         with atomic_write(figures_folder() / f"{slug(name)}.{ending}") as temporary:
             figure_of(ax).savefig(temporary, format=ending, metadata=metadata)
 

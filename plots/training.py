@@ -1,4 +1,4 @@
-"""How trainings went."""
+"""Charts of trainings."""
 
 from itertools import cycle
 
@@ -11,7 +11,7 @@ from plots.style import PALETTE
 
 
 def training_curves(records: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Accuracy (%) on training batches (dashed) and on validation (solid) over epochs, a colour a model.
+    """Plot accuracy (%) on training batches (dashed) and on validation (solid) over epochs, one colour per model.
 
     Seeds of one model share its colour. Records without curves are left out.
     """

@@ -1,4 +1,4 @@
-"""Pruning: criteria, lookahead above all, on a layer graph that is found by itself."""
+"""Pruning of weights and channels, by lookahead and other criteria, on an automatically found layer graph."""
 
 from pruning.channels import PruneChannels
 from pruning.criteria import CRITERIA

@@ -1,4 +1,4 @@
-"""`PruneChannels`: a model in, a narrower one out, which a dense runtime runs faster."""
+"""`PruneChannels`: removes channels, which gives a narrower model that dense runtimes run faster."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ from recipe import Recipe, Step, StepError, Training, check_whole, is_number
 from training import Context, fit, round_weights
 
 Importance = dict[str, torch.Tensor]
-OUTPUTS = (  # of a group's layers, those whose outputs the channels are; a depthwise convolution's are both
+OUTPUTS = (  # functions for layers whose output channels are pruned; a depthwise convolution is in both
     torch_pruning.prune_conv_out_channels,
     torch_pruning.prune_linear_out_channels,
     torch_pruning.prune_depthwise_conv_out_channels,
@@ -31,30 +31,30 @@ INPUTS = (
     torch_pruning.prune_linear_in_channels,
     torch_pruning.prune_depthwise_conv_in_channels,
 )
-LEFT = 0.1  # of the channels that go together, at least
+LEFT = 0.1  # smallest share of a group's channels to keep
 
 
 @dataclass(frozen=True)
 class PruneChannels(Step, Training):
-    """Take out whole channels, the least important first, then train on: `base.then(PruneChannels(macs=0.5))`.
+    """Remove whole channels, the least important first, then continue training: `base.then(PruneChannels(macs=0.5))`.
 
-    Channels that a residual addition ties together go together; the library torch-pruning finds those groups (Fang et
-    al., "DepGraph", CVPR 2023). A channel's importance is the mean over its group of the layers' own, each layer's
-    scaled to a mean of one.
+    Channels tied by residual additions are removed together; the library torch-pruning finds these groups (Fang et al.,
+    "DepGraph", CVPR 2023). A channel's importance is the mean of its scores in the layers of its group, after each
+    layer's scores are scaled to a mean of one.
 
     macs: share of the multiply-accumulates to keep, 0 < macs < 1.
-    criterion: "magnitude" (sum of squares of the weights that make the channel; Li et al., ICLR 2017), "lookahead"
-        (sum of their lookahead scores) or "batchnorm" (size of its batch norm scale; Liu et al., ICCV 2017).
-    multiple: each layer keeps a multiple of so many channels, since runtimes compute them in blocks of 8 or 16: with
-        others they fall back on slower products, and a network of half the work can take twice the time.
+    criterion: "magnitude" (sum of squares of the weights that produce the channel; Li et al., ICLR 2017), "lookahead"
+        (sum of their lookahead scores) or "batchnorm" (absolute batch norm scale; Liu et al., ICCV 2017).
+    multiple: each layer keeps a multiple of this number of channels. Runtimes compute channels in blocks of 8 or 16;
+        with other numbers they use slower products, and a network with half the work can take twice the time.
     """
 
     letter: ClassVar[str] = "P"
     kind: ClassVar[str] = "pruned"
     forbids: ClassVar[dict[str, str]] = {
         "integers": "its weights are integers; prune first",
-        "members": "narrow its members, and make an ensemble of those",
-        "zeros": "it would not keep the zeros; narrow first",
+        "members": "prune the channels of its members, and make an ensemble of those",
+        "zeros": "it would not keep the zeros; prune channels first",
     }
 
     macs: float = 0.5
@@ -69,7 +69,7 @@ class PruneChannels(Step, Training):
 
     def check(self) -> None:
         if not (is_number(self.macs) and 0 < self.macs < 1):
-            raise StepError(f"macs is the share to keep, above 0 and below 1, not {self.macs!r}: write 0.5 for half")
+            raise StepError(f"macs is the share to keep, between 0 and 1, not {self.macs!r}: write 0.5 for half")
         if self.criterion not in CHANNEL_CRITERIA:
             raise StepError(f"unknown criterion {self.criterion!r}: use one of {', '.join(CHANNEL_CRITERIA)}")
         check_whole("multiple", self.multiple)
@@ -80,7 +80,7 @@ class PruneChannels(Step, Training):
         return [f"channels pruned to {100 * self.macs:g} % of the MACs"]
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        assert model is not None  # `check_after` saw to it
+        assert model is not None  # ensured by `check_after`
         model = model.cpu().eval()
         model = narrow(model, CHANNEL_CRITERIA[self.criterion](model, context), self.macs, self.multiple)
         set_spec(model, with_done(spec_of(model), "channels", channel_table(model)))
@@ -96,37 +96,37 @@ class PruneChannels(Step, Training):
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that may go, each with all that is tied to it: their importance, and how many go at a time."""
+    """Channels that can be removed with everything tied to them: their importance, and how many go at a time."""
 
     importance: list[float]
     block: int
 
 
 def narrow(model: nn.Module, importance: Importance, macs: float, multiple: int = 1) -> nn.Module:
-    """A copy of `model` without its least important channels, with so large a share of its multiply-accumulates.
+    """Return a copy of `model` without its least important channels, with a share `macs` of its multiply-accumulates.
 
-    `importance` gives the outputs of each layer by name, `[O]`. The network's own outputs stay, and in each group a
-    share `LEFT` of the channels, their number rounded up to a multiple. What cannot be followed stays whole, too.
+    `importance` is that of each layer's output channels, `[O]`, by the layer's name. The network's outputs are kept,
+    and at least a share `LEFT` of each group, rounded up to a multiple. Layers that cannot be followed stay unchanged.
 
     Raises:
-        StepError: the groups cannot be found, or so few multiply-accumulates cannot be reached.
+        StepError: the groups cannot be found, or `macs` cannot be reached.
     """
     groups = _groups(model, importance)
     scores = [(score, name, i) for name, group in groups.items() for i, score in enumerate(group.importance)]
     ranked = sorted(score for score in scores if score[0] < math.inf)
 
     def without(count: int) -> nn.Module:
-        gone: dict[str, list[int]] = {name: [] for name in groups}
+        removed: dict[str, list[int]] = {name: [] for name in groups}
         for _, name, channel in ranked[:count]:
-            gone[name].append(channel)
-        return _cut(model, {name: gone[name][: _may_go(groups[name], len(gone[name]), multiple)] for name in gone})
+            removed[name].append(channel)
+        return _cut(model, {name: own[: _removable(groups[name], len(own), multiple)] for name, own in removed.items()})
 
     target = macs * cost(model)["macs"]
-    least, most = 0, len(ranked)  # channels that would go by their rank: too few, enough
+    least, most = 0, len(ranked)  # bisect the number of channels to remove: `least` are too few, `most` are enough
     if _macs(without(most)) > target:
         raise StepError(
-            f"{macs:.0%} of the multiply-accumulates cannot be reached with a tenth of each layer's channels, "
-            f"and a multiple of {multiple} of them, left: keep more, or lower multiple"
+            f"{macs:.0%} of the multiply-accumulates cannot be reached, since each layer keeps a tenth of its channels "
+            f"and a multiple of {multiple}: raise macs, or lower multiple"
         )
     while most - least > 1:
         middle = (least + most) // 2
@@ -137,22 +137,23 @@ def narrow(model: nn.Module, importance: Importance, macs: float, multiple: int 
 def _macs(model: nn.Module) -> int:
     try:
         return cost(model)["macs"]
-    except Exception as error:  # whatever the model's own code raises
+    except Exception as error:  # the model's own code may raise anything
         raise StepError(f"the network does not run with fewer channels ({error})") from error
 
 
-def _may_go(group: Group, wanted: int, multiple: int) -> int:
-    """How many of a group's channels go where `wanted` would."""
+def _removable(group: Group, wanted: int, multiple: int) -> int:
+    """Return how many of a group's channels to remove if `wanted` are unimportant."""
     channels, multiple = len(group.importance), math.lcm(multiple, group.block)
     left = max(channels - wanted, math.ceil(LEFT * channels))
     return max(0, channels - multiple * math.ceil(left / multiple))
 
 
 def _groups(model: nn.Module, importance: Importance) -> dict[str, Group]:
-    """The groups that may lose channels, by the name of the layer that stands for each.
+    """Return the groups of channels that can be removed, each by the name of one of its layers.
 
-    Those that torch-pruning finds, where the layer graph has each channel tied to the same others, and to none of the
-    network's outputs. A channel without any importance stays: by batch norm, what has none behind it.
+    These are the groups found by torch-pruning for which the layer graph ties each channel to the same others, and to
+    none of the network's outputs. Channels without an importance are kept, such as those without batch norm if that is
+    the criterion.
     """
     names, graph = {module: name for name, module in model.named_modules()}, layer_graph(model, to_cut=True)
     found = {}
@@ -171,7 +172,7 @@ def _groups(model: nn.Module, importance: Importance) -> dict[str, Group]:
                 parts += [item.root_idxs] if len(own) < len(total) else []
         if makers:
             mean = (total / makers).reshape(-1, block).mean(1).repeat_interleave(block)
-            for part in parts:  # its best channels stay: of a concatenation, each layer keeps some
+            for part in parts:  # each layer of a concatenation keeps its best channels
                 best = part[int(mean[part].argmax())] // block * block
                 mean[best : best + block] = math.inf
             found[names[group[0].dep.layer]] = Group(mean.tolist(), block)
@@ -179,9 +180,9 @@ def _groups(model: nn.Module, importance: Importance) -> dict[str, Group]:
 
 
 def _block(group: Dependents) -> int | None:
-    """How many channels go at a time: whole groups of group norm, so that others keep their mean and variance.
+    """Return how many channels must be removed at a time: whole groups of a group norm, so that the rest is unaffected.
 
-    None where they cannot go: of a convolution in groups, all would have to lose as many.
+    None if they cannot be removed: all groups of a grouped convolution would have to lose equally many.
     """
     block = 1
     for item in group:
@@ -197,9 +198,9 @@ def _block(group: Dependents) -> int | None:
 
 
 def _follows(group: Dependents, graph: dict[str, Layer], names: dict[nn.Module, str]) -> bool:
-    """Whether the layer graph ties each of a group's channels, told apart by its number in the first layer, likewise.
+    """Return whether the layer graph ties a group's channels in the same way, each numbered as in the first layer.
 
-    Layers that share their weight, or whose weight is computed from others, stand in no graph.
+    False for layers that share a weight or compute it from others, since the graph does not contain them.
     """
     made = {name: torch.full([len(layer.module.weight)], -1) for name, layer in graph.items()}
     reads = {name: torch.full([inputs_of(layer.module)], -1) for name, layer in graph.items()}
@@ -221,7 +222,7 @@ def _follows(group: Dependents, graph: dict[str, Layer], names: dict[nn.Module, 
 
 
 def _cut(model: nn.Module, channels: dict[str, list[int]]) -> nn.Module:
-    """A copy of the model without these channels of these layers' outputs."""
+    """Return a copy of the model without the given output channels of each layer."""
     cut = copy.deepcopy(model)
     graph = _dependencies(cut)
     for name, indices in channels.items():
@@ -239,7 +240,7 @@ def _dependencies(model: nn.Module) -> torch_pruning.DependencyGraph:
     example = (torch.zeros(1, *spec_of(model)["shape"]),)
     try:
         return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
-    except Exception as error:  # whatever the model's own code or the tracing of its gradients raises
+    except Exception as error:  # the model's own code and the tracing of its gradients may raise anything
         raise StepError(f"the groups of channels cannot be found ({error})") from error
 
 
@@ -256,14 +257,14 @@ def _batchnorm(model: nn.Module, context: Context) -> Importance:
     found = {name: scales for name, layer in graph.items() if (scales := _norm_scales(layer, graph)) is not None}
     if not found:
         raise StepError(
-            "the criterion batchnorm reads the scales of batch norms, and the network has none: take magnitude or "
+            "the criterion batchnorm needs the scales of batch norms, and the network has none: use magnitude or "
             "lookahead"
         )
     return found
 
 
 def _norm_scales(layer: Layer, graph: dict[str, Layer]) -> torch.Tensor | None:
-    """The scales of the batch norm behind a layer; or else, by channel, the largest of those in front of its readers.
+    """Return the absolute scales of the batch norm after a layer, else the largest, per channel, before its readers.
 
     None if there is no batch norm with scales.
     """

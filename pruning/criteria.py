@@ -1,7 +1,7 @@
-"""How much each weight matters: one short function a criterion, all of the same signature.
+"""Pruning criteria, which say how important each weight is: one short function each, all with the same signature.
 
-A criterion maps a network's layer graph and the context to scores of the shape of each layer's weight, not negative;
-the lowest are pruned first.
+A criterion maps a network's layer graph and the context to non-negative scores of the shape of each layer's weight. The
+lowest scores are pruned first.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from training import Context
 
 Scores = dict[str, torch.Tensor]
 Graph = dict[str, Layer]
-IMAGES = 64  # that the criteria with data look at
+IMAGES = 64  # training images used by the criteria that need data
 DRAWS = 8  # random vectors of Hutchinson's estimator
 
 
 def random(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """Uniform draws from the seed: what a criterion has to beat."""
+    """Uniform random scores from the seed, a baseline."""
     draws = torch.Generator().manual_seed(context.seed)
     return {n: torch.rand(w.shape, generator=draws).to(w.device) for n, w in _weights(graph).items()}
 
@@ -32,7 +32,7 @@ def magnitude(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
 
 
 def lamp(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """w^2 over the sum of the squares of the layer's weights that are no smaller (Lee et al., ICLR 2021)."""
+    """w^2 over the sum of squares of all weights in the layer that are at least as large (Lee et al., ICLR 2021)."""
     scores = {}
     for name, weight in _weights(graph).items():
         squares, order = weight.square().flatten().sort(descending=True)
@@ -41,46 +41,46 @@ def lamp(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
 
 
 def snip(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """|w * dL/dw|, the sensitivity of the loss to the connection (Lee et al., ICLR 2019)."""
+    """|w * dL/dw|, the sensitivity of the loss to a connection (Lee et al., ICLR 2019)."""
     gradients = _gradients(model, graph, *_images(context))
     return {name: (weight * gradients[name]).abs() for name, weight in _weights(graph).items()}
 
 
 def obd(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """w^2 h / 2 with h the diagonal of the empirical Fisher (LeCun et al., NeurIPS 1990)."""
+    """w^2 h / 2, where h is the diagonal of the empirical Fisher information (LeCun et al., NeurIPS 1990)."""
     diagonal = fisher(model, graph, *_images(context))
     return {name: weight.square() * diagonal[name] / 2 for name, weight in _weights(graph).items()}
 
 
 def obd_hessian(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """w^2 |h| / 2 with h the diagonal of the Hessian by Hutchinson's estimator.
+    """w^2 |h| / 2, where h is the diagonal of the Hessian by Hutchinson's estimator.
 
-    Of a few draws half the estimates are negative: their size still says how large the curvature can be (as Yao et al.
-    take it, AAAI 2021), where as zeros they would leave the choice among half the weights to their place.
+    With few draws, half of the estimates are negative. Their absolute value still indicates the curvature (Yao et al.,
+    AAAI 2021). Clipped to zero, half of the weights would be tied.
     """
     diagonal = hutchinson(model, graph, *_images(context), seed=context.seed)
     return {name: weight.square() * diagonal[name].abs() / 2 for name, weight in _weights(graph).items()}
 
 
 def lookahead(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """What removing the weight changes in the product of three neighbouring layers (Park et al., ICLR 2020).
+    """The change, by removing the weight, of the product of three neighbouring layers (Park et al., ICLR 2020).
 
-    |w[j, i]| times the norm of what makes channel i in the layer before, times the norm of what reads channel j in the
-    layer after. Several producers or consumers add up in squares; the identity counts as 1.
+    |w[j, i]| times the norm of the weights that produce channel i in the previous layer, times the norm of those that
+    read channel j in the next layer. The squares of several producers or consumers are added; the identity counts as 1.
     """
     return _lookahead(graph, _weights(graph))
 
 
 def lookahead_bn(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """`lookahead` of the network with every batch norm folded into the weights beside it.
+    """`lookahead` of the network with every batch norm folded into adjacent weights.
 
-    Into those before it, or, where it does not stand behind a single layer, into those that read what it gives.
+    Into those of the layer before it, or, if it does not follow a single layer, into those of its readers.
     """
     return _lookahead(graph, {name: _folded(layer) for name, layer in graph.items()})
 
 
 def lookahead_act(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """`lookahead` times the square root of how often both channels of the weight are active on images."""
+    """`lookahead` times the square root of how often each of the weight's two channels is active on images."""
     active = active_shares(model, _images(context)[0])
     scores = lookahead(model, graph, context)
     for name, layer in graph.items():
@@ -91,9 +91,9 @@ def lookahead_act(model: torch.nn.Module, graph: Graph, context: Context) -> Sco
 
 
 def lookahead_obd(model: torch.nn.Module, graph: Graph, context: Context) -> Scores:
-    """`lookahead` on the roots of the OBD scores in place of the weights.
+    """`lookahead` with the square roots of the OBD scores in place of the weights.
 
-    The identity is a weight of 1 too: its score is taken at the network's mean curvature, or it would drown the others.
+    The identity is a weight of 1. It gets the network's mean curvature, as otherwise it would dominate all others.
     """
     diagonal = fisher(model, graph, *_images(context))
     mean = sum(h.sum() for h in diagonal.values()) / sum(h.numel() for h in diagonal.values())
@@ -104,9 +104,9 @@ def lookahead_obd(model: torch.nn.Module, graph: Graph, context: Context) -> Sco
 Criterion = Callable[[torch.nn.Module, Graph, Context], Scores]
 _ALL = (random, magnitude, lamp, snip, obd, obd_hessian, lookahead, lookahead_bn, lookahead_act, lookahead_obd)
 CRITERIA: dict[str, Criterion] = {criterion.__name__: criterion for criterion in _ALL}
-# Scores that mean the same in every layer; the others are divided by their norm over the layer before layers compete.
+# Scores with the same meaning in every layer; others are divided by their norm over the layer before comparison.
 COMPARABLE = {"random", "lamp", "snip", "obd", "obd_hessian"}
-BY_ITSELF = {"random", "magnitude", "lamp"}  # a layer's scores from its own weights alone
+BY_ITSELF = {"random", "magnitude", "lamp"}  # score a layer from its own weights alone
 LOOKS_AROUND = {"lookahead", "lookahead_bn", "lookahead_act", "lookahead_obd"}  # need the edges of the layer graph
 
 
@@ -120,13 +120,13 @@ def _lookahead(graph: Graph, weights: Scores, identity: float = 1.0) -> Scores:
         ]
         after = [_by_producer(edge, graph, weights, weight, identity) for edge in layer.outputs]
         outputs = _together(after).reshape(-1, *[1] * (weight.ndim - 1))
-        # In place: of large layers a second tensor takes longer to come by than to compute.
+        # In place: for large layers, allocating a second tensor takes longer than computing it.
         scores[name] = weight.abs().mul_(by_weight(_together(before), weight, groups)).mul_(outputs)
     return scores
 
 
 def _by_producer(edge: Edge, graph: Graph, weights: Scores, weight: torch.Tensor, identity: float) -> torch.Tensor:
-    """Norm `[O]` of what reads each channel of a weight `[O, ...]` at the other end of an edge."""
+    """Return the norm `[O]` of the consumer's weights that read each output channel of a weight `[O, ...]`."""
     if edge.consumer is None:
         norms = weight.new_full([len(edge.channels)], identity)
     else:
@@ -140,7 +140,7 @@ def _together(norms: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _activity(layer: Layer, active: Scores) -> torch.Tensor:
-    """How often each channel of a layer is active `[O]`: the mean over the layers that read it, 1 if none does."""
+    """Return how often each output channel of a layer is active `[O]`: the mean over its readers, 1 without readers."""
     outputs = len(layer.module.weight)
     total = layer.module.weight.new_zeros(outputs)
     readers = torch.zeros_like(total)
@@ -167,7 +167,7 @@ def _folded(layer: Layer) -> torch.Tensor:
 
 
 def _factor(norm: Norm, place: str) -> torch.Tensor:
-    """What a batch norm multiplies each channel with: `[C]`."""
+    """Return the factors `[C]` by which a batch norm multiplies each channel."""
     if norm.running_var is None:
         raise StepError(f"the batch norm {place} keeps no statistics: lookahead_bn cannot fold it")
     factor = 1 / torch.sqrt(norm.running_var + norm.eps)
@@ -177,7 +177,7 @@ def _factor(norm: Norm, place: str) -> torch.Tensor:
 def _images(context: Context) -> tuple[torch.Tensor, torch.Tensor]:
     train = context.dataset.train.to(context.device)
     if not len(train):
-        raise StepError(f"this criterion looks at training images, and {context.dataset.name} has none")
+        raise StepError(f"this criterion needs training images, and {context.dataset.name} has none")
     batch = next(batches(context.dataset, train, min(IMAGES, len(train)), seed=context.seed, epoch=0))
     return batch.images, batch.labels
 
@@ -195,7 +195,7 @@ def _gradients(
 
 
 def fisher(model: torch.nn.Module, graph: Graph, images: torch.Tensor, labels: torch.Tensor) -> Scores:
-    """The diagonal of the empirical Fisher information: the mean over images of the squared gradient."""
+    """Return the diagonal of the empirical Fisher information: the mean over images of the squared gradient."""
     total = {name: torch.zeros_like(weight) for name, weight in _weights(graph).items()}
     for image, label in zip(images, labels, strict=True):
         for name, gradient in _gradients(model, graph, image[None], label[None]).items():
@@ -206,7 +206,10 @@ def fisher(model: torch.nn.Module, graph: Graph, images: torch.Tensor, labels: t
 def hutchinson(
     model: torch.nn.Module, graph: Graph, images: torch.Tensor, labels: torch.Tensor, seed: int, draws: int = DRAWS
 ) -> Scores:
-    """The diagonal of the Hessian of the loss, the mean of z * Hz over random signs z (Hutchinson 1990)."""
+    """Return the diagonal of the Hessian of the loss, estimated as the mean of z * Hz over random signs z.
+
+    Hutchinson, 1990.
+    """
     generator = torch.Generator().manual_seed(seed)
     weights = [layer.module.weight for layer in graph.values()]
     gradients = list(_gradients(model, graph, images, labels, create_graph=True).values())

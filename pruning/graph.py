@@ -1,6 +1,6 @@
-"""Which layers feed which, channel by channel: found by running a traced network, for criteria that look at neighbours.
+"""The layer graph: which layers feed which, channel by channel, found by running a traced network.
 
-What an operator does to channels stands in `models.operators`.
+The table in `models.operators` says what each operator does to channels.
 """
 
 import warnings
@@ -31,23 +31,23 @@ from models.operators import (
 from recipe import StepError
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # whose weight is `[O, I / groups, ...]`
-MOVES = (CONCATENATES, FLATTENS, REARRANGES, SPLITS)  # what puts values elsewhere, and does the same with numbers
-TURNS = ("permute", "transpose", "swapaxes", "movedim")  # of these, what leaves each channel whole
-SIDES = range(1, 257)  # of images, tried on a network that does not say which it takes
+MOVES = (CONCATENATES, FLATTENS, REARRANGES, SPLITS)  # only move values, so they can be applied to channel numbers
+TURNS = ("permute", "transpose", "swapaxes", "movedim")  # those of REARRANGES that keep each channel in one piece
+SIDES = range(1, 257)  # image sizes to try on a network without a spec
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 Result = TypeVar("Result")
-# A layer's name and, in the place of each value that is one of its channels, that channel's number; -1 elsewhere. The
-# name None stands for the identity, all of whose channels have number 0. A split gives a tuple of such tensors.
+# A layer's name and a tensor with, for each value, the number of the layer's channel that it belongs to; -1 if none.
+# The name None stands for the identity, all of whose channels have number 0. A split gives a tuple of such tensors.
 Source = tuple[str | None, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Edge:
-    """A layer that feeds another; None on one side is the identity: the network's input or output, or a residual.
+    """A layer that feeds another. None on one side is the identity: the network's input or output, or a residual.
 
-    channels: for each input of the consumer `[I]`, which channel of the producer it is, -1 for none of them. Of the
-        identity as producer all are channel 0; as consumer it has an input for each channel that it reads.
+    channels: for each input of the consumer `[I]`, the channel of the producer that it reads, -1 if none. The identity
+        as producer has only channel 0; as consumer it has one input for each channel that it reads.
     """
 
     producer: str | None
@@ -55,14 +55,14 @@ class Edge:
     channels: torch.Tensor
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """Values of the producer's channels `[O]`, as those of the consumer's inputs `[I]`: 0 where it feeds none."""
+        """Map values of the producer's channels `[O]` to the consumer's inputs `[I]`; inputs from elsewhere get 0."""
         channels = self.channels.to(values.device)
         return torch.where(channels >= 0, values[channels.clamp(min=0)], 0)
 
     def table(self, values: torch.Tensor, outputs: int) -> torch.Tensor:
-        """Values of the consumer's inputs `[I]`, a row for each of the producer's channels `[O, n]`; 0 fills up.
+        """Group values of the consumer's inputs `[I]` by the producer's channel: `[O, n]`, padded with 0.
 
-        Behind a flatten, for instance, a channel is read by as many inputs as it had pixels.
+        After a flatten, for instance, a channel is read by one input per pixel.
         """
         channels, fed = self.channels.to(values.device), self.fed(outputs).to(values.device)
         order = channels.argsort(stable=True)[int((channels < 0).sum()) :]
@@ -73,15 +73,16 @@ class Edge:
         return rows
 
     def fed(self, outputs: int) -> torch.Tensor:
-        """How many inputs each of the producer's channels feeds: `[O]`."""
+        """Return how many inputs each of the producer's channels feeds: `[O]`."""
         return self.channels[self.channels >= 0].bincount(minlength=outputs)
 
 
 @dataclass
 class Layer:
-    """A convolution or linear layer, what feeds it and what it feeds.
+    """A convolution or linear layer, with the edges to its neighbours.
 
-    norm: the batch norm that alone reads it; front: one between it and what feeds it that stands behind no layer alone.
+    norm: the batch norm that is the only reader of its output.
+    front: a batch norm before it that is not the `norm` of another layer.
     """
 
     name: str
@@ -101,23 +102,23 @@ class Layer:
 
 
 def layers_of(model: nn.Module) -> dict[str, Layer]:
-    """The layers in the order of their first use, found by running the network; nothing of their neighbours.
+    """Return the layers in order of first use, found by running the network, without edges.
 
-    Layers that share one weight are one, by the first name.
+    Layers that share a weight count as one, under the first name.
     """
-    noted = _Uses(_names(model))
+    uses = _Uses(_names(model))
 
     def run(images: torch.Tensor) -> None:
-        with noted:
+        with uses:
             model(images)
 
     _on_blank_images(model, run)
     modules: dict[str, Any] = dict(model.named_modules())
-    return {name: Layer(name, modules[name]) for name in noted.used}
+    return {name: Layer(name, modules[name]) for name in uses.used}
 
 
 class _Uses(TorchFunctionMode):
-    """Notes which weights are used, in what order; by hooks, layers called by `.forward` would not be seen."""
+    """Notes which weights are used, in order. Hooks would miss layers that are called through `.forward`."""
 
     def __init__(self, names: dict[int, str]):
         super().__init__()
@@ -132,16 +133,16 @@ class _Uses(TorchFunctionMode):
 
 
 def layer_graph(model: nn.Module, to_cut: bool = False) -> dict[str, Layer]:
-    """The layers of a network in the order of their first use, with what feeds them and what they feed.
+    """Return the layers of a network in order of first use, with the edges between them.
 
-    A channel is followed through all that passes it on or puts it elsewhere: norms, activations, pooling, flatten,
-    concatenation, split, shuffle. An operand of an addition that has other users too is the residual connection, the
-    identity. A product changes as a sum does, since d(xy) = y dx + x dy: both of its factors are followed, each with
-    the other as 1, as if it were an activation. Of a layer that is called twice the neighbours are those of both
-    calls. An operator of unknown effect is a wall, the identity on both sides, and named in a warning.
+    Channels are followed through operators that pass them on or move them: norms, activations, pooling, flatten,
+    concatenation, split, shuffle. An operand of an addition that also has other users is the residual connection, and
+    counts as the identity. A product is treated like a sum, since d(xy) = y dx + x dy: both factors are followed, each
+    as if the other were 1. A layer that is called twice has the neighbours of both calls. An operator of unknown effect
+    is a wall: the identity on both sides. A warning names it.
 
-    to_cut: say which channels must go together. Residual connections are followed too, and what would do something
-        else to fewer channels is a wall without a warning: splits, shuffles, views of a size that is written down.
+    to_cut: find which channels must be removed together. Residual connections are followed too, and operators that
+        depend on the number of channels are walls without a warning: splits, shuffles, views with constant sizes.
 
     Raises:
         StepError: the network cannot be traced, or does not run.
@@ -160,12 +161,12 @@ def layer_graph(model: nn.Module, to_cut: bool = False) -> dict[str, Layer]:
     if found.walls and not to_cut:
         named = ", ".join(f"{kind} (as in {name})" for kind, name in found.walls.items())
         warnings.warn(
-            f"what these do to channels is not known: {named}; layers beside them are scored as beside the network's "
-            "input or output. A row of models.operators would say it",
+            f"the effect of these operators on channels is not known: {named}; layers next to them are scored as if "
+            "they were next to the network's input or output. Add a row to models.operators",
             stacklevel=2,
         )
     for name, layer in found.layers.items():
-        if not any(edge.producer == name for edge in found.edges):  # nothing uses what it makes
+        if not any(edge.producer == name for edge in found.edges):  # nothing reads its output
             found.edges.append(Edge(name, None, torch.arange(len(layer.module.weight))))
     for edge in found.edges:
         if edge.producer is not None:
@@ -176,14 +177,14 @@ def layer_graph(model: nn.Module, to_cut: bool = False) -> dict[str, Layer]:
 
 
 class _Walk(fx.Interpreter):
-    """Runs a network and notes for each value whose channels it holds, and for each layer what it reads."""
+    """Runs a network and notes, for each value, the layers whose channels it contains, and the edges between layers."""
 
     def __init__(self, traced: fx.GraphModule, names: dict[int, str], to_cut: bool):
         super().__init__(traced)
         self.modules, self.names, self.to_cut = dict(traced.named_modules()), names, to_cut
         self.layers: dict[str, Layer] = {}
         self.edges: list[Edge] = []
-        self.walls: dict[str, str] = {}  # the first of each kind
+        self.walls: dict[str, str] = {}  # the first node of each kind of operator
         self.sources: dict[fx.Node, list[Source]] = {}
         self.fronts: dict[fx.Node, Norm | None] = {}
 
@@ -221,7 +222,7 @@ class _Walk(fx.Interpreter):
         layer.front = self.fronts.get(operands(node)[0], layer.front)
         for source, numbers in self.sources[operands(node)[0]]:
             row = _along(numbers, axis)
-            if row is None:  # its channels lie along another dimension, or several
+            if row is None:  # its channels are along another dimension, or several
                 self._end(operands(node)[0])
                 source, row = None, torch.zeros(inputs_of(module), dtype=torch.long, device=value.device)
             self._connect(source, name, row)
@@ -229,18 +230,18 @@ class _Walk(fx.Interpreter):
         return [(name, outputs.reshape(-1, *[1] * (value.ndim - 2 if axis == 1 else 0)).expand(value.shape))]
 
     def _moved(self, node: fx.Node) -> list[Source]:
-        """The same call on the numbers of each source, with -1 in place of all else."""
+        """Repeat the call on the channel numbers of each source, with -1 in place of all other values."""
         found = []
         for operand in self._given(node):
             for name, numbers in self.sources[operand]:
 
-                def instead(other: fx.Node, operand: fx.Node = operand, numbers: Any = numbers) -> Any:
+                def replaced(other: fx.Node, operand: fx.Node = operand, numbers: Any = numbers) -> Any:
                     value = self.env[other]
                     if other is operand:
                         return numbers.contiguous() if isinstance(numbers, torch.Tensor) else numbers
                     return torch.full_like(value, -1, dtype=torch.long) if isinstance(value, torch.Tensor) else value
 
-                args, kwargs = (fx.node.map_arg(given, instead) for given in (node.args, node.kwargs))
+                args, kwargs = (fx.node.map_arg(given, replaced) for given in (node.args, node.kwargs))
                 found.append((name, getattr(self, node.op)(node.target, args, kwargs)))
         return found
 
@@ -250,17 +251,17 @@ class _Walk(fx.Interpreter):
             if residual and len(self._users(operand)) > 1:
                 self._end(operand)
                 more = [_identity(value)]
-            elif self.to_cut and self.env[operand].shape[1:2] != value.shape[1:2]:  # one for all channels, however many
+            elif self.to_cut and self.env[operand].shape[1:2] != value.shape[1:2]:  # broadcast over all channels
                 self._end(operand)
                 more = []
             else:
                 more = [(name, numbers.expand(value.shape)) for name, numbers in self.sources[operand]]
-            # Once each: both factors of x * sigmoid(x) are the same channels.
-            found += [own for own in more if not any(own[0] == name and own[1].equal(n) for name, n in found)]
+            # Without duplicates: both factors of x * sigmoid(x) are the same channels.
+            found += [new for new in more if not any(new[0] == name and new[1].equal(n) for name, n in found)]
         return found
 
     def _passed(self, node: fx.Node, value: torch.Tensor) -> list[Source] | None:
-        """The sources of what is passed on, by channels where their size changes; None where they are not kept."""
+        """Return the sources of a value that an operator passes on, also at another size; None if channels are lost."""
         found = []
         for name, numbers in self.sources[self._given(node)[0]]:
             if numbers.shape != value.shape:
@@ -311,7 +312,7 @@ class _Walk(fx.Interpreter):
 
 
 def _fixed(node: fx.Node, channels: Channels) -> bool:
-    """Whether a call does something else to the channels that are left where some are missing."""
+    """Return whether a call would treat the remaining channels differently if some were removed."""
     name = getattr(node.target, "__name__", node.target)
     if channels is SPLITS or (channels is REARRANGES and name not in TURNS):
         return True
@@ -321,7 +322,7 @@ def _fixed(node: fx.Node, channels: Channels) -> bool:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether it has a weight of its own to prune: not one computed from others, as weight norm does."""
+    """Return whether a module is a layer whose weight is a parameter, not computed from others as by weight norm."""
     return isinstance(module, LAYERS) and isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
@@ -330,7 +331,7 @@ def _calls_layer(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _names(model: nn.Module) -> dict[int, str]:
-    """The first name of each layer's weight, by the weight's id."""
+    """Return the name of each layer, by the `id` of its weight; the first name if layers share the weight."""
     names: dict[int, str] = {}
     for name, module in model.named_modules():
         if is_layer(module):
@@ -343,16 +344,16 @@ def _identity(value: torch.Tensor) -> Source:
 
 
 def _along(numbers: torch.Tensor, dimension: int) -> torch.Tensor | None:
-    """The numbers along a dimension, if they are the same along all others."""
+    """Return the numbers along a dimension if they are constant along all others, else None."""
     rows = numbers.movedim(dimension, 0).flatten(1)
     return rows[:, 0] if bool((rows == rows[:, :1]).all()) else None
 
 
 def _on_blank_images(model: nn.Module, run: Callable[[torch.Tensor], Result]) -> Result:
-    """Give `run` two blank images of the shape that the network says it takes, or else of the smallest that it takes.
+    """Call `run` with two blank images of the shape in the network's spec, else of the smallest shape that works.
 
     Raises:
-        StepError: it takes none.
+        StepError: no shape works.
     """
     weight, training = next(model.parameters()), model.training
     spec, failed = getattr(model, "spec", None), ""
@@ -362,7 +363,7 @@ def _on_blank_images(model: nn.Module, run: Callable[[torch.Tensor], Result]) ->
             try:
                 with torch.no_grad():
                     return run(torch.zeros(2, *shape, dtype=weight.dtype, device=weight.device))
-            except Exception as error:  # whatever a forward raises
+            except Exception as error:  # the network's own code may raise anything
                 failed = f"{type(error).__name__}: {error}".partition("\n")[0]
     finally:
         model.train(training)
@@ -370,7 +371,7 @@ def _on_blank_images(model: nn.Module, run: Callable[[torch.Tensor], Result]) ->
 
 
 def _guesses(model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Shapes of images for a network that does not say what it takes."""
+    """Yield shapes of images to try on a network without a spec."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             yield from ((module.in_channels, side, side) for side in SIDES)
@@ -380,9 +381,9 @@ def _guesses(model: nn.Module) -> Iterator[tuple[int, ...]]:
 
 @torch.no_grad()
 def active_shares(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """How often each input of a layer is not zero, on images: a share `[I]` for each layer by name.
+    """Return how often each input of a layer is not zero on images: shares `[I]`, by the layer's name.
 
-    It is that of the activation itself, before pooling and flatten: of 64 pixels one is nearly always active.
+    They are taken before pooling and flatten: of 64 pooled pixels, one is nearly always active.
     """
     traced, names = trace(model), _names(model)
     modules = dict(traced.named_modules())
@@ -402,7 +403,7 @@ def active_shares(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Ten
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a network, and keeps how often the channels of some values, in a dimension, are not zero."""
+    """Runs a network and notes how often each channel of the `wanted` values is not zero, by the given dimension."""
 
     def __init__(self, traced: fx.GraphModule, wanted: dict[fx.Node, int]):
         super().__init__(traced)
@@ -418,33 +419,33 @@ class _Recorder(fx.Interpreter):
 
 
 def _activation(layer: fx.Node, modules: dict[str, nn.Module]) -> tuple[fx.Node, int]:
-    """What a layer reads, before any pooling, and the dimension of the channels there."""
+    """Return the node that a layer reads, before any pooling, and the dimension of its channels."""
     node = read = operands(layer)[0]
     while operator_of(node, modules).pools:
         node = operands(node)[0]
     return node, -1 if node is read and isinstance(modules[str(layer.target)], nn.Linear) else 1
 
 
-# Norms over a layer's channels, which the lookahead criteria are made of
+# Norms per channel, used by the lookahead criteria
 
 
 def inputs_of(layer: nn.Conv2d | nn.Linear) -> int:
-    """How many channels a layer reads: `I` of its weight `[O, I / groups, ...]`."""
+    """Return how many channels a layer reads: `I` of its weight `[O, I / groups, ...]`."""
     return layer.weight.shape[1] * getattr(layer, "groups", 1)
 
 
 def made(weight: torch.Tensor) -> torch.Tensor:
-    """Frobenius norm `[O]` of what makes each output channel."""
+    """Return the Frobenius norm `[O]` of the weights that produce each output channel."""
     return weight.flatten(1).norm(dim=1)
 
 
 def read(weight: torch.Tensor, groups: int = 1) -> torch.Tensor:
-    """Frobenius norm `[I]` of what reads each input channel of a weight `[O, I / groups, ...]`."""
+    """Return the Frobenius norm `[I]` of the weights `[O, I / groups, ...]` that read each input channel."""
     outputs, inputs = weight.shape[:2]
     return torch.linalg.vector_norm(weight.reshape(groups, outputs // groups, inputs, -1), dim=(1, 3)).flatten()
 
 
 def by_weight(of_input: torch.Tensor, weight: torch.Tensor, groups: int = 1) -> torch.Tensor:
-    """A value of each input channel `[I]`, spread over a weight: `[O, I / groups, 1, 1]`, or `[O, I]`."""
+    """Reshape values per input channel `[I]` to broadcast over a weight: `[O, I / groups, 1, 1]`, or `[O, I]`."""
     rows = of_input.reshape(groups, -1).repeat_interleave(len(weight) // groups, dim=0)
     return rows.reshape(*rows.shape, *[1] * (weight.ndim - 2))

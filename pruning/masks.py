@@ -1,4 +1,4 @@
-"""Which weights go: selection by score, exact in number, without a loop over weights."""
+"""Selection of the weights to prune, by score: the number is exact, and there is no loop over weights."""
 
 import warnings
 from collections.abc import Mapping
@@ -14,27 +14,27 @@ LAST_SHARE = 0.648
 def select(
     scores: Mapping[str, torch.Tensor], sparsity: float, scope: str, comparable: bool, may_empty: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Masks (True: kept) of the shape of each layer's scores, in the order of the forward pass.
+    """Return masks (True: kept) of the shape of each layer's scores, in the order of the forward pass.
 
-    A negative score marks a weight that is gone already, and stays so.
+    A negative score marks a weight that is already pruned, and stays pruned.
 
-    scope "global": the lowest scores of the whole network go; unless `comparable`, each layer's are divided by their
-        norm first, so that layers of other scales compete fairly.
-    scope "layer": each layer loses the same share, but the first none and the last less, as in the published study;
-        the share is the one at which the network as a whole has the sparsity.
+    scope "global": prunes the lowest scores of the whole network. Unless `comparable`, each layer's scores are divided
+        by their norm first, so that layers of different scale compete fairly.
+    scope "layer": prunes the same share of each layer, but nothing of the first and less of the last, as in the
+        published study. The share is such that the network as a whole has the sparsity.
 
-    A layer keeps its best weight, with a warning, unless it `may_empty`.
+    Unless `may_empty`, a layer keeps its best weight, with a warning.
     """
     masks = _global(scores, sparsity, comparable) if scope == "global" else _by_layer(scores, sparsity)
     for name, mask in masks.items():
         if not mask.any() and not may_empty and (scores[name] >= 0).any():
-            warnings.warn(f"every weight of {name} would go: its best one is kept", stacklevel=2)
+            warnings.warn(f"every weight of {name} would be pruned: its best one is kept", stacklevel=2)
             masks[name] = largest(scores[name], 1)
     return masks
 
 
 def _global(scores: Mapping[str, torch.Tensor], sparsity: float, comparable: bool) -> dict[str, torch.Tensor]:
-    # Negative scores mark what is gone: no part of a layer's scale.
+    # Negative scores mark pruned weights, which must not contribute to a layer's norm.
     parts = [s if comparable else s / s.clamp(min=0).norm().clamp(min=1e-30) for s in scores.values()]
     whole = torch.cat([part.flatten() for part in parts])
     mask = largest(whole, len(whole) - round(sparsity * len(whole)))
@@ -50,7 +50,7 @@ def _by_layer(scores: Mapping[str, torch.Tensor], sparsity: float) -> dict[str, 
     kept = {name: min(round(part * sizes[name]), live[name]) for name, part in layer_shares(sizes, sparsity).items()}
     total = sum(sizes.values())
     owed = total - round(sparsity * total) - sum(kept.values())
-    # The largest layers make up for the rounding, and for what others had lost before; the first one last.
+    # The largest layers make up for rounding and for layers that have already lost more; the first layer comes last.
     for name in sorted(sizes, key=lambda name: (name == next(iter(sizes)), -sizes[name])):
         change = max(-kept[name], min(owed, live[name] - kept[name]))
         kept[name], owed = kept[name] + change, owed - change
@@ -58,7 +58,7 @@ def _by_layer(scores: Mapping[str, torch.Tensor], sparsity: float) -> dict[str, 
 
 
 def largest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Exactly `count` True, at the largest scores; of equal ones at the bound the first."""
+    """Return a mask with exactly `count` True, at the largest scores; of equal scores, the first."""
     flat = scores.flatten()
     if count <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
@@ -69,7 +69,11 @@ def largest(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def layer_shares(sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:
-    """The share that each layer keeps in scope "layer"."""
+    """Return the share of weights that each layer keeps with scope "layer".
+
+    Raises:
+        StepError: the sparsity cannot be reached without pruning the first layer.
+    """
     names = list(sizes)
     first, last = names[0], names[-1]
 
@@ -79,7 +83,7 @@ def layer_shares(sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:
     total = sum(sizes.values())
     if 1 - sizes[first] / total <= sparsity:
         raise StepError(
-            f"a sparsity of {sparsity} needs the first layer, which scope 'layer' leaves alone: take scope 'global'"
+            f"a sparsity of {sparsity} needs the first layer, which scope 'layer' does not prune: use scope 'global'"
         )
     low, high = 0.0, 1.0
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""`Prune`: a model in, the same model with most of its weights at zero out."""
+"""`Prune`: sets most of a model's weights to zero."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
@@ -16,13 +16,14 @@ from training import Context, fit, fresh, round_weights
 
 @dataclass(frozen=True)
 class Prune(Step, Training):
-    """Set the weights that matter least to zero: `base.then(Prune("lookahead", sparsity=0.9))`.
+    """Set the least important weights to zero: `base.then(Prune("lookahead", sparsity=0.9))`.
 
-    criterion, sparsity, scope, rounds, order, skip, may_empty: those of `Sparsify`.
-    schedule: that of `Sparsify`; or "rewind", which takes the mask back to earlier weights and trains those: the fresh
-        ones of the seed (Frankle and Carbin, ICLR 2019), or those of the recipe `rewind_to`, the same network after a
-        few epochs (Renda et al., ICLR 2020).
-    epochs: of training; 0 only prunes (one_shot). `teacher` (a recipe) guides it by its logits.
+    criterion, sparsity, scope, rounds, order, skip, may_empty: as in `Sparsify`.
+    schedule: as in `Sparsify`; or "rewind", which applies the mask to earlier weights and trains those: the seed's
+        fresh weights (Frankle and Carbin, ICLR 2019), or those of the recipe `rewind_to`, the same network after a few
+        epochs (Renda et al., ICLR 2020).
+    epochs: epochs of training; 0 only prunes (one_shot).
+    teacher: a recipe whose logits guide the training.
     """
 
     letter: ClassVar[str] = "P"
@@ -58,7 +59,7 @@ class Prune(Step, Training):
         else:
             raise StepError(f"unknown schedule {self.schedule!r}: use one of {', '.join(SCHEDULES)}, rewind")
         check_recipe("rewind_to", self.rewind_to)
-        self.sparsify()  # which checks its own fields
+        self.sparsify()  # checks the fields of `Sparsify`
         if self.epochs == 0 and self.schedule != "one_shot":
             raise StepError(f"the schedule {self.schedule} needs epochs: only one_shot prunes without training")
         if self.epochs == 0:
@@ -67,7 +68,7 @@ class Prune(Step, Training):
         check_teacher(self)
 
     def sparsify(self) -> Sparsify:
-        """What is done in the training."""
+        """Return what is done during the training."""
         return Sparsify(
             self.sparsity,
             self.criterion,
@@ -83,7 +84,7 @@ class Prune(Step, Training):
         return self.sparsify().words()
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        assert model is not None  # `check_after` saw to it
+        assert model is not None  # ensured by `check_after`
         model.to(context.device)
         pruner = Pruner(model, context, self.sparsify())
         pruner.before_epoch(0.0)
@@ -96,15 +97,15 @@ class Prune(Step, Training):
         return round_weights(model)
 
     def _earlier(self, model: nn.Module, context: Context) -> nn.Module:
-        """The network with earlier weights: fresh ones from the seed, or those of `rewind_to`."""
+        """Return the network with earlier weights: fresh ones from the seed, or those of `rewind_to`."""
         spec = spec_of(model)
         if self.rewind_to is not None:
             earlier = context.make(self.rewind_to)
-            if spec_of(earlier) | {"pixels": None} != spec | {"pixels": None}:  # networks from before have none
+            if spec_of(earlier) | {"pixels": None} != spec | {"pixels": None}:  # older files have no pixels
                 raise StepError(f"rewind_to makes another network ({self.rewind_to.label}) than the one it prunes")
             return earlier
         if any(done_to(spec)):
             raise StepError(
-                "a network that was changed, such as in its channels, has no fresh weights: name a recipe in rewind_to"
+                "a network that was changed, such as in its channels, has no fresh weights: set rewind_to to a recipe"
             )
         return fresh(spec["architecture"], spec.get("width", 1.0), context)

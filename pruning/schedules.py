@@ -1,24 +1,24 @@
-"""How much is pruned when: the sparsity to have after a share of the training."""
+"""Pruning schedules: the target sparsity at each point of a training (`done`: progress, 0..1)."""
 
 from collections.abc import Callable
 
-END = 0.6  # share of the training after which the gradual schedule prunes no more
-UPDATES = 30  # times that it prunes until then
+END = 0.6  # share of the training at which the gradual schedule is complete
+UPDATES = 30  # number of times that it prunes until then
 
 
 def one_shot(done: float, sparsity: float, rounds: int) -> float:
-    """All at once, at the start."""
+    """Prune everything at the start."""
     return sparsity
 
 
 def iterative(done: float, sparsity: float, rounds: int) -> float:
-    """The same share of what is left in each of `rounds` rounds of equal length (Han et al., NeurIPS 2015)."""
+    """Prune the same share of the remaining weights in each of `rounds` equal rounds (Han et al., NeurIPS 2015)."""
     now = min(int(done * rounds + 1e-9) + 1, rounds)
     return 1 - (1 - sparsity) ** (now / rounds)
 
 
 def gradual(done: float, sparsity: float, rounds: int) -> float:
-    """Fast at first, slower and slower towards the end: a cubic (Zhu and Gupta, 2017), in steps."""
+    """Prune along a cubic, fast at first and slower towards the end (Zhu and Gupta, 2017), in `UPDATES` steps."""
     step = min(int(done / END * UPDATES + 1e-9), UPDATES)
     return sparsity * (1 - (1 - step / UPDATES) ** 3)
 

@@ -1,4 +1,4 @@
-"""What zeros buy without a GPU: a layer's product with unfolded images, dense and as CSR, by density."""
+"""Times of sparse matrix products on the CPU: each layer's product with unfolded images, dense and as CSR."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,14 +16,14 @@ from models import spec_of
 from pruning.graph import layers_of
 from recipe import Recipe
 
-TIMED_RUNS = 15  # of each product, of which the median counts
+TIMED_RUNS = 15  # per product; the median is reported
 
 
 def timed_products(base: Recipe, densities: Sequence[float], batch: int = 16) -> pd.DataFrame:
-    """The layers as matrix products of weights and unfolded images, dense and with so many of the weights as CSR.
+    """Time each layer as a product of weights and unfolded images, dense and as CSR at each density, on one thread.
 
-    On one thread, random non-zeros: columns layer, rows, inner, columns (of the product), density, dense_ms, csr_ms.
-    Layers of one shape count once.
+    The non-zeros are random. Columns: layer, rows, inner, columns (of the product), density, dense_ms, csr_ms. Of
+    layers with equal shapes only the first is timed.
     """
 
     def rows() -> list[dict]:
@@ -35,7 +35,7 @@ def timed_products(base: Recipe, densities: Sequence[float], batch: int = 16) ->
 
 
 def crossovers(products: pd.DataFrame) -> pd.DataFrame:
-    """By layer, the density below which its CSR product is faster than the dense one, between the measured ones."""
+    """Return the density, interpolated, below which each layer's CSR product is faster than the dense one."""
     found = []
     for layer, group in products.groupby("layer", sort=False):
         group = group.sort_values("density")
@@ -52,7 +52,7 @@ def crossovers(products: pd.DataFrame) -> pd.DataFrame:
 
 
 def median_seconds(call: Callable, runs: int) -> float:
-    """The median of so many timed calls, after one that is not timed."""
+    """Return the median time of `runs` calls, after an untimed one."""
     call()
     times = []
     for _ in range(runs):
@@ -63,7 +63,7 @@ def median_seconds(call: Callable, runs: int) -> float:
 
 
 def _product_shapes(model: nn.Module, batch: int) -> dict[str, tuple[int, int, int]]:
-    """By layer, the rows, inner size and columns of its product; the first layer of each shape, depthwise ones not."""
+    """Return rows, inner size and columns of each layer's product: the first of each shape, without grouped layers."""
     found: dict[str, tuple[int, int, int]] = {}
 
     def note(name: str) -> Callable:

@@ -1,4 +1,4 @@
-"""`Sparsify`: weights that go to zero in the course of a training."""
+"""`Sparsify`: prunes weights during a training."""
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
@@ -17,16 +17,18 @@ from training import Callback, Context, Since, check_start
 
 @dataclass(frozen=True)
 class Sparsify(Technique):
-    """Set the weights that matter least to zero during a training: `Train("resnet20", during=(Sparsify(0.9),))`.
+    """Set the least important weights to zero during a training: `Train("resnet20", during=(Sparsify(0.9),))`.
 
-    sparsity: share of the weights of convolutions and linear layers that is zero in the end, 0 <= sparsity < 1.
-    criterion: one of `pruning.criteria.CRITERIA`; scope: "global" or "layer" (see `pruning.masks.select`).
-    schedule: "one_shot" at the start, "iterative" in `rounds` rounds, "gradual" along a cubic.
-    order: "together"; or layer by layer, "forward" or "backward", each scored with those before it pruned already (Park
-        et al.'s LAP-forward and LAP-backward). Each layer loses as many weights as it would have lost together. Not
-        for criteria that score a layer by itself.
-    skip: names of layers to leave alone; the others make up for them. may_empty: whether a layer may lose all weights.
-    start: share of the training after which it begins.
+    sparsity: final share of zeros among the weights of convolutions and linear layers, 0 <= sparsity < 1.
+    criterion: one of `pruning.criteria.CRITERIA`.
+    scope: "global" or "layer" (see `pruning.masks.select`).
+    schedule: "one_shot" at the start, "iterative" in `rounds` rounds, or "gradual" along a cubic.
+    order: "together"; or layer by layer, "forward" or "backward", where each layer is scored after the previous ones
+        are pruned (Park et al.'s LAP-forward and LAP-backward). Each layer loses as many weights as with "together".
+        Not for criteria that score each layer by itself.
+    skip: names of layers not to prune; the others are pruned more to reach the sparsity.
+    may_empty: whether a layer may lose all of its weights.
+    start: share of the training after which pruning begins.
     """
 
     letter: ClassVar[str] = "P"
@@ -54,15 +56,13 @@ class Sparsify(Technique):
             if not isinstance(name, str) or name not in known:
                 raise StepError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
         if not (is_number(self.sparsity) and 0 <= self.sparsity < 1):
-            raise StepError(f"sparsity is a share from 0 to below 1, not {self.sparsity!r}: write 0.9 for 90 %")
+            raise StepError(f"sparsity must be from 0 to below 1, not {self.sparsity!r}: write 0.9 for 90 %")
         if not isinstance(self.skip, tuple) or not all(isinstance(name, str) for name in self.skip):
-            raise StepError(f"skip is a tuple of layers' names, such as skip=('conv',), not {self.skip!r}")
+            raise StepError(f"skip must be a tuple of layer names, such as skip=('conv',), not {self.skip!r}")
         if self.order != "together" and self.criterion in BY_ITSELF:
-            raise StepError(f"{self.criterion} scores a layer by itself: an order changes nothing, leave it out")
+            raise StepError(f"{self.criterion} scores each layer by itself: order has no effect, leave it out")
         if self.skip and self.scope == "layer":
-            raise StepError(
-                "scope 'layer' has its own rule for the first and last layer: skip goes with scope 'global'"
-            )
+            raise StepError("scope 'layer' has its own rule for the first and last layer: use skip with scope 'global'")
         check_whole("rounds", self.rounds)
         if self.schedule != "iterative":
             refuse_unused(self, ("rounds",), f"the schedule {self.schedule} has none; use 'iterative'")
@@ -79,9 +79,9 @@ class Sparsify(Technique):
 
 
 class Pruner(Callback):
-    """Keeps pruned weights at zero through a training, and prunes more as the schedule asks.
+    """Keeps pruned weights at zero during a training, and prunes more as the schedule demands.
 
-    What is pruned is known from the zeros alone, so that a training that was killed goes on as it was.
+    The masks are derived from the zeros in the weights alone, so that an interrupted training resumes correctly.
     """
 
     def __init__(self, model: nn.Module, context: Context, step: Sparsify):
@@ -92,7 +92,7 @@ class Pruner(Callback):
         self.graph = (layer_graph if step.criterion in LOOKS_AROUND else layers_of)(model)
         unknown = [name for name in step.skip if name not in self.graph]
         if unknown:
-            raise StepError(f"skip names {unknown[0]!r}, which is no layer: use some of {', '.join(self.graph)}")
+            raise StepError(f"skip names {unknown[0]!r}, which is not a layer: use some of {', '.join(self.graph)}")
         sizes = {name: layer.module.weight.numel() for name, layer in self.graph.items()}
         self._free = [name for name in self.graph if name not in step.skip]
         self._total = sum(sizes.values())
@@ -100,12 +100,15 @@ class Pruner(Callback):
         if step.sparsity >= left:
             raise StepError(f"a sparsity of {step.sparsity} is more than skip leaves, {left:.3f}: skip fewer layers")
         if step.scope == "layer":
-            layer_shares(sizes, step.sparsity)  # now, and not where a long training first asks for too much
+            layer_shares(sizes, step.sparsity)  # checks now that the sparsity can be reached, not late in a training
         self.masks: dict[str, torch.Tensor] = {}
         self._asked = 0
 
     def before_epoch(self, done: float) -> None:
-        """Take up the zeros that there are, and prune what is due; all was asked that is due after the start."""
+        """Rebuild the masks from the zeros, then prune to the schedule's target.
+
+        If the training resumes, the target of this point counts as met.
+        """
         self.masks = {name: layer.module.weight.detach() != 0 for name, layer in self.graph.items()}
         if done > 0:
             self._asked = max(self._asked, self._due(done))
@@ -114,7 +117,7 @@ class Pruner(Callback):
         self._advance(done)
 
     def after_step(self, done: float) -> None:
-        """Undo what the update did to pruned weights, and prune what is due."""
+        """Set pruned weights back to zero after an update, then prune to the schedule's target."""
         self.hold()
         self._advance(done)
 
@@ -128,10 +131,10 @@ class Pruner(Callback):
     def hold(self) -> None:
         """Set pruned weights back to zero."""
         for name, mask in self.masks.items():
-            self.graph[name].module.weight.masked_fill_(~mask, 0)  # not a product, which would leave negative zeros
+            self.graph[name].module.weight.masked_fill_(~mask, 0)  # multiplying would leave negative zeros
 
     def _due(self, done: float) -> int:
-        """How many weights of the layers that are not skipped are to be zero."""
+        """Return how many weights of the layers that are not skipped should be zero by now."""
         share = SCHEDULES[self.step.schedule](done, self.step.sparsity, self.step.rounds)
         return round(share * self._total) - self._zeros(self.step.skip)
 
@@ -140,9 +143,9 @@ class Pruner(Callback):
 
     def _advance(self, done: float) -> None:
         due, step = self._due(done), self.step
-        if due <= self._asked or due <= self._zeros(self._free):  # counting last: this runs after every step
+        if due <= self._asked or due <= self._zeros(self._free):  # the count comes last, since it is slow
             return
-        self._asked = due  # fewer go where a layer keeps its last weight: not to be tried again
+        self._asked = due  # not tried again if fewer were pruned since a layer keeps its last weight
         sparsity = due / sum(self.masks[name].numel() for name in self._free)
         masks = select(self._scores(), sparsity, step.scope, step.criterion in COMPARABLE, step.may_empty)
         if step.order == "together":
@@ -153,6 +156,6 @@ class Pruner(Callback):
         self.hold()
 
     def _scores(self) -> dict[str, torch.Tensor]:
-        """Of every layer's weights as they are; what is pruned stays so: it ranks below everything else."""
+        """Return the scores of the current weights; pruned ones get -1, so that they stay pruned."""
         scores = CRITERIA[self.step.criterion](self.model, self.graph, self.context)
         return {name: torch.where(self.masks[name], scores[name], -1.0) for name in self._free}

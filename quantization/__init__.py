@@ -1,4 +1,4 @@
-"""Quantization: `Quantize`, the step that turns a float model into an integer one."""
+"""Quantization to integers: after training by `Quantize`, or during training by `Round`."""
 
 import data.telemetry  # noqa: F401 (before ONNX Runtime is imported)
 from quantization.quantize import Quantize

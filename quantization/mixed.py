@@ -1,4 +1,4 @@
-"""Bits per layer under a byte budget: what each layer bears, and the best assignment."""
+"""Mixed precision: how sensitive each layer is to rounding, and the best bits per layer for a byte budget."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -18,10 +18,10 @@ from recipe import StepError
 
 @torch.no_grad()
 def sensitivity(model: nn.Module, dataset: Dataset, bits: Iterable[Bits], images: int = 1000) -> list[dict]:
-    """Accuracy (0..1) and cross-entropy on validation images with one layer's weight at so many bits, the rest float.
+    """Round the weight of one layer at a time and measure the model on the first `images` validation images.
 
-    Returns a row a (layer, bits), with `weights`, their number, and `added_loss`, the cross-entropy beyond that of the
-    untouched model, which tells small harms apart where accuracy does not.
+    Returns one row per (layer, bits): `weights`, their number; `accuracy` (0..1); and `added_loss`, the increase of the
+    cross-entropy over the float model's, which is sensitive to changes that are too small to affect accuracy.
     """
     model = copy.deepcopy(model).eval()
     inputs = normalize(dataset.validation.images[:images], dataset).contiguous(memory_format=torch.channels_last)
@@ -31,7 +31,7 @@ def sensitivity(model: nn.Module, dataset: Dataset, bits: Iterable[Bits], images
         logits = torch.cat([model(part) for part in inputs.split(250)])
         return (logits.argmax(1) == labels).float().mean().item(), cross_entropy(logits, labels).item()
 
-    _, whole = measure()
+    _, float_loss = measure()
     layers = integer_layers(trace(model))
     rows = []
     for name, layer in tqdm(layers.items(), desc="sensitivity", unit="layer", leave=False):
@@ -41,21 +41,21 @@ def sensitivity(model: nn.Module, dataset: Dataset, bits: Iterable[Bits], images
             layer.weight.copy_(round_weight(weight, scale, width) * by_channel(scale, weight))
             accuracy, loss = measure()
             row = {"layer": name, "bits": width, "weights": weight.numel(), "accuracy": accuracy}
-            rows.append(row | {"added_loss": loss - whole})
+            rows.append(row | {"added_loss": loss - float_loss})
         layer.weight.copy_(weight)
     return rows
 
 
 def allocate(weights: Mapping[str, int], harm: Mapping[tuple[str, int], float], budget_bytes: float) -> dict[str, int]:
-    """Bits of each layer with the least harm in all, in at most so many bytes of weights: an exact integer program.
+    """Return the bits per layer with the least total harm within a byte budget, by an exact integer program.
 
     Args:
         weights: number of weights of each layer.
-        harm: what each (layer, bits) costs, for instance `added_loss`; harms are taken to add up.
-        budget_bytes: bits times weights over eight, summed over the layers, stay within it.
+        harm: the cost of each (layer, bits), for instance `added_loss`; costs are assumed to be additive.
+        budget_bytes: upper bound on the sum of bits * weights / 8 over the layers.
 
     Raises:
-        StepError: no assignment is that small; says the smallest there is.
+        StepError: no assignment fits the budget; the message gives the smallest size.
     """
     pairs = list(harm)
     size = np.array([bits * weights[name] / 8 for name, bits in pairs])
@@ -63,7 +63,7 @@ def allocate(weights: Mapping[str, int], harm: Mapping[tuple[str, int], float], 
     if budget_bytes < smallest:
         raise StepError(f"no assignment of bits fits {budget_bytes:.0f} bytes: the smallest takes {smallest:.0f}")
     one_each = np.array([[float(name == pair[0]) for pair in pairs] for name in weights])
-    from scipy.optimize import Bounds, LinearConstraint, milp  # half a second of import, for those who optimize
+    from scipy.optimize import Bounds, LinearConstraint, milp  # imported here, since it takes half a second
 
     solved = milp(
         np.array([harm[pair] for pair in pairs]),

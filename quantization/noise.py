@@ -1,4 +1,4 @@
-"""Where rounding hurts: the signal-to-noise ratio of every weight and activation of an integer network."""
+"""Quantization noise: the signal-to-noise ratio of every weight and activation of an integer network."""
 
 import math
 
@@ -10,14 +10,15 @@ from models.quantized import QuantizedConv2d, QuantizedLinear, Quantizer, folded
 
 @torch.no_grad()
 def signal_to_noise(model: nn.Module, integer: nn.Module, images: torch.Tensor) -> list[dict]:
-    """10 log10(|float|^2 / |float - rounded|^2) in dB, of each layer's weight and of what each quantizer rounds.
+    """Return 10 log10(|float|^2 / |float - rounded|^2), in dB, of each layer's weight and each rounded activation.
 
     Args:
-        model: the float network; integer: the same network quantized without training (after it, other weights would
-            count as noise); images: normalized, `[B, C, H, W]`.
+        model: the float network.
+        integer: the same network quantized without training, which would count changes of the weights as noise.
+        images: normalized, `[B, C, H, W]`.
 
-    Returns rows of `layer`, `what` ("weights" or "activations") and `db`, in the order of the forward pass. An
-    activation carries the noise of all roundings before it too. What is exact has infinite dB.
+    Returns rows of `layer`, `what` ("weights" or "activations") and `db`, in the order of the forward pass. The noise
+    of an activation includes that of all roundings before it. Exact values have infinite dB.
     """
     floats = folded(model)
     weights = dict(floats.named_parameters())
@@ -44,14 +45,14 @@ def signal_to_noise(model: nn.Module, integer: nn.Module, images: torch.Tensor) 
 
 
 def decibels(signal: torch.Tensor, rounded: torch.Tensor) -> float:
-    """The ratio of the signal's power to that of the rounding error, in dB."""
+    """Return the ratio of the signal's power to the power of the rounding error, in dB."""
     noise = (signal - rounded).double().square().sum().item()
     power = signal.double().square().sum().item()
     return 10 * math.log10(power / noise) if power and noise else math.inf
 
 
 class _Outputs(fx.Interpreter):
-    """Runs a graph and keeps what every node gives, by the node's name."""
+    """Runs a graph and keeps every node's output, by the node's name."""
 
     def __init__(self, module: fx.GraphModule):
         super().__init__(module)

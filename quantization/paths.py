@@ -1,4 +1,4 @@
-"""The ways from one FP32 network to an INT8 file, and what each is worth in the runtime."""
+"""Compares ways to convert one FP32 network to an INT8 file, as measured in ONNX Runtime."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,9 +21,11 @@ Way = Callable[[nn.Module, Path, Path, Context], None]
 
 
 def paths(model: nn.Module, context: Context) -> list[dict]:
-    """Every path from a float `model`: rows of `path`, `latency_ms` and `speedup` (batch 1, all threads, timed in turn
-    with the FP32 file), `file_bytes`, `integer_operators` (convolutions and additions), `operators`, and `accuracy` on
-    the validation images (0..1).
+    """Convert a float `model` along each of `PATHS` and return one row per path.
+
+    Columns: `path`; `latency_ms` and `speedup` (batch 1, all threads, alternating with the FP32 file); `file_bytes`;
+    `integer_operators`, the number of convolutions and additions on integers, out of `operators`; and `accuracy` on the
+    validation images (0..1).
     """
     dataset, rows = context.dataset, []
     example = np.random.default_rng(0).standard_normal((1, *dataset.shape), dtype=np.float32)
@@ -65,17 +67,17 @@ def _weights_only(model: nn.Module, base: Path, file: Path, context: Context) ->
     for name, module in list(integer.named_modules()):
         if isinstance(module, Quantizer):
             integer.set_submodule(name, nn.Identity())
-    set_spec(integer, spec_of(integer) | {"activations": "float"})  # another graph than that of a quantized network
+    set_spec(integer, spec_of(integer) | {"activations": "float"})  # so that no cached graph with quantizers is used
     export_onnx(integer, file, images=normalize(context.dataset.validation.images[:64], context.dataset))
 
 
 def _dynamic(model: nn.Module, base: Path, file: Path, context: Context) -> None:
-    """Integer weights; each activation's range is found anew at every run."""
+    """Integer weights; the range of each activation is computed at run time."""
     quantize_dynamic(base, file, weight_type=QuantType.QUInt8)
 
 
 def _runtimes_own(activations: QuantType, weights: QuantType, form: QuantFormat) -> Way:
-    """ONNX Runtime's own static quantization of the float file, by min-max."""
+    """Return a path by ONNX Runtime's static quantization of the float file, calibrated by min-max."""
 
     def make(model: nn.Module, base: Path, file: Path, context: Context) -> None:
         images = _Images(context.dataset)
@@ -87,7 +89,7 @@ def _runtimes_own(activations: QuantType, weights: QuantType, form: QuantFormat)
 
 @torch.no_grad()
 def _pt2e(model: nn.Module, base: Path, file: Path, context: Context) -> None:
-    """PyTorch's own: torch.export, torchao's quantizer for x86 processors, and its integer graph as ONNX."""
+    """PyTorch's export quantization (PT2E), with torchao's quantizer for x86 processors, exported to ONNX."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -112,7 +114,7 @@ def _pt2e(model: nn.Module, base: Path, file: Path, context: Context) -> None:
 
 
 class _Images(CalibrationDataReader):
-    """Training images, a batch at a time."""
+    """Training images in batches, for ONNX Runtime's calibration."""
 
     def __init__(self, dataset: Dataset, count: int = 256):
         images = normalize(dataset.train.images[:count], dataset)

@@ -1,7 +1,7 @@
-"""Quantization-aware training: fake quantizers where the deployed model has its own, and steps that are learned.
+"""Quantization-aware training with learned step sizes (Esser et al., "Learned step size quantization", ICLR 2020).
 
-Esser et al., "Learned step size quantization", ICLR 2020. Weights have a step per output channel; batch norm stays in
-the training, and is folded into those steps at the end, so that the integers that were trained are those deployed.
+Fake quantizers are placed where the deployed model has quantizers. Weights have one step per output channel. Batch norm
+is kept during the training and folded into those steps at the end, so that exactly the trained integers are deployed.
 """
 
 import copy
@@ -18,15 +18,15 @@ from models.quantized import Quantizer, bias_steps, by_channel, geometry, insert
 from quantization.weights import Bits, best_scale, levels, round_weight
 from training import TrainingDiverged
 
-FREEZE = 0.95  # share of the training after which batch norm keeps its statistics: at a higher rate few bits diverge
+FREEZE = 0.95  # share of the training after which batch norm statistics freeze: earlier, low bit widths may diverge
 SMALLEST_STEP = 1e-6
-LARGEST_BIAS = 2**31 - 1  # in steps: the runtime adds it to a sum of 32 bits
+LARGEST_BIAS = 2**31 - 1  # in steps: the runtime adds it to a 32-bit accumulator
 
 
 class FakeQuantize(torch.autograd.Function):
-    """`scale * round(x / scale)` within `low..high`, with the gradients of the paper for x and scale.
+    """`scale * round(x / scale)`, clipped to the levels `low..high`, with the paper's gradients for x and scale.
 
-    The gradient of x passes where x is within the levels; that of a step is scaled by 1/sqrt(values * high).
+    The gradient of x passes through if x is within the levels; that of a step is scaled by 1/sqrt(values * high).
     """
 
     @staticmethod
@@ -41,7 +41,7 @@ class FakeQuantize(torch.autograd.Function):
         x, rounded, scale = ctx.saved_tensors
         low, high = ctx.levels
         # d rounded / d scale is round(x / scale) - x / scale within the levels and the level itself beyond them.
-        if scale.ndim == 0:  # an activation: most of a training's time goes here, so as few passes as there can be
+        if scale.ndim == 0:  # an activation: takes most of the training time, so it makes few passes over memory
             passed = torch.ops.aten.hardtanh_backward(gradient, x, low * scale.item(), high * scale.item())
             of_scale = _dot(gradient, rounded) - _dot(passed, x)
         else:
@@ -53,13 +53,13 @@ class FakeQuantize(torch.autograd.Function):
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The sum of products of two tensors, read in the order in which they lie in memory."""
+    """Return the dot product of two tensors, read in memory order."""
     order = sorted(range(a.ndim), key=a.stride, reverse=True)
     return torch.dot(*(tensor.permute(order).reshape(-1) for tensor in (a, b)))
 
 
 class _FakeWeight(nn.Module):
-    """A float weight, seen rounded to few bits; what is zero when the training starts stays zero (a pruned weight)."""
+    """A layer whose forward pass rounds its float weight. Weights that are zero, as after pruning, stay zero."""
 
     weight: torch.Tensor
     mask: torch.Tensor
@@ -109,7 +109,7 @@ class FakeQuantizedLinear(_FakeWeight, nn.Linear):
 
 
 class FakeQuantizer(nn.Module):
-    """An activation rounded to 256 levels with a learned step, its zero point that of the calibration."""
+    """Rounds an activation to 256 levels with a learned step; the zero point is that of the calibration."""
 
     zero_point: torch.Tensor
 
@@ -132,9 +132,9 @@ class FakeQuantizer(nn.Module):
 
 
 def prepare(model: nn.Module, bits: dict[str, Bits]) -> fx.GraphModule:
-    """A trainable form of a float `model`, with fake quantizers where its integer form will have quantizers.
+    """Return a trainable form of a float `model`, with fake quantizers where its integer form will have quantizers.
 
-    `bits` gives those of each layer's weight by name. Nothing is rounded before `start`.
+    `bits` are those of each layer's weight, by name. Nothing is rounded before `start`.
     """
     traced = ready_for_quantizers(trace(copy.deepcopy(model).cpu()))
     for name, layer in integer_layers(traced).items():
@@ -149,9 +149,9 @@ def prepare(model: nn.Module, bits: dict[str, Bits]) -> fx.GraphModule:
 
 @torch.no_grad()
 def start(trained: nn.Module, calibrated: nn.Module) -> None:
-    """Round from here on: weights in the steps of least error, activations in those of `calibrated`, an integer model.
+    """Start rounding: weights with the steps of least error, activations with those of the integer model `calibrated`.
 
-    A training that goes on from a checkpoint has its steps already, and needs `enable` alone.
+    A training that resumes from a checkpoint already has its steps, and needs only `enable`.
     """
     for name, module in trained.named_modules():
         if isinstance(module, _FakeWeight):
@@ -162,14 +162,14 @@ def start(trained: nn.Module, calibrated: nn.Module) -> None:
 
 
 def enable(trained: nn.Module) -> None:
-    """Round weights and activations in every forward."""
+    """Round weights and activations in every forward pass."""
     for module in trained.modules():
         if isinstance(module, _FakeWeight | FakeQuantizer):
             module.enabled = True
 
 
 def before_epoch(model: nn.Module, done: float) -> None:
-    """Take up the zeros and the steps that there are; `done` is the share of the training that is."""
+    """Update the masks of zero weights and store the current steps; `done` is the training's progress, 0..1."""
     for module in model.modules():
         if isinstance(module, _FakeWeight):
             module.mask = module.weight.detach() != 0
@@ -179,7 +179,7 @@ def before_epoch(model: nn.Module, done: float) -> None:
 
 
 def _freeze(model: nn.Module, done: float) -> None:
-    """Late in the training batch norm keeps the statistics that it will be folded with."""
+    """Freeze the batch norm statistics late in the training: they are the ones that will be folded."""
     for module in model.modules() if done >= FREEZE else ():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             module.eval()
@@ -187,11 +187,11 @@ def _freeze(model: nn.Module, done: float) -> None:
 
 @torch.no_grad()
 def after_step(model: nn.Module, done: float) -> None:
-    """No step may reach zero, and late in the training batch norm freezes, within an epoch too.
+    """Keep steps above zero, and freeze batch norm late in the training, possibly within an epoch.
 
-    A step that an update takes to zero or below goes back to what it was when the epoch began. At the smallest step it
-    would round its layer to nothing, which batch norm then divides by: few images, and hence few updates before the
-    rounding starts, have gradients that are that large.
+    A step that an update takes to zero or below is reset to its value at the start of the epoch. Clamping it to the
+    smallest step would round its layer to almost nothing, by which batch norm then divides. Gradients are that large
+    only with few images, and hence few updates before the rounding starts.
     """
     _freeze(model, done)
     for module in model.modules():
@@ -202,16 +202,16 @@ def after_step(model: nn.Module, done: float) -> None:
 
 @torch.no_grad()
 def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
-    """The integer model of a trained one: the very integers, batch norm folded into their scales and the biases.
+    """Return the integer model of a trained one: the same integers, with batch norm folded into scales and biases.
 
-    The scales end rounded to bfloat16, off by 1/256 at most: in full they would be a fifth of a small model's archive.
-    `model` is the float model that `trained` was prepared from; its weights are overwritten.
+    Scales are rounded to bfloat16, an error of at most 1/256: as float32 they would be a fifth of a small model's
+    archive. `model` is the float model that `trained` was prepared from; its weights are overwritten.
 
     Raises:
-        TrainingDiverged: the steps of a layer became so small that its biases are beyond what the runtime can add.
+        TrainingDiverged: the steps of a layer became so small that its biases exceed the runtime's 32-bit integers.
     """
     trained = trained.cpu()
-    values = model.cpu().state_dict()  # also of what no forward calls
+    values = model.cpu().state_dict()  # includes modules that the forward pass does not call
     values.update({name: tensor for name, tensor in trained.state_dict().items() if name in values})
     model.load_state_dict(values)
     norms = _norms(trained)
@@ -238,14 +238,14 @@ def finish(trained: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
 
 
 def _check_biases(integer: fx.GraphModule) -> None:
-    """A channel may be nearly dead, and gets a larger step; a layer of which all are was lost in the training."""
+    """Raise TrainingDiverged if none of a layer's biases fits in 32 bits. Single channels get a larger step instead."""
     tensors = integer.state_dict()
     for bias, scales in bias_steps(integer).items():
         steps = (tensors[bias] / (tensors[scales[0]] * tensors[scales[1]])).abs()
         if not bool(tensors[bias].isfinite().all()) or bool((steps > LARGEST_BIAS).all()):
             raise TrainingDiverged(
-                f"the steps of quantization-aware training went astray: {bias} is {float(steps.max()):.0e} of them, "
-                "more than 32 bits hold; lower learning_rate, or train the network for longer before"
+                f"the steps of quantization-aware training diverged: {bias} is {float(steps.max()):.0e} of them, more "
+                "than 32 bits hold; lower learning_rate, or train the network for longer before"
             )
 
 
@@ -261,7 +261,7 @@ def _copy_range(source: Quantizer | FakeQuantizer, quantizer: Quantizer | FakeQu
 
 
 def _norms(traced: fx.GraphModule) -> dict[str, nn.BatchNorm2d | nn.BatchNorm1d]:
-    """The batch norm that will be folded into each layer, by the layer's name."""
+    """Return the batch norm that will be folded into each layer, by the layer's name."""
     modules = dict(traced.named_modules())
     found = {str(source(node).target): called(node, modules) for node in folding_norms(traced)}
     return {name: norm for name, norm in found.items() if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)}

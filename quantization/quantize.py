@@ -1,4 +1,4 @@
-"""`Quantize`: a float model in, an integer model out."""
+"""`Quantize`: turns a float model into an integer model."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
@@ -21,13 +21,13 @@ from training import Context, fit
 class Quantize(Step, Training):
     """Integer weights and activations: `base.then(Quantize())`, `base.then(Quantize(mode="qat", bits=4))`.
 
-    Weights get one symmetric scale per output channel, activations 8 bits with one scale per tensor, found on
-    `images` training images, or on all where there are fewer. Batch norm is folded into the convolutions (Jacob et
-    al., CVPR 2018).
+    Weights get one symmetric scale per output channel. Activations get 8 bits with one scale per tensor, calibrated on
+    `images` training images, or on all if there are fewer. Batch norm is folded into the convolutions (Jacob et al.,
+    CVPR 2018).
 
-    mode: "static" rounds the trained weights; "qat" trains on with everything rounded (learned step sizes, Esser et
-        al., ICLR 2020), for `epochs`. Weights that are zero, as pruning leaves them, stay zero.
-    bits, first_last_bits, layer_bits, calibration, percentile: those of `Round`.
+    mode: "static" rounds the trained weights; "qat" continues training for `epochs` with everything rounded (learned
+        step sizes, Esser et al., ICLR 2020). Weights that are zero, for instance pruned, stay zero.
+    bits, first_last_bits, layer_bits, calibration, percentile: as in `Round`.
     teacher: a recipe whose logits guide the training, such as the float base itself (see `distillation_loss`).
     """
 
@@ -35,7 +35,7 @@ class Quantize(Step, Training):
     kind: ClassVar[str] = "quantized"
     gives: ClassVar[frozenset[str]] = frozenset({"integers"})
     forbids: ClassVar[dict[str, str]] = {
-        "integers": "the model is made of integers already",
+        "integers": "the model is quantized already",
         "members": "an ensemble has no integer form; quantize its members, and make an ensemble of those",
     }
 
@@ -58,9 +58,9 @@ class Quantize(Step, Training):
     def check(self) -> None:
         if self.mode not in ("static", "qat"):
             raise StepError(f"unknown quantization mode {self.mode!r}: use 'static' or 'qat'")
-        self.round()  # which checks its own fields
+        self.round()  # checks the fields of `Round`
         if self.mode == "qat" and not self.per_channel:
-            raise StepError("quantization-aware training learns a step per output channel: leave per_channel True")
+            raise StepError("quantization-aware training learns one step per output channel: leave per_channel at True")
         self.check_training()
         if self.mode == "static":
             training = (*TRAINING_FIELDS, "teacher", "temperature", "alpha")
@@ -68,7 +68,7 @@ class Quantize(Step, Training):
         check_teacher(self)
 
     def round(self) -> Round:
-        """What is done to weights and activations."""
+        """Return how weights and activations are rounded."""
         return Round(
             self.bits,
             first_last_bits=self.first_last_bits,
@@ -82,7 +82,7 @@ class Quantize(Step, Training):
         return [f"{bits}{'' if self.mode == 'qat' else ' without training'}" for bits in self.round().words()]
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
-        assert model is not None  # `check_after` saw to it
+        assert model is not None  # ensured by `check_after`
         bits = self.round().by_layer(model)
 
         def rounding(name: str, layer: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""`Round`: weights and activations that are rounded in the course of a training."""
+"""`Round`: rounds weights and activations during a training."""
 
 import copy
 from dataclasses import KW_ONLY, dataclass
@@ -16,14 +16,14 @@ from training import Callback, Context, Since, check_start, first_epoch
 
 @dataclass(frozen=True)
 class Round(Technique):
-    """Compute with rounded weights and activations: `Train("resnet20", during=(Round(4, start=0.6),))`.
+    """Train with rounded weights and activations: `Train("resnet20", during=(Round(4, start=0.6),))`.
 
-    bits: of the weights, 2 to 8, or "ternary" (-1, 0, 1); `first_last_bits` those of the first and the last layer,
-        None for the same; `layer_bits` those of single layers, as pairs of name and bits.
-    calibration: how the activations' first ranges are found on `images` training images: "percentile" (a range holds
-        `percentile` % of the values seen), "minmax", or "mse" (the range with the least mean squared error).
-    start: share of the training from whose next whole epoch on it rounds. The steps of weights and activations are
-        learned then (Esser et al., ICLR 2020).
+    bits: bits of the weights, 2 to 8, or "ternary" (-1, 0, 1). `first_last_bits`: those of the first and the last
+        layer, None for the same. `layer_bits`: those of single layers, as pairs of name and bits.
+    calibration: how the initial ranges of activations are chosen on `images` training images: "percentile" (the range
+        contains `percentile` % of the values), "minmax", or "mse" (the range with the least mean squared error).
+    start: share of the training after which rounding starts, at the next whole epoch. From then on the steps of weights
+        and activations are learned (Esser et al., ICLR 2020).
     """
 
     letter: ClassVar[str] = "Q"
@@ -60,11 +60,11 @@ class Round(Technique):
         return [bits_in_words(self.bits, self.layer_bits)]
 
     def by_layer(self, model: nn.Module) -> dict[str, Bits]:
-        """The bits of each layer's weight, by its name."""
+        """Return the bits of each layer's weight, by the layer's name."""
         return bits_by_layer(model, self.bits, self.first_last_bits, self.layer_bits)
 
     def calibrate(self, integer: fx.GraphModule, context: Context) -> None:
-        """Find the ranges of the activations of an integer network."""
+        """Set the ranges of an integer network's activations."""
         calibrate(integer, context.dataset, self.images, self.percentile, context.seed, self.calibration)
 
     def form(self, model: nn.Module, context: Context) -> nn.Module:
@@ -73,7 +73,7 @@ class Round(Technique):
         return trained
 
     def callback(self, model: nn.Module, trained: nn.Module, context: Context, training: Training) -> Callback:
-        return _From(self, model, trained, context, training)
+        return _DelayedRounding(self, model, trained, context, training)
 
     def deployed(self, model: nn.Module, trained: nn.Module) -> nn.Module:
         assert isinstance(trained, fx.GraphModule)
@@ -81,7 +81,7 @@ class Round(Technique):
 
 
 class Rounding(Callback):
-    """Keeps the steps of a network in quantization-aware training apart from zero, and freezes batch norm late."""
+    """Keeps the steps of quantization-aware training above zero, and freezes batch norm late in the training."""
 
     def __init__(self, trained: nn.Module):
         self.trained = trained
@@ -93,21 +93,21 @@ class Rounding(Callback):
         qat.after_step(self.trained, done)
 
 
-class _From(Callback):
-    """Rounding from the first whole epoch after a share of the training on, calibrated there."""
+class _DelayedRounding(Callback):
+    """Starts rounding, after a calibration, at the first whole epoch after a share of the training."""
 
-    def __init__(self, own: Round, model: nn.Module, trained: nn.Module, context: Context, training: Training):
-        self.own, self.model, self.trained, self.context, self.training = own, model, trained, context, training
-        self.first = first_epoch(own.start, training.epochs)
-        self.rounding = Since(own.start, Rounding(trained))
+    def __init__(self, step: Round, model: nn.Module, trained: nn.Module, context: Context, training: Training):
+        self.step, self.model, self.trained, self.context, self.training = step, model, trained, context, training
+        self.first = first_epoch(step.start, training.epochs)
+        self.rounding = Since(step.start, Rounding(trained))
 
     def before_epoch(self, done: float) -> None:
         epoch = round(done * self.training.epochs)
         if epoch < self.first:
             return
-        if epoch == self.first:  # later the steps are those learned
+        if epoch == self.first:  # later epochs keep the learned steps
             calibrated = insert_quantizers(copy.deepcopy(self.model))
-            self.own.calibrate(calibrated, self.context)
+            self.step.calibrate(calibrated, self.context)
             qat.start(self.trained, calibrated)
         qat.enable(self.trained)
         self.rounding.before_epoch(done)
@@ -117,7 +117,7 @@ class _From(Callback):
 
 
 def _share(model: nn.Module, trained: nn.Module) -> None:
-    """Make a float `model` another view of `trained`: the same tensors without quantizers, for the layer graph."""
+    """Let a float `model` share the tensors of `trained`, as a view without quantizers for the layer graph."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d | nn.Linear):
             shared = trained.get_submodule(name)

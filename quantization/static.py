@@ -1,4 +1,4 @@
-"""Calibration: the scale of every activation, from images."""
+"""Calibration: sets the scale of every activation from images."""
 
 import numpy as np
 import torch
@@ -10,9 +10,9 @@ from models.quantized import Quantizer, round_biases
 from recipe import StepError
 
 BATCH = 64
-SAMPLE = 100_000  # values looked at of each tensor in each batch
-BINS = 2048  # of the histogram that "mse" searches
-TOLERANCE = 0.25  # of the norm of all logits, that rounding weights to 8 bits may change
+SAMPLE = 100_000  # values sampled per tensor and batch
+BINS = 2048  # of the histogram used by "mse"
+TOLERANCE = 0.25  # largest relative error of the logits, in norm, by rounding weights to 8 bits
 METHODS = ("percentile", "minmax", "mse")
 
 
@@ -20,13 +20,13 @@ METHODS = ("percentile", "minmax", "mse")
 def calibrate(
     model: fx.GraphModule, dataset: Dataset, images: int, percentile: float, seed: int, method: str = "percentile"
 ) -> None:
-    """Set every quantizer of an integer `model` to the range that it sees on `images` random training images.
+    """Set every quantizer of an integer `model` to the range of its inputs on `images` random training images.
 
-    Then biases are rounded to the steps that follow.
+    The biases are then rounded to the resulting steps.
 
-    The range holds zero and, by the method "percentile", so many % of the values; what lies beyond is clipped, half of
-    it at either end. "minmax" takes the extremes, with which a few outliers coarsen the step for all other values;
-    "mse" the part of them with the least mean squared error over a histogram.
+    The range always contains zero. With the method "percentile" it contains `percentile` % of the values; half of the
+    others are clipped at either end. "minmax" takes the extremes, so that a few outliers coarsen the step for all other
+    values. "mse" takes the fraction of that range with the least mean squared error, estimated from a histogram.
     """
     percentile = 100 if method == "minmax" else percentile
     quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
@@ -64,10 +64,9 @@ def calibrate(
 
 @torch.no_grad()
 def check_integer_form(model: nn.Module, integer: fx.GraphModule, dataset: Dataset) -> None:
-    """Raise StepError if an integer network with 8-bit weights is another network than the float one.
+    """Raise StepError if an integer network with 8-bit weights does not compute what the float network does.
 
-    Its activations are not rounded here, so that little is lost: what the float network does is what the integer one
-    was made to do, whatever its operators.
+    Activations are not rounded here, so a large difference means that an operator was converted wrongly.
     """
     quantizers = [module for module in integer.modules() if isinstance(module, Quantizer)]
     images = normalize(dataset.train.images[:BATCH], dataset)
@@ -77,13 +76,13 @@ def check_integer_form(model: nn.Module, integer: fx.GraphModule, dataset: Datas
     difference = float((logits - expected).norm() / expected.norm())
     if not difference <= TOLERANCE:
         raise StepError(
-            f"the integer network computes other logits than the float one (by {difference:.0%} of their norm) even "
-            "where no activation is rounded: an operator of the network has another form there; see models/operators.py"
+            f"the integer network computes other logits than the float one (by {difference:.0%} of their norm) even if "
+            "no activation is rounded: one of its operators is converted wrongly; see models/operators.py"
         )
 
 
 def least_error_range(values: np.ndarray) -> tuple[float, float]:
-    """The range, out of fractions of the extremes, whose 256 levels are nearest to the values in the mean square."""
+    """Return the range whose 256 levels have the least mean squared error, among fractions of the full range."""
     counts, edges = np.histogram(values, BINS)
     centres = (edges[:-1] + edges[1:]) / 2
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
@@ -98,12 +97,12 @@ def least_error_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def scale_and_zero_point(low: float, high: float) -> tuple[float, int]:
-    """The step and the level of zero that spread 0..255 over `low`..`high`; zero itself is met exactly.
+    """Return the step and the zero point that map `low`..`high` to 0..255; zero is represented exactly.
 
     Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (2018), section 2.1.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / 255 or 1.0  # a tensor that is always zero: any scale will do
+    scale = (high - low) / 255 or 1.0  # for a tensor that is always zero, any scale will do
     return scale, min(max(round(-low / scale), 0), 255)
 
 

@@ -1,4 +1,4 @@
-"""Weights to few bits: the levels of a width, and the scales that lose least."""
+"""Rounding of weights: the levels for a number of bits, and the scales with the least error."""
 
 import reprlib
 from collections.abc import Iterable
@@ -12,13 +12,13 @@ from models.quantized import by_channel
 from recipe import StepError
 
 Bits = int | Literal["ternary"]
-FRACTIONS = torch.linspace(0.2, 1.0, 41)  # of the scale at which the largest weight is the last level
+FRACTIONS = torch.linspace(0.2, 1.0, 41)  # of the scale that maps the largest weight to the last level
 
 
 def levels(bits: Bits) -> tuple[int, int]:
-    """The least and the greatest integer of a weight: -2..1 for 2 bits, -1..1 for "ternary", -127..127 for 8.
+    """Return the smallest and largest integer of a weight: -2..1 for 2 bits, -1..1 for "ternary", -127..127 for 8.
 
-    8 bits leave out -128, which nothing needs and some integer kernels do not bear.
+    -128 is left out: nothing needs it, and some integer kernels do not support it.
     """
     if bits == "ternary":
         return -1, 1
@@ -26,10 +26,10 @@ def levels(bits: Bits) -> tuple[int, int]:
 
 
 def best_scale(weight: torch.Tensor, bits: Bits, per_channel: bool = True, largest: bool = False) -> torch.Tensor:
-    """The scale `[O]` of each output channel of `[O, ...]` with the least mean squared rounding error.
+    """Return the scales `[O]` of a weight `[O, ...]`, one per output channel, with the least mean squared error.
 
-    Tried are fractions of the scale that just holds the largest weight, or that one alone where `largest`; one for
-    all channels where not `per_channel`. A channel of zeros gets the scale 1.
+    The candidates are fractions of the smallest scale that does not clip the largest weight; if `largest`, only that
+    scale itself. Without `per_channel`, all channels share one scale. An all-zero channel gets the scale 1.
     """
     low, high = levels(bits)
     rows = weight.detach().flatten(1) if per_channel else weight.detach().reshape(1, -1)
@@ -44,16 +44,16 @@ def best_scale(weight: torch.Tensor, bits: Bits, per_channel: bool = True, large
 
 
 def round_weight(weight: torch.Tensor, scale: torch.Tensor, bits: Bits) -> torch.Tensor:
-    """int8 integers nearest to `weight / scale`, within the levels of so many bits."""
+    """Return the integers nearest to `weight / scale` within the levels of `bits`, as int8."""
     return torch.round(weight.detach() / by_channel(scale, weight)).clamp(*levels(bits)).to(torch.int8)
 
 
 def check_layer_bits(layer_bits: Any) -> None:
-    """Raise StepError where bits of single layers are no tuple of pairs, or name a layer twice."""
+    """Raise StepError unless `layer_bits` is a tuple of (name, bits) pairs without duplicate names."""
     pairs = isinstance(layer_bits, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in layer_bits)
     if not pairs or not all(isinstance(name, str) for name, _ in layer_bits):
         raise StepError(
-            f"layer_bits is a tuple of pairs of name and bits, not {reprlib.repr(layer_bits)}: write (('conv', 2),)"
+            f"layer_bits must be a tuple of (name, bits) pairs, such as (('conv', 2),), not {reprlib.repr(layer_bits)}"
         )
     names = [name for name, _ in layer_bits]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -63,23 +63,23 @@ def check_layer_bits(layer_bits: Any) -> None:
 def bits_by_layer(
     model: nn.Module, bits: Bits, first_last_bits: Bits | None, layer_bits: Iterable[tuple[str, Bits]] = ()
 ) -> dict[str, Bits]:
-    """Bits of each convolution and linear layer by name, in the order of their use.
+    """Return the bits of each convolution and linear layer by name, in order of use.
 
-    The first and the last have their own, None for the same; and so have those that `layer_bits` names.
+    The first and the last layer get `first_last_bits`, unless that is None; `layer_bits` overrides single layers.
 
     Raises:
-        StepError: `layer_bits` names what is no layer.
+        StepError: `layer_bits` names a layer that does not exist.
     """
     names = list(integer_layers(trace(model)))
     unknown = [name for name, _ in layer_bits if name not in names]
     if unknown:
-        raise StepError(f"layer_bits names {unknown[0]!r}, which is no layer: use some of {', '.join(names)}")
+        raise StepError(f"layer_bits names {unknown[0]!r}, which is not a layer: use some of {', '.join(names)}")
     first_last = bits if first_last_bits is None else first_last_bits
     return {name: first_last if name in (names[0], names[-1]) else bits for name in names} | dict(layer_bits)
 
 
 def bits_in_words(bits: Bits, layer_bits: Iterable[tuple[str, Bits]] = ()) -> str:
-    """`3 bits`; where layers have their own, `ternary and 4 bits`."""
+    """Return the bits in words: `3 bits`, or, if some layers have their own, `ternary and 4 bits`."""
     widths = {bits, *dict(layer_bits).values()}
     numbers = sorted(width for width in widths if isinstance(width, int))
     parts = ["ternary"] * ("ternary" in widths) + [f"{' and '.join(map(str, numbers))} bits"] * bool(numbers)

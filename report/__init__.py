@@ -1,4 +1,4 @@
-"""Tables and words: what the records say, beside the published study's figures."""
+"""Reports: tables and conclusions from the records, compared with the published study's figures."""
 
 from report.comparison import (
     beside,

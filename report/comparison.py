@@ -1,4 +1,4 @@
-"""Records beside their FP32 bases and beside each other, as tables: accuracy, size and time."""
+"""Tables that compare records with their FP32 bases and with each other: accuracy, size and time."""
 
 from collections.abc import Iterable, Mapping
 
@@ -19,14 +19,16 @@ NEAR_BEST = "within chance of the best"  # the 95 % intervals overlap
 
 
 def compared(records: pd.DataFrame) -> pd.DataFrame:
-    """The records beside their FP32 bases, with these columns more.
+    """Compare the records with their FP32 bases; return them with these additional columns.
 
-    `lost` and `lost_on_validation`: points of accuracy below the base, on the test images and on those that choose;
-    `smaller`: the base's FP32 file over the archive; `macs_left`: the share of the base's multiply-accumulates;
-    `training`: what its last training computed, in epochs of the base (its epochs times its own multiply-accumulates
-    over the base's; 0 without training); `of_largest`: whether the base is the largest FP32 network there is;
-    `lost_to_largest` (on the images that choose) and `smaller_than_largest`: against that one; `steps` of the recipe;
-    `density`: share of the weights that are not zero.
+    `lost`, `lost_on_validation`: percentage points of accuracy below the base, on test and on validation images.
+    `smaller`: size of the base's FP32 file over that of the archive.
+    `macs_left`: share of the base's multiply-accumulates.
+    `training`: compute of the last training, in epochs of the base: its epochs times `macs_left`; 0 without training.
+    `of_largest`: whether the base is the largest FP32 network in the table.
+    `lost_to_largest` (validation images), `smaller_than_largest`: compared with that network.
+    `steps`: the steps of the recipe.
+    `density`: share of non-zero weights.
     """
     table = records.copy()
     bases = table.set_index("id").reindex(table["base"]).set_axis(table.index)
@@ -35,12 +37,12 @@ def compared(records: pd.DataFrame) -> pd.DataFrame:
     table["smaller"] = table["base_onnx_bytes"] / table["archive_bytes"]
     table["macs_left"] = table["macs"] / bases["macs"]
     epochs = [len(curves) if isinstance(curves, list) else 0 for curves in table["curves"]]
-    table["training"] = epochs * table["macs_left"]  # seconds would tell as much of what else ran on the machine
+    table["training"] = epochs * table["macs_left"]  # not seconds, which depend on what else ran on the machine
     table["of_largest"] = False
     own = table[table["id"] == table["base"]]
     if not own.empty:
-        alike = own.loc[own["onnx_bytes"] == own["onnx_bytes"].max(), "label"]
-        most_used = bases.loc[bases["label"].isin(alike), "label"].mode()[0]  # of several trainings
+        same_size = own.loc[own["onnx_bytes"] == own["onnx_bytes"].max(), "label"]
+        most_used = bases.loc[bases["label"].isin(same_size), "label"].mode()[0]  # if it was trained in several ways
         largest = own[own["label"] == most_used]  # its seeds
         table["of_largest"] = table["base"].isin(largest["id"])
         table["lost_to_largest"] = 100 * (largest["validation_accuracy"].mean() - table["validation_accuracy"])
@@ -51,9 +53,9 @@ def compared(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(records: pd.DataFrame, reference: Mapping, *words: str) -> pd.DataFrame:
-    """A row for each record beside one of them: columns `words`, test accuracy (%), and the difference in points.
+    """Compare each record with one of them: columns `words`, test accuracy (%), and the difference in points.
 
-    `intervals overlap`: whether the 95 % intervals do, so that chance may have made the difference.
+    `intervals overlap`: whether the 95 % intervals do, so that the difference may be due to chance.
     """
     figures = {
         "accuracy %": 100 * records["accuracy"],
@@ -65,7 +67,7 @@ def beside(records: pd.DataFrame, reference: Mapping, *words: str) -> pd.DataFra
 
 
 def pairs(records: pd.DataFrame, name: str, kind: str, one: str, other: str) -> pd.DataFrame:
-    """A row for each `name` that has a record of both kinds: test accuracies (%), and the points of one over the other.
+    """Compare, for each `name` with records of both kinds, their test accuracies (%), with the difference in points.
 
     `intervals overlap` as in `beside`.
     """
@@ -78,9 +80,9 @@ def pairs(records: pd.DataFrame, name: str, kind: str, one: str, other: str) -> 
 
 
 def by_sparsity(records: pd.DataFrame) -> pd.DataFrame:
-    """A row for each sparsity and criterion of pruned records, seeds averaged: test accuracy, size and speed.
+    """Return one row per sparsity and criterion of pruned records, averaged over seeds: test accuracy, size and speed.
 
-    The best of each sparsity is that with the highest accuracy; the interval is that of one seed.
+    The best of each sparsity is the one with the highest accuracy. The interval is that of a single seed.
     """
     images = int(records["test_images"].iloc[0])
     figures = pd.DataFrame(
@@ -105,9 +107,9 @@ def by_sparsity(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_on_validation(table: pd.DataFrame, images: int) -> pd.DataFrame:
-    """A table with a `validation_accuracy` (0..1): in % instead, with what is within chance of the best.
+    """Replace `validation_accuracy` (0..1), measured on `images` images, by % and whether it is near the best.
 
-    Each was measured on so many images.
+    Near the best means that the 95 % intervals overlap.
     """
     near = near_best(table["validation_accuracy"], images)
     return table.drop(columns="validation_accuracy").assign(
@@ -116,10 +118,10 @@ def chosen_on_validation(table: pd.DataFrame, images: int) -> pd.DataFrame:
 
 
 def beside_the_chain(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each training of `at_once_or_in_a_row` beside the chains of its seeds: points, and share of their time.
+    """Compare each single training of `at_once_or_in_a_row` with the chains of its seeds: points, and share of time.
 
-    `points` are the mean over seeds, which stand beside it one by one where there are several; `intervals overlap` is
-    of the first seed. Without the chain of a seed, whose training may have diverged, its row is left out.
+    `points` are the mean over seeds; if there are several, they are listed too. `intervals overlap` is that of the
+    first seed. Seeds without a chain, whose training may have diverged, are left out.
     """
     together = table["how"] == AT_ONCE
     chains = table[~together].set_index("seed")
@@ -138,9 +140,9 @@ def beside_the_chain(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def ends_of_fronts(records: pd.DataFrame) -> pd.DataFrame:
-    """Where the front by validation accuracy against each of `COSTS` ends: its cheapest, its most accurate record.
+    """Return the cheapest and the most accurate record on the front of validation accuracy against each of `COSTS`.
 
-    `front`: how many records are on it.
+    `front`: how many records are on the front.
     """
     rows = []
     for column, (name, unit) in COSTS.items():
@@ -153,14 +155,14 @@ def ends_of_fronts(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd.DataFrame:
-    """A row a recipe, its seeds averaged: columns `words` of the table, test accuracy and its distance to the base.
+    """Return one row per recipe, averaged over seeds: columns `words`, accuracy, distance to the base, size and time.
 
-    Each record is compared with the one of `bases` that it started from, of the same seed. `spread`, where there are
-    several seeds, is the standard deviation of the accuracy over them; the interval is that of one. Trainings are
-    those after the base (or `seconds`, where the table has them), in seconds where all are short.
+    Each record is compared with its base among `bases`, of the same seed. With several seeds, `spread` is the standard
+    deviation of their accuracies; the interval is that of a single seed. The training time, in minutes or seconds, is
+    the table's `seconds` if it has them, else that of the trainings after the base.
     """
     base = pd.json_normalize(list(bases)).set_index("id").loc[table["base"]].set_axis(table.index)
-    # Where it is a teacher, its training is not counted.
+    # A base that is named as teacher is not counted in the record's training time.
     after = pd.Series([steps_of(record)[0].base is None for record in table.to_dict("records")], table.index)
     seconds = table.get("seconds", table["train_seconds"] - base["train_seconds"].where(after, 0))
     unit, name = (60, "min") if seconds.max() >= 600 else (1, "s")
@@ -178,7 +180,7 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
             f"training {name}": seconds / unit,
         }
     )
-    keys = list(dict.fromkeys([*words, "label"]))  # bits by layer, for instance, are in no label
+    keys = list(dict.fromkeys([*words, "label"]))  # labels omit bits by layer, for instance
     by_recipe = figures.groupby([table[key] for key in keys], sort=False, dropna=False)
     means = by_recipe.mean()
     means.insert(1, "interval", means.apply(interval, axis="columns"))
@@ -193,7 +195,7 @@ def loss_and_size(table: pd.DataFrame, bases: Iterable[dict], *words: str) -> pd
 
 
 def by_width(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a network and width from records of `widths`: test accuracy (%), points to the float one, archive."""
+    """Return one row per network and bits from records of `widths`: test accuracy (%), points to float, archive."""
     rows = []
     for (model, bits), group in table[table["how"] != "float"].groupby(["model", "bits"], sort=False):
         float_accuracy = 100 * table.loc[(table["model"] == model) & (table["how"] == "float"), "accuracy"].mean()

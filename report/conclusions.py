@@ -1,4 +1,4 @@
-"""The twelve takeaways of the published study, each answered anew from the records.
+"""The published study's twelve takeaways, each checked against the records.
 
 The published study is Shettiwar and Shankar, "An Analysis of Compression Methods for Deep Learning Networks".
 """
@@ -20,25 +20,26 @@ from report.published import as_the_study, published_study
 from report.tables import percent
 
 FLAT, NEAR, KEPT = 1.0, 2.0, 6.0  # points: what "flat", "at equal accuracy" and "most of the accuracy" mean here
-LIKE = 1.25  # figures within this factor of each other agree
+LIKE = 1.25  # figures that differ by at most this factor agree
 METHODS = {"quantization": "Q", "pruning": "P", "distillation": "D"}
-# The published study's figures that stand in its text alone.
+# Figures of the published study that are given only in its text.
 KINK, INT8_GAIN, SPARSE_GAIN = 0.9, 1.36, 2.9
 SHARES_OF_TIME = {"quantization": 0.6, "pruning": 0.21, "distillation": 0.2}
 
-# What the records say, and whether the published claim holds of them; None where they cannot tell.
+# What the records say, and whether the published claim holds for them, None if they cannot tell.
 Answer = tuple[str, bool | None]
 
 
 class NotMeasured(CompressionError):
-    """The records that an answer needs are not there yet."""
+    """The records that an answer needs do not exist yet."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is answered from: the models, a row each with seeds averaged (see `compared`), and records of our kernels.
+    """The measurements that answers use.
 
-    Those are of the GPU that was measured last; none without one.
+    models: one row per recipe, averaged over seeds, with the columns of `compared`.
+    kernels: records of our kernels on the GPU that was measured last; may be empty.
     """
 
     models: pd.DataFrame
@@ -46,15 +47,15 @@ class Measured:
 
     @property
     def name(self) -> str:
-        """The largest FP32 network: the takeaways 2 to 10 are of what is made of it."""
+        """The largest FP32 network. Takeaways 2 to 10 are about models made from it."""
         return self.of("", "an FP32 base (notebook 1)").iloc[0]["model"]
 
     def of(self, kinds: str, what: str) -> pd.DataFrame:
-        """Of the largest network, what these methods made."""
+        """Return the models that these methods made from the largest network."""
         return _some(self.models[self.models["of_largest"] & (self.models["kinds"] == kinds)], what)
 
     def methods(self) -> dict[str, pd.DataFrame]:
-        """Of the largest network, what each of the three methods alone made."""
+        """Return the models that each of the three methods alone made from the largest network."""
         made = self.models[self.models["of_largest"]]
         methods = {name: made[made["kinds"] == letter] for name, letter in METHODS.items()}
         missing = [name for name, rows in methods.items() if rows.empty]
@@ -63,9 +64,9 @@ class Measured:
         return methods
 
     def with_zeros(self) -> pd.DataFrame:
-        """The largest network with weights pruned one by one, a row a `sparsity`, least first.
+        """Return the largest network with single weights pruned: one row per `sparsity`, in ascending order.
 
-        Of several criteria the one that is best on the validation images.
+        Of several criteria, the one with the best validation accuracy.
         """
         what = f"{self.name} with weights pruned (notebook 3)"
         rows = self.of("P", what)
@@ -76,10 +77,10 @@ class Measured:
 
 
 def takeaways(records: pd.DataFrame, kernels: pd.DataFrame | None = None) -> pd.DataFrame:
-    """A row for each takeaway: what the published study found, what the records say, and whether they agree.
+    """Return one row per takeaway: what the published study found, what the records say, and whether they agree.
 
-    `kernels`: the records of `cuda_kernels.records.load`, for the two takeaways about hardware. Points are of the test
-    images, below or above the network that was compressed; which model is shown is chosen on validation images.
+    `kernels`: records from `cuda_kernels.records.load`, for the two takeaways about hardware. Points are differences of
+    test accuracy to the network that was compressed; the models shown are selected on validation images.
     """
     verdicts = {True: "yes", False: "no", None: "cannot be told"}
     rows = []
@@ -113,7 +114,7 @@ def _best(rows: pd.DataFrame) -> pd.Series:
 
 
 def _least(rows: pd.DataFrame, column: str, within: float) -> pd.Series | None:
-    """The row with the least of a column among those that lose at most so many validation points, or None."""
+    """Return the row with the least of a column among those that lose at most `within` validation points, or None."""
     near = rows[rows["lost_on_validation"].round(6) <= within]
     return None if near.empty else near.loc[near[column].idxmin()]
 
@@ -131,11 +132,11 @@ def _like(ours: float, theirs: float) -> bool:
 
 
 def design(measured: Measured) -> Answer:
-    """Whether each change to the baseline student costs no more accuracy than published."""
+    """Answer whether each change to the baseline student costs no more accuracy than published."""
     rows = measured.models[measured.models["kinds"] == "D"]
     rows = rows[rows["steps"].map(as_the_study).astype(bool)]
     epochs = rows["steps"].map(lambda steps: steps[-1].epochs)
-    rows = rows[epochs.isin(epochs[rows["model"] == "student_baseline"])]  # some were trained longer
+    rows = rows[epochs.isin(epochs[rows["model"] == "student_baseline"])]  # leaves out longer trainings
     students = rows.sort_values("validation_accuracy", ascending=False).drop_duplicates("model").set_index("model")
     changes = {
         "smaller filters": ("student_2", "Model 2"),
@@ -157,7 +158,7 @@ def design(measured: Measured) -> Answer:
 
 
 def kink(measured: Measured) -> Answer:
-    """Up to which sparsity accuracy stays flat, and whether the kink lies where it was published."""
+    """Answer up to which sparsity accuracy stays flat, and whether the kink is where it was published."""
     rows = measured.with_zeros()
     flat = rows[rows["lost_on_validation"] <= FLAT]
     start = 0.0 if flat.empty else flat["sparsity"].iloc[-1]
@@ -165,7 +166,7 @@ def kink(measured: Measured) -> Answer:
     end = 1.0 if beyond.empty else beyond["sparsity"].iloc[0]
     between = f"between {100 * start:g} and {100 * end:g} %"
     holds = start - 0.05 <= KINK <= end + 0.05
-    if holds and (beyond.empty or end - start > 0.2):  # it may lie elsewhere as well
+    if holds and (beyond.empty or end - start > 0.2):  # the range is too wide to locate the kink
         raise NotMeasured(f"{measured.name} with {between} of its weights removed (notebook 3)")
     shown = flat.iloc[-1] if beyond.empty else beyond.iloc[0]
     return f"more than {FLAT:g} validation point is first lost {between}; {100 * shown['sparsity']:g} %: " + (
@@ -174,21 +175,21 @@ def kink(measured: Measured) -> Answer:
 
 
 def all_keep(measured: Measured) -> Answer:
-    """What the best model of each method loses."""
+    """Answer how much accuracy the best model of each method loses."""
     best = {name: _best(rows) for name, rows in measured.methods().items()}
     text = _each(best, lambda row: f"{_points(row)}, {row['smaller']:.1f}x smaller")
     return text, all(row["lost"] <= KEPT for row in best.values())
 
 
 def shrinks_most(measured: Measured) -> Answer:
-    """Which method has the smallest file at nearly equal accuracy."""
+    """Answer which method has the smallest file at nearly equal accuracy."""
     found = {name: _least(rows, "archive_bytes", NEAR) for name, rows in measured.methods().items()}
     text = _each(found, lambda row: f"{row['smaller']:.0f}x")
     return f"within {NEAR:g} validation points, in real files: {text}", _distillation_least(found, "archive_bytes")
 
 
 def parameters(measured: Measured) -> Answer:
-    """Which method has the fewest non-zero weights at nearly equal accuracy."""
+    """Answer which method has the fewest non-zero weights at nearly equal accuracy."""
     found = {name: _least(rows, "nonzero_parameters", NEAR) for name, rows in measured.methods().items()}
     text = _each(found, lambda row: f"{row['nonzero_parameters'] / 1e3:,.0f} K")
     return f"not zero, within {NEAR:g} validation points: {text}", _distillation_least(found, "nonzero_parameters")
@@ -200,7 +201,7 @@ def _distillation_least(found: Mapping[str, pd.Series | None], column: str) -> b
 
 
 def latencies(measured: Measured) -> Answer:
-    """The fastest model of each method, as a share of the base's time."""
+    """Answer how fast the fastest model of each method is, as a share of the base's time."""
     found = {
         name: _least(rows.assign(share=1 / rows["latency_ms.batch1_one_thread.speedup"]), "share", KEPT)
         for name, rows in measured.methods().items()
@@ -211,7 +212,7 @@ def latencies(measured: Measured) -> Answer:
 
 
 def steps_of_size(measured: Measured) -> Answer:
-    """How many sizes each method gives to choose from."""
+    """Answer how many sizes each method offers."""
     parts, counts = [], {}
     for name, rows in measured.methods().items():
         tried = rows["steps"].map(lambda steps: _setting(steps[-1])).drop_duplicates().sort_values()
@@ -223,14 +224,14 @@ def steps_of_size(measured: Measured) -> Answer:
 
 
 def _setting(step: Step) -> str:
-    """What sets the size in a method's step, in words."""
+    """Return the setting of a step that determines the model's size, in words."""
     if isinstance(step, Quantize):
         return bits_in_words(step.bits, step.layer_bits)
     return f"{step.network} {', '.join(step.words())}"
 
 
 def effort(measured: Measured) -> Answer:
-    """How much training each method takes."""
+    """Answer how much training each method takes."""
     spent = {name: rows["training"] for name, rows in measured.methods().items()}
     parts = [f"{name} {own.median():.2f} ({own.min():.2f} - {own.max():.2f})" for name, own in spent.items()]
     order = sorted(spent, key=lambda name: spent[name].median())
@@ -239,7 +240,7 @@ def effort(measured: Measured) -> Answer:
 
 
 def int8_hardware(measured: Measured) -> Answer:
-    """What INT8 gains in time: in the whole network, and in our kernel."""
+    """Answer how much faster INT8 is, in the whole network and in our kernel."""
     what = f"{measured.name} in 8 bits (notebook 2)"
     rows = measured.of("Q", what)
     row = _best(_some(rows[rows["steps"].map(lambda steps: _setting(steps[-1]) == "8 bits")], what))
@@ -252,7 +253,7 @@ def int8_hardware(measured: Measured) -> Answer:
 
 
 def sparse_hardware(measured: Measured) -> Answer:
-    """What zeros gain in time: in the whole network, and in our kernel."""
+    """Answer how much faster sparsity is, in the whole network and in our kernel."""
     sparsest = measured.with_zeros().iloc[-1]
     network = sparsest["latency_ms.batch1_one_thread.speedup"]
     text = f"{100 * sparsest['sparsity']:g} % of the weights at zero: {network:.2f}x in the dense runtime; "
@@ -261,12 +262,12 @@ def sparse_hardware(measured: Measured) -> Answer:
     if not narrow.empty:
         text += f"whole channels removed: up to {narrow['latency_ms.batch1_one_thread.speedup'].max():.2f}x; "
     kernel = _kernel_gain(measured.kernels, "square 25088", "gemv_fp32", "spmv_csr", 0.1)
-    # The published study speaks of its kernels: only a kernel can agree or differ.
+    # The published claim is about kernels, so only our kernel can confirm or refute it.
     return text + _kernel_words(measured.kernels, kernel), kernel and _like(kernel.times, SPARSE_GAIN)
 
 
 class Gain(NamedTuple):
-    """How many times faster one kernel is than another."""
+    """By which factor one kernel is faster than another."""
 
     times: float
     fast: str
@@ -274,7 +275,7 @@ class Gain(NamedTuple):
 
 
 def _kernel_gain(kernels: pd.DataFrame, case: str, dense: str, other: str, density: float) -> Gain | None:
-    """Our fastest kernel of `other`, at a density, over that of `dense`; None if unknown."""
+    """Compare our fastest kernel of the family `other`, at a density, with that of `dense`; None if not measured."""
     if kernels.empty:
         return None
     rows = kernels[kernels["case"] == case]
@@ -293,7 +294,7 @@ def _kernel_words(kernels: pd.DataFrame, gain: Gain | None) -> str:
 
 
 def ensembles(measured: Measured) -> Answer:
-    """Whether an ensemble beats a single network of its size."""
+    """Answer whether an ensemble beats a single network of its size."""
     models = measured.models
     best = _best(_some(models[models["kinds"] == "E"], "an ensemble (notebook 4)"))
     near = models["parameters"].between(best["parameters"] / 1.05, 1.05 * best["parameters"])
@@ -309,7 +310,7 @@ def ensembles(measured: Measured) -> Answer:
 
 
 def combinations(measured: Measured) -> Answer:
-    """How much smaller combined methods are, at the accuracy that the published combination loses."""
+    """Answer how much smaller combined methods are at the published combination's loss of accuracy."""
     models = measured.models
     several = models["kinds"].map(lambda kinds: "J" in kinds or len({*kinds} & {*"DPQ"}) > 1)
     rows = _some(models[several], "combinations (notebook 6)")

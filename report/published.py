@@ -1,4 +1,4 @@
-"""The published study's figures beside ours, where it reports the same method on the same kind of network.
+"""Compares our records with the published study's figures for the same method and kind of network.
 
 Shettiwar and Shankar, "An Analysis of Compression Methods for Deep Learning Networks".
 """
@@ -24,7 +24,7 @@ CHAINS = {
 
 
 def published_study() -> pd.DataFrame:
-    """The published study's figures, as reported: technique, label, accuracy (%), size_mb, latency_ms, parameters_k.
+    """Return the published study's figures: technique, label, accuracy (%), size_mb, latency_ms, parameters_k.
 
     Shettiwar and Shankar, "An Analysis of Compression Methods for Deep Learning Networks", a course project.
     """
@@ -32,10 +32,10 @@ def published_study() -> pd.DataFrame:
 
 
 def beside_published(records: pd.DataFrame, labels: Iterable[str]) -> pd.DataFrame:
-    """Our records, a row each, beside the figures that the published study reports under `labels`, as many.
+    """Compare each of our records with the figures that the published study reports under the same one of `labels`.
 
-    Its parameters are those that are not zero; its sizes are of files that it does not describe, or counted from
-    those parameters. Columns that it leaves out altogether are left out, and so are records without such a label.
+    Its parameters are the non-zero ones. Its sizes are those of files that it does not describe, or derived from the
+    parameters. Columns without any reported figure are left out, and so are records whose label it does not have.
     """
     study = published_study().set_index("label")
     named = pd.Series(list(labels), index=records.index, dtype=object)
@@ -56,7 +56,7 @@ def beside_published(records: pd.DataFrame, labels: Iterable[str]) -> pd.DataFra
 
 
 def beside_reported(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """A `summary` of records with two columns more: what the published study reports, accuracy in % and size in MB."""
+    """Add the published study's accuracy (%) and size (MB) to a `summary` of records, as two columns."""
     study = published_study().set_index("label")
     first = compared(records).drop_duplicates("label").set_index("label", drop=False)
     labels = [reported_label(first.loc[recipe]) for recipe in table["recipe"]]
@@ -66,7 +66,7 @@ def beside_reported(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
 
 
 def reported_label(record: Mapping) -> str | None:
-    """The published study's row for a record (with the columns of `compared`), None where it has none."""
+    """Return the published study's label for a record (with the columns of `compared`), or None if it has none."""
     kinds, model, steps = record["kinds"], record["model"], record["steps"]
     if isinstance(steps[0], Ensemble):
         members = steps[0].members
@@ -92,10 +92,10 @@ def reported_label(record: Mapping) -> str | None:
 
 
 def as_the_study(steps: Sequence[Step]) -> bool:
-    """Whether a chain's networks, loss and criteria are the published ones, as far as a recipe says it.
+    """Return whether a chain's networks, loss and criteria are the published ones, as far as its recipe tells.
 
-    No network is narrowed or widened, students learn from the answers of one teacher under the usual share of its
-    loss, and weights go by magnitude or lookahead.
+    Networks have their original width, students learn from the logits of one teacher with the usual alpha, and weights
+    are pruned by magnitude or lookahead.
     """
     return not any(
         step.changed & {"width", "features", "alpha", "teachers"}
@@ -105,19 +105,19 @@ def as_the_study(steps: Sequence[Step]) -> bool:
 
 
 def quantized_beside_published(records: pd.DataFrame) -> pd.DataFrame:
-    """Records of a network in floats and in 8 bits (columns of `study.quantization.widths`) beside those reported."""
+    """Compare records in floats and 8 bits (columns of `study.quantization.widths`) with the published study."""
     names = {"float": "FP32 baseline", "static": "static INT8", "trained": "QAT INT8"}
     rows = records[records["bits"].isin([32, 8])]
     return beside_published(rows, rows["how"].map(names))
 
 
 def pruned_beside_published(records: pd.DataFrame) -> pd.DataFrame:
-    """Records of pruned models (columns sparsity, and those of a record) beside what the published study reports."""
+    """Compare records of pruned models (columns sparsity, and those of a record) with the published study."""
     return beside_published(records, [f"pruned {100 * value:.0f} %" for value in records["sparsity"]])
 
 
 def students_beside_published(records: pd.DataFrame) -> pd.DataFrame:
-    """Our records (columns student, and those of a record) beside the published study's figures for the same model."""
+    """Compare records of students (columns student, and those of a record) with the published study."""
     names = {"resnet18": "ResNet-18 teacher", "ensemble of 4 5 6": "ensemble of 4 5 6"}
     names |= {name: own for name, (own, _) in STUDENTS.items()}
     ours = records[records["student"].isin(names)].drop_duplicates("student")

@@ -1,4 +1,4 @@
-"""The kernel times that Shettiwar and Shankar report for a Titan V, without their method; for comparison only."""
+"""Kernel times that Shettiwar and Shankar report for a Titan V, without a description of the method."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def published_kernels() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["case", "what", "density", "reported_ms"])
 
 
-# Our counterparts of a reported kernel: the one of the same kind, and our fastest.
+# Our counterparts of each reported kernel: the one of the same kind, and our fastest.
 ANSWERS = {
     "FP32, tiled": ("gemm_tiled", "gemm_split_k"),
     "INT8": ("gemm_int8_tiled", "gemm_int8_skinny"),

@@ -1,4 +1,4 @@
-"""The README's results, from the records: `python -m report.readme` writes them."""
+"""Writes the README's results, from the records: `python -m report.readme`."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,20 +21,21 @@ STUDY = ("ResNet-18 teacher", "QAT INT8", "ensemble of 4 5 6", "pruned 96 %", "d
 
 
 def results() -> str:
-    """Markdown: the smallest models by points lost; then, in a table, the FP32 bases and the records that no other
-    beats in accuracy and bytes, and the published study's figures.
+    """Return Markdown: the smallest models by points lost, and a table.
+
+    The table has the FP32 bases, the records on the front of accuracy and bytes, and the published study's figures.
     """
     records = load_records(DATASET)
     if records.empty:
         return "No records yet.\n"
     study = published_study().set_index("label")
     whole = 1000 * study.loc["ResNet-18 teacher", "size_mb"]  # KB
-    rows = candidates(records)  # a row a recipe, seeds averaged
+    rows = candidates(records)  # one row per recipe, averaged over seeds
     base = rows.loc[rows["base_onnx_bytes"].idxmax()]
     base = rows[rows["id"] == base["base"]].iloc[0]  # the ResNet-18
     lines = [smallest_within(records, base, (1, 2, 5)), "", HEAD, "|---|---|---|---|---|---|---|"]
     rows["seeds"] = rows["label"].map(records.groupby("label").size())
-    bases = records.loc[records["id"] != records["base"], "base"]  # that something was made of
+    bases = records.loc[records["id"] != records["base"], "base"]  # bases of at least one other record
     shown = pareto_front(rows, ("archive_bytes",)) | rows["id"].isin(bases)
     for row in rows[shown].sort_values("archive_bytes").to_dict("records"):
         kilobytes = row["archive_bytes"] / 1e3
@@ -61,14 +62,14 @@ def results() -> str:
 
 
 def points(lost: float) -> str:
-    """Points of accuracy lost, in words: `1.10 points lost`, or `0.20 points gained`."""
+    """Return a loss of accuracy in words: `1.10 points lost`, `0.20 points gained`."""
     return f"{abs(lost):.2f} points {'gained' if lost < 0 else 'lost'}"
 
 
 def smallest_within(records: pd.DataFrame, base: Mapping, limits: Iterable[float] = (1, 2, 3, 5)) -> str:
-    """Markdown: of models of one base, seeds averaged, the fewest bytes within so many points of it.
+    """Return Markdown: the smallest model, averaged over seeds, within each of `limits` points of its base.
 
-    The images that choose say what is within; what it lost on the test images stands beside it.
+    Models are selected by validation accuracy; the loss on the test images is shown as well.
     """
     rows = candidates(records)
     lost = 100 * (base["validation_accuracy"] - rows["validation_accuracy"])
@@ -90,12 +91,12 @@ def smallest_within(records: pd.DataFrame, base: Mapping, limits: Iterable[float
 
 
 def seeds_in_words(count: int) -> str:
-    """`one seed`, `mean of 3 seeds`."""
+    """Return `one seed` or `mean of 3 seeds`."""
     return "one seed" if count == 1 else f"mean of {count} seeds"
 
 
 def written(readme: str) -> str:
-    """The README with its results replaced by those of the records."""
+    """Return the README with its results replaced by those of the records."""
     return PLACE.sub(lambda match: match[1] + results() + match[2], readme)
 
 

@@ -1,4 +1,4 @@
-"""Accuracies and records in words, tables of them, and tables in files."""
+"""Formats accuracies, summarizes records and settings as tables, and exports tables."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,20 +13,20 @@ from storage import atomic_write
 
 
 def percent(record: Mapping) -> str:
-    """A record's test accuracy with its 95 % interval: `89.09 % (88.46 - 89.69)`."""
+    """Return a record's test accuracy with its 95 % interval: `89.09 % (88.46 - 89.69)`."""
     return f"{100 * record['accuracy']:.2f} % ({interval(record)})"
 
 
 def interval(record: Mapping) -> str:
-    """The 95 % interval of a record's test accuracy, in %: `88.46 - 89.69`."""
+    """Return the 95 % interval of a record's test accuracy, in %: `88.46 - 89.69`."""
     return f"{100 * record['accuracy_low']:.2f} - {100 * record['accuracy_high']:.2f}"
 
 
 def summary(records: pd.DataFrame) -> pd.DataFrame:
-    """A row a recipe, seeds averaged: accuracy in % with its 95 % interval, size, MACs, latency at batch 1.
+    """Return one row per recipe, averaged over seeds: accuracy in % with its 95 % interval, size, MACs, latency.
 
-    The interval is that of one seed: it covers the choice of test images, not that
-    of the seed, whose spread stands beside it (standard deviation in points; empty for one seed).
+    The interval is that of a single seed: it covers the choice of test images, not that of the seed. `spread` is the
+    standard deviation over seeds, in points; empty for one seed.
     """
     rows = []
     for label, group in records.groupby("label", sort=False):
@@ -56,9 +56,9 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def settings(*recipes: Recipe) -> pd.DataFrame:
-    """How models are made: a column for each step of the recipes, a row for each setting that one of them has.
+    """Return the settings of recipes: one column per step, one row per setting that any of the steps has.
 
-    What several recipes begin with has one column. Any of these is a field that another recipe may change.
+    Steps that several recipes share at their start have one column. Each setting is a field of the step.
     """
     columns = {}
     for recipe in recipes:
@@ -73,12 +73,12 @@ def _setting(value: Any) -> Any:
     if isinstance(value, Recipe):
         return value.words
     if isinstance(value, tuple):
-        return ", ".join(str(_setting(own)) for own in value)
+        return ", ".join(str(_setting(item)) for item in value)
     return "" if value is None or value != value else value
 
 
 def export_table(table: pd.DataFrame, name: str) -> list[Path]:
-    """Write a table as CSV and as LaTeX into results/figures; returns the paths."""
+    """Write a table as CSV and as LaTeX into results/figures; return the paths."""
     csv, latex = (figures_folder() / f"{slug(name)}.{ending}" for ending in ("csv", "tex"))
     with atomic_write(csv) as temporary:
         table.to_csv(temporary, index=False)

@@ -1,4 +1,4 @@
-"""Weights that others saved: safetensors, or torch.save read without running anything that is in the file."""
+"""Weights saved by other projects: safetensors, or torch.save files read without running any code in them."""
 
 import pickle
 import zipfile
@@ -15,24 +15,24 @@ INSIDE = ("state_dict", "model_state_dict", "model", "net", "network", "model_em
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file by name, also if they stand inside a dictionary beside other things.
+    """Return the tensors of a file by name, also if they are nested in a dictionary with other entries.
 
     Raises:
-        StorageError: the file is missing, damaged, no such file, or one that would have to run code.
+        StorageError: the file is missing, damaged, of another format, or cannot be read without running code.
     """
     try:
         if path.suffix == ".safetensors":
             return _unwrapped(load_file(path), path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise StorageError(f"{path} is no readable file of safetensors ({error}): fetch it again") from None
+        raise StorageError(f"{path} is not a readable safetensors file ({error}): fetch it again") from None
     except pickle.UnpicklingError:
         raise StorageError(
-            f"{path} holds more than tensors, which only code that is in the file could build, and is not run: save "
+            f"{path} holds more than tensors; only code in the file could build the rest, and it is not run: save "
             "the network's state_dict() alone, best as safetensors"
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StorageError(f"{path} is no readable file of torch.save ({_first_line(error)}): fetch it again") from None
+        raise StorageError(f"{path} is not a readable torch.save file ({_first_line(error)}): fetch it again") from None
     return _unwrapped(loaded, path)
 
 

@@ -1,4 +1,4 @@
-"""Any ONNX file as a smaller archive, from which the same file comes back byte for byte.
+"""Archives of arbitrary ONNX files: smaller, and restored byte for byte.
 
     bytes       what
     4           magic
@@ -6,10 +6,10 @@
     8           BLAKE2b of everything after it, and of the five bytes before
     varint      length of the ONNX file
     varint      length of the packed head
-    ...         the head: a JSON list of where tensors stood, of what type and shape; then the file without them (LZMA)
+    ...         the head: a JSON list of each tensor's offset, type and shape; then the file without them (LZMA)
     ...         one range-coded stream of the tensors (see `storage.modes`)
 
-Tensors are those that the file holds as raw data; the graph and everything else stays as it is.
+Only tensors stored as raw data are coded this way; the graph and everything else stay in the head.
 """
 
 import json
@@ -36,7 +36,7 @@ from storage.coding import Meter, Reader, Writer
 from storage.files import atomic_write
 
 MAGIC, VERSION = b"\x8bNNO", 1
-LEAST = 128  # bytes of a tensor that is coded apart
+LEAST = 128  # bytes from which on a tensor is coded separately
 SIGN = 0x80
 FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9}]
 TYPES: dict[int, torch.dtype] = {
@@ -45,31 +45,31 @@ TYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT16: torch.float16,
     onnx.TensorProto.BFLOAT16: torch.bfloat16,
     onnx.TensorProto.INT8: torch.int8,
-    onnx.TensorProto.UINT8: torch.int8,  # moved by 128, where the zero points of weights are
+    onnx.TensorProto.UINT8: torch.int8,  # shifted by 128, since the zero points of weights are there
     onnx.TensorProto.INT16: torch.int16,
     onnx.TensorProto.INT32: torch.int32,
     onnx.TensorProto.INT64: torch.int64,
 }
-Place = tuple[int, int, list[int]]  # where a tensor's bytes begin in the file, its type in ONNX, its shape
+Place = tuple[int, int, list[int]]  # a tensor's offset in the file, its ONNX type and its shape
 
 
 def pack_onnx(path: Path, output: Path) -> int:
-    """Write the archive of an ONNX file, once what it decodes to is the same file; returns its length in bytes.
+    """Write the archive of an ONNX file, after checking that it decodes to the same bytes; return its length in bytes.
 
     Raises:
-        ArchiveError: the file is missing, damaged, no ONNX file, too large, or keeps its tensors in other files.
+        ArchiveError: the file is missing, damaged, not an ONNX file, too large, or keeps its tensors in other files.
     """
     content = read_archive(path)
     packed = encode_onnx(content)
     if decode_onnx(packed) != content:
-        raise ArchiveError(f"{path} would not come back as it is: not written; this is a fault to report")
+        raise ArchiveError(f"the archive of {path} would not decode to the same file: not written; report this bug")
     with atomic_write(output) as temporary:
         temporary.write_bytes(packed)
     return len(packed)
 
 
 def unpack_onnx(path: Path, output: Path) -> int:
-    """Write the ONNX file that an archive holds; returns its length in bytes. Raises ArchiveError if it is damaged."""
+    """Write the ONNX file in an archive; return its length in bytes. Raises ArchiveError if the archive is damaged."""
     content = decode_onnx(read_archive(path))
     with atomic_write(output) as temporary:
         temporary.write_bytes(content)
@@ -77,7 +77,7 @@ def unpack_onnx(path: Path, output: Path) -> int:
 
 
 def is_onnx_archive(path: Path) -> bool:
-    """Whether a file begins as an archive of an ONNX file does."""
+    """Return whether a file begins like an archive of an ONNX file."""
     try:
         with path.open("rb") as file:
             return file.read(4) == MAGIC
@@ -86,7 +86,7 @@ def is_onnx_archive(path: Path) -> bool:
 
 
 def encode_onnx(content: bytes) -> bytes:
-    """The archive of an ONNX file's bytes."""
+    """Return the archive of an ONNX file, from its bytes."""
     places = [place for place in _places(content) if _pays(content, place)]
     table = {str(index): _tensor(content, place) for index, place in enumerate(places)}
     skeleton, end = [], 0
@@ -104,7 +104,7 @@ def encode_onnx(content: bytes) -> bytes:
 
 
 def _pays(content: bytes, place: Place) -> bool:
-    """Whether a tensor takes fewer bytes in a mode of ours than in LZMA, which finds words that come again."""
+    """Return whether a tensor takes fewer bytes in our coding than in LZMA, which finds repeated sequences."""
     start, kind, shape = place
     table, meter = {"0": _tensor(content, place)}, Meter()
     for unit in units(table):
@@ -114,13 +114,13 @@ def _pays(content: bytes, place: Place) -> bool:
 
 
 def decode_onnx(packed: bytes) -> bytes:
-    """The ONNX file in an archive's bytes.
+    """Return the bytes of the ONNX file in an archive.
 
     Raises:
-        ArchiveError: the archive is damaged, too new, or none of an ONNX file.
+        ArchiveError: the archive is damaged, too new, or not one of an ONNX file.
     """
     if len(packed) > LIMIT or packed[:4] != MAGIC or len(packed) < 15:
-        raise ArchiveError("this is no archive of an ONNX file: give one that `python -m storage pack` wrote")
+        raise ArchiveError("this is not an archive of an ONNX file: give one that `python -m storage pack` wrote")
     if packed[4] > VERSION:
         version = f"the archive has format version {packed[4]}, this code reads up to {VERSION}"
         raise ArchiveError(f"{version}: update the code")
@@ -130,7 +130,7 @@ def decode_onnx(packed: bytes) -> bytes:
         size, place = varint(packed, 13)
         length, place = varint(packed, place)
         if size > LIMIT or length > len(packed) - place:
-            raise ValueError("it declares more than an archive may hold")
+            raise ValueError("the declared lengths are too large")
         unpacker = lzma.LZMADecompressor(format=lzma.FORMAT_ALONE)
         head = unpacker.decompress(packed[place : place + length], max_length=2 * size + 4096)
         listed, _, skeleton = head.partition(b"\0")
@@ -144,7 +144,7 @@ def decode_onnx(packed: bytes) -> bytes:
 def _restored(places: list[Place], skeleton: bytes, size: int, reader: Reader) -> bytes:
     lengths = [_length(kind, shape) for _, kind, shape in places]
     if len(skeleton) + sum(lengths) != size or min(lengths, default=1) < 1:
-        raise ArchiveError("the archive's lengths do not add up to that of its file")
+        raise ArchiveError("the archive's lengths do not add up to the length of its file")
     table = {
         str(index): torch.empty(shape, dtype=TYPES[kind], device="meta")
         for index, (_, kind, shape) in enumerate(places)
@@ -161,16 +161,16 @@ def _restored(places: list[Place], skeleton: bytes, size: int, reader: Reader) -
 
 
 def _places(content: bytes) -> list[Place]:
-    """Where the raw data of each tensor stands in a serialized ONNX model, in order, none overlapping."""
+    """Return where the raw data of each tensor is in a serialized ONNX model, in order and without overlaps."""
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError as error:
-        raise ArchiveError(f"this is no ONNX file, or a damaged one ({error})") from None
+        raise ArchiveError(f"this is not an ONNX file, or it is damaged ({error})") from None
     tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
-        raise ArchiveError("its tensors lie in other files (external data): save it as one file, with onnx.save(model)")
+        raise ArchiveError("its tensors are in other files (external data): save it as one file, with onnx.save(model)")
     if not model.graph.node:
-        raise ArchiveError("this is no ONNX file: it has no graph")
+        raise ArchiveError("this is not an ONNX file: it has no graph")
     places: list[Place] = []
     for tensor in tensors:
         raw, shape = tensor.raw_data, list(tensor.dims)
@@ -186,7 +186,7 @@ def _places(content: bytes) -> list[Place]:
 
 
 def _found(content: bytes, raw: bytes, kind: int, shape: list[int], taken: set[int]) -> list[Place]:
-    """The place of these bytes; equal tensors have a place each."""
+    """Return the place of these bytes outside those `taken`, since equal tensors each have their own."""
     start = content.find(raw)
     while start in taken:
         start = content.find(raw, start + 1)

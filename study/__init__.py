@@ -1,1 +1,1 @@
-"""The re-done study: one module for each notebook, with its recipes and hyperparameters."""
+"""This repository's study: one module per notebook, with its recipes and hyperparameters."""

@@ -1,4 +1,4 @@
-"""What notebook 6 compares: chains of methods, headline models, and the search for small ones."""
+"""Cases of notebook 6: chains of methods, headline models, and the search for small models."""
 
 import hashlib
 import json
@@ -21,16 +21,15 @@ from study.quantization import trained
 
 Case = tuple[dict, Recipe]
 SPARSITY = 0.77  # the published study's
-DEPTHWISE_BITS = 4  # at least, in the headline models: few weights, and each filter has but nine
-# What becomes a headline model, a network or the base itself; how much of it goes, at how many bits, and the epochs of
-# pruning and of rounding.
+DEPTHWISE_BITS = 4  # least in the headline models: depthwise filters are few, and have only nine weights each
+# The network that becomes a headline model, or "base"; its sparsity, its bits, and the epochs of pruning and rounding.
 Headline = tuple[str, float, Bits, int, int]
-Fields = Mapping[str, Any]  # of a step, where they are to differ from the usual ones
+Fields = Mapping[str, Any]  # fields of a step that differ from the usual ones
 USUAL: Fields = {}
 
 
 class Long(NamedTuple):
-    """A long training of tiny_mixer, and what it becomes; `late_bits` are those of the network's second half."""
+    """A long training of tiny_mixer, and its quantization; `late_bits` are those of the network's second half."""
 
     width: float
     epochs: int
@@ -50,7 +49,7 @@ def chains(
     prune: Fields = USUAL,
     quantize: Fields = USUAL,
 ) -> list[Case]:
-    """The published study's combinations, in its order, with the three methods alone: D distil, P prune, Q quantize."""
+    """Return the published study's combinations and the three methods alone: D distil, P prune, Q quantize."""
     distilled, pruned_base = student(base, model, **distil), under_itself(base, "lookahead", sparsity, **prune)
     both = pruned(distilled, "lookahead", sparsity, **prune)
     made = {
@@ -66,7 +65,7 @@ def chains(
 
 
 def headline(base: Recipe, model: str, rows: Sequence[Headline]) -> list[Case]:
-    """Patient students of the base, and what `rows` make of them and of it, with the base as the teacher to the end."""
+    """Return patient students of the base, and what `rows` make of them and of the base, always taught by the base."""
     whole = {"student": patient(base, model), "tiny_mixer": patient(base, "tiny_mixer"), "base": base}
     cases: list[Case] = [
         ({"network": recipe.model, "sparsity": 0.0, "bits": 32}, recipe)
@@ -84,10 +83,10 @@ def headline(base: Recipe, model: str, rows: Sequence[Headline]) -> list[Case]:
 
 
 def long_trainings(base: Recipe, rows: Iterable[Sequence], **fields) -> list[Case]:
-    """tiny_mixer as each of `rows` (see `Long`) has it, trained long under the base, and what it becomes.
+    """Return tiny_mixer trained long under the base, and its quantized form, for each of `rows` (see `Long`) and seed.
 
-    `fields` are of the students' training. `epochs` are those of the last training: of the student's own, or of its
-    rounding.
+    `fields` are those of the students' training. In the description, `epochs` are those of the last training: the
+    student's own, or that with rounding.
     """
     cases: list[Case] = []
     spared = depthwise("tiny_mixer")
@@ -107,14 +106,14 @@ def long_trainings(base: Recipe, rows: Iterable[Sequence], **fields) -> list[Cas
 
 
 def depthwise(model: str) -> tuple[tuple[str, Bits], ...]:
-    """The `layer_bits` that give a network's depthwise convolutions `DEPTHWISE_BITS`."""
-    layers = build(model, shape=(3, 32, 32), classes=10).named_modules()  # of the same names at any shape
+    """Return the `layer_bits` that give a network's depthwise convolutions `DEPTHWISE_BITS`."""
+    layers = build(model, shape=(3, 32, 32), classes=10).named_modules()  # their names do not depend on the shape
     own = [name for name, layer in layers if isinstance(layer, nn.Conv2d) and layer.groups > 1]
     return tuple((name, DEPTHWISE_BITS) for name in own)
 
 
 def second_half(model: str) -> list[str]:
-    """Names of the layers in a network's second half, where most weights are, without the last."""
+    """Return the names of the layers in a network's second half, where most weights are, without the last."""
     layers = list(bits_by_layer(build(model, shape=(3, 32, 32), classes=10), 8, 8))
     return layers[len(layers) // 2 : -1]
 
@@ -129,7 +128,7 @@ def orders(
     prune: Fields = USUAL,
     quantize: Fields = USUAL,
 ) -> list[Case]:
-    """All orders that make sense: integers come last, and a student of a pruned teacher is pruned itself or not."""
+    """Return all sensible orders: integers come last, and the student of a pruned teacher may be pruned itself."""
     of_pruned = student(under_itself(base, "lookahead", sparsity, **prune), model, **distil)
     twice = pruned(of_pruned, "lookahead", sparsity, **prune)
     usual = chains(base, model, bits, sparsity, distil=distil, prune=prune, quantize=quantize)[-1][1]
@@ -141,9 +140,9 @@ def orders(
 
 
 def smallest(base: Recipe, space: Mapping[str, Sequence], *, candidates: int, epochs: int) -> pd.DataFrame:
-    """The search over fields of Joint (`model`, `width`, `sparsity`, ...), kept as a table: see `search`.
+    """Search over fields of Joint (`model`, `width`, `sparsity`, ...): see `search`. Kept as a table.
 
-    `late_bits`, which is no field, are those of the layers in the network's second half, where most weights are.
+    `late_bits`, which is not a field, are those of the layers in the network's second half, where most weights are.
     """
     check_whole("candidates", candidates)
     check_space(space)
@@ -151,11 +150,11 @@ def smallest(base: Recipe, space: Mapping[str, Sequence], *, candidates: int, ep
         raise SearchError("the space needs networks to choose from: add 'model', such as {'model': ['resnet8']}")
 
     def rows() -> list[dict]:
-        journal = f"joint-{base.id}-{epochs}-{settings}"  # another space is another search
+        journal = f"joint-{base.id}-{epochs}-{settings}"  # each space has its own search
         found = search(journal, space, partial(_candidate, base), budget=candidates * epochs, epochs=epochs)
         return found.to_dict("records")
 
-    # What is not chosen, such as the learning rate, follows from the model: an example of each, not of the first alone.
+    # Settings that are not searched, such as the learning rate, depend on the model: an example of each covers them.
     first = {key: choices[0] for key, choices in space.items()}
     examples = [_candidate(base, first | {"model": model}, epochs).id for model in space["model"]]
     settings = hashlib.sha256(json.dumps([dict(space), *examples], sort_keys=True).encode()).hexdigest()[:8]
@@ -167,12 +166,12 @@ def smallest(base: Recipe, space: Mapping[str, Sequence], *, candidates: int, ep
         "examples": examples,
     }
     table = kept_table("search-joint", base.dataset, rows, arguments)
-    # layer_bits, which JSON has as lists, are tuples again.
+    # Turn layer_bits, which are lists in JSON, back into tuples.
     return table.map(lambda value: tuple(map(tuple, value)) if isinstance(value, list) else value)
 
 
 def at_length(base: Recipe, found: pd.DataFrame, epochs: int) -> list[Case]:
-    """The front of a search, each trained for so many epochs: short trainings chose, long ones are reported."""
+    """Return the front of a search, each trained for `epochs`: short trainings select, long ones are reported."""
     chosen = found[found["front"]].sort_values("archive_bytes")
     choices = chosen.drop(columns=["validation_accuracy", "archive_bytes", "front"]).to_dict("records")
     return [({k: v for k, v in row.items() if k != "model"}, _candidate(base, row, epochs)) for row in choices]

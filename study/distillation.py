@@ -1,4 +1,4 @@
-"""What notebook 4 compares: lists of cases, each some words about it and its recipe, and tables beside them."""
+"""Cases of notebook 4, each a description and a recipe, and its tables."""
 
 import dataclasses
 import tempfile
@@ -23,13 +23,13 @@ from study.baseline import batch_size
 from training import Context, Labels, Train, fit, fresh
 
 Case = tuple[dict, Recipe]
-Trainings = Mapping[str, Mapping[str, Any]]  # by network, settings of its training beside the usual ones
+Trainings = Mapping[str, Mapping[str, Any]]  # by network, settings of its training that differ from the usual ones
 USUAL: Trainings = {}
-EPOCHS = {"cifar10": 20, "digits": 3}  # of a student's training, as long as the published study's
-LONGER = {"cifar10": 30}  # of the networks that are not the published study's
-RATES = {"cifar10": 0.1}  # learning rates: networks as small as these reach less at the 0.2 that a ResNet-18 bears
-VIEWS = {"cifar10": 10}  # epochs that differ: the teacher's forward pass takes longer than most students' training
-# The students of the published study (Shettiwar and Shankar): its name for each, and how it was thought of.
+EPOCHS = {"cifar10": 20, "digits": 3}  # of a student's training, as in the published study
+LONGER = {"cifar10": 30}  # for networks that are not in the published study
+RATES = {"cifar10": 0.1}  # learning rates: networks this small do worse at the 0.2 that suits a ResNet-18
+VIEWS = {"cifar10": 10}  # distinct epochs: the teacher's forward pass takes longer than most students' training
+# The students of the published study (Shettiwar and Shankar): its name for each, and the idea of its design.
 STUDENTS = {
     "student_baseline": ("Baseline student", "where the published study starts"),
     "student_1": ("Model 1", "convolutions instead of FC"),
@@ -40,16 +40,16 @@ STUDENTS = {
     "student_6": ("Model 6", "fewer channels, and no FC"),
     "student_3conv": ("3-conv student", "fewer convolutions"),
 }
-TIMED_BATCHES, TIMED_ROUNDS = 40, 3  # of an epoch whose cost is measured
+TIMED_BATCHES, TIMED_ROUNDS = 40, 3  # batches of a timed epoch, and rounds of such epochs
 
 
 def student(base: Recipe, model: str, trainings: Trainings = USUAL, **fields) -> Recipe:
-    """A student of the base, for as long as `trainings` says, or else `EPOCHS` and `LONGER`."""
+    """Return a student of the base, trained as `trainings` says, else for `EPOCHS` or `LONGER`."""
     return base.then(Distill(model, **student_training(base, model, trainings) | fields))
 
 
 def patient(base: Recipe, model: str, trainings: Trainings = USUAL, times: int = 2) -> Recipe:
-    """A student of the base for `times` as many epochs, over `times` as many views.
+    """Return a student of the base trained for `times` as many epochs, with `times` as many views.
 
     Beyer et al., "Knowledge distillation: a good teacher is patient and consistent" (CVPR 2022).
     """
@@ -59,23 +59,23 @@ def patient(base: Recipe, model: str, trainings: Trainings = USUAL, times: int =
 
 
 def long_student(base: Recipe, model: str, width: float = 1.0, seed: int = 0, **fields) -> Recipe:
-    """A student of the base, trained as `fields` say, and for the rest as usual.
+    """Return a student of the base, trained with `fields` and otherwise as usual.
 
-    The base is its teacher by name and not its first step, so that the seed is the student's alone.
+    The base is one of its `teachers`, not its first step, so that `seed` applies only to the student.
     """
     training = student_training(base, model) | fields
     return Recipe(base.dataset, (Distill(model, teachers=(base,), width=width, **training),), seed)
 
 
 def twice_as_long(base: Recipe, models: Iterable[str], trainings: Trainings = USUAL) -> list[Case]:
-    """Each network under the base for its usual epochs, and patiently."""
+    """Return each network as a student of the base, trained as long as usual and twice as long."""
     models = list(models)
     usual = [(_words(model, "as long as usual"), student(base, model, trainings)) for model in models]
     return usual + [(_words(model, "twice as long"), patient(base, model, trainings)) for model in models]
 
 
 def alone(base: Recipe, model: str, trainings: Trainings = USUAL) -> Recipe:
-    """The same network without a teacher, on the labels, for as long; without a teacher no epoch comes again."""
+    """Return the network trained equally long on labels alone. Without a teacher, augmented views do not repeat."""
     training = student_training(base, model, trainings)
     fields = {name: training[name] for name in TRAINING_FIELDS if name in training and name != "views"}
     return Recipe(base.dataset, (Train(model, label_smoothing=0.0, **fields),), base.seed)
@@ -84,24 +84,24 @@ def alone(base: Recipe, model: str, trainings: Trainings = USUAL) -> Recipe:
 def with_and_without(
     base: Recipe, models: Iterable[str], without: Iterable[str], trainings: Trainings = USUAL
 ) -> list[Case]:
-    """Each network under the base as its teacher, and those of `without` alone too."""
+    """Return each of `models` distilled from the base, and those in `without` trained on labels alone."""
     cases = [(_words(model, "with a teacher"), student(base, model, trainings)) for model in models]
     return cases + [(_words(model, "without"), alone(base, model, trainings)) for model in without]
 
 
 def ensemble(base: Recipe, models: Sequence[str], trainings: Trainings = USUAL, **fields) -> Recipe:
-    """The students of a base as one model."""
+    """Return the students of a base as an ensemble."""
     members = tuple(student(base, model, trainings) for model in models)
     return Recipe(base.dataset, (Ensemble(members, **fields),), base.seed)
 
 
 def taught_by_ensemble(base: Recipe, members: Sequence[str], model: str, trainings: Trainings = USUAL) -> Recipe:
-    """The ensemble distilled back into one student."""
+    """Return a student of the ensemble."""
     return ensemble(base, members, trainings).then(Distill(model, **student_training(base, model, trainings)))
 
 
 def by_teacher(base: Recipe, model: str, assistants: Iterable[str], trainings: Trainings = USUAL) -> list[Case]:
-    """A student of the base; then of each assistant, which is a student of the base, and of both together.
+    """Return a student of the base; then, for each assistant, itself a student of the base, one of it and one of both.
 
     Mirzadeh et al., "Improved knowledge distillation via teacher assistant" (AAAI 2020); You et al., "Learning from
     multiple teacher networks" (KDD 2017).
@@ -116,7 +116,7 @@ def by_teacher(base: Recipe, model: str, assistants: Iterable[str], trainings: T
 
 
 def weak_and_right(base: Recipe, model: str, trainings: Trainings = USUAL) -> list[Case]:
-    """A student under the published study's loss, but for its scale (see `too_weak`), and under Hinton's."""
+    """Return a student with the published study's loss, up to its scale (see `too_weak`), and one with Hinton's."""
     counted = kept_table("classes", base.dataset, lambda: [{"classes": len(load(base.dataset).classes)}])
     classes = int(counted["classes"][0])
     alpha, right = too_weak(classes), student(base, model, trainings)
@@ -127,10 +127,10 @@ def weak_and_right(base: Recipe, model: str, trainings: Trainings = USUAL) -> li
 
 
 def too_weak(classes: int) -> float:
-    """The alpha whose loss is the published study's but for its scale.
+    """Return the alpha for which our loss is proportional to the published study's.
 
-    That divides the soft part by the number of classes too, which leaves 0.9 / classes of it beside 0.1 of
-    cross-entropy: a loss of this alpha, times 0.9 / classes + 0.1.
+    That study also divides the soft part by the number of classes: 0.9 / classes of it plus 0.1 of the cross-entropy.
+    This is our loss with this alpha, times 0.9 / classes + 0.1.
     """
     soft = 0.9 / classes
     return soft / (soft + 0.1)
@@ -139,9 +139,9 @@ def too_weak(classes: int) -> float:
 def against_ensembles(
     base: Recipe, members: Sequence[str], parameters: int, macs: int, trainings: Trainings = USUAL
 ) -> list[Case]:
-    """Members, their ensembles (of so many parameters and MACs), and the first member in three forms beside them.
+    """Return the members, their ensembles (with `parameters` and `macs` in total), and three forms of the first member.
 
-    It is widened to as many parameters, widened to as many MACs, and taught by all of them.
+    These are widened to as many parameters, widened to as many MACs, and taught by the ensemble.
     """
     first, together = members[0], "ensemble of " + " ".join(name.removeprefix("student_") for name in members)
     wide = student(base, first, trainings, width=width_of(base.dataset, first, parameters))
@@ -160,12 +160,12 @@ def against_ensembles(
 
 
 def width_of(dataset: str, model: str, parameters: int) -> float:
-    """The width, in hundredths, at which a network comes nearest to so many parameters."""
+    """Return the width, a multiple of 0.01, at which a network's size is nearest to `parameters`."""
     return _width(dataset, model, "parameters", parameters)
 
 
 def width_of_macs(dataset: str, model: str, macs: int) -> float:
-    """The width, in hundredths, at which a network comes nearest to so many multiply-accumulates an image."""
+    """Return the width, a multiple of 0.01, at which a network's MACs per image are nearest to `macs`."""
     return _width(dataset, model, "macs", macs)
 
 
@@ -177,7 +177,7 @@ def _width(dataset: str, model: str, what: str, target: int) -> float:
             network = build(model, shape=data.shape, classes=len(data.classes), width=hundredths / 100)
             return cost(network.eval())[what]
 
-        low, high = 1, 2  # hundredths: what is counted only grows with them
+        low, high = 1, 2  # hundredths; the cost grows with the width
         while found(high) <= target:
             low, high = high, 2 * high
         while high - low > 1:
@@ -196,25 +196,24 @@ def losses(
     trainings: Trainings = USUAL,
     **fields,
 ) -> pd.DataFrame:
-    """Validation accuracy (0..1) of a student over a grid: columns temperature, alpha, accuracy."""
+    """Return a student's validation accuracy (0..1) over a grid: columns temperature, alpha, accuracy."""
     grid = [{"temperature": temperature, "alpha": alpha} for temperature in temperatures for alpha in alphas]
     return validated("losses", [(choice, student(base, model, trainings, **fields, **choice)) for choice in grid])
 
 
 def with_features(base: Recipe, model: str, kinds: Iterable[str | None], trainings: Trainings = USUAL) -> pd.DataFrame:
-    """Validation accuracy (0..1) of a student by what it learns from beside answers: columns features, accuracy."""
-    cases = [
-        ({"features": kind or "answers alone"}, student(base, model, trainings, features=kind))  # pandas makes None nan
-        for kind in kinds
+    """Return a student's validation accuracy (0..1) for each loss on feature maps: columns features, accuracy."""
+    cases = [  # None would become NaN in pandas
+        ({"features": kind or "answers alone"}, student(base, model, trainings, features=kind)) for kind in kinds
     ]
     return validated("features", cases)
 
 
 def epoch_costs(base: Recipe, model: str, trainings: Trainings = USUAL) -> pd.DataFrame:
-    """Seconds of a student's epoch alone, under its teacher's forward pass, and with its kept logits, by turns.
+    """Time a student's epoch without a teacher, with the teacher's forward pass, and with cached logits, in turn.
 
-    Columns epoch, seconds (median), ratio to the epoch alone (median over rounds). An epoch is cut to 40 batches; the
-    ones with kept logits read and check their file. Kept as a table of this machine's times.
+    Columns: epoch, seconds (median), and ratio to the epoch without a teacher (median over rounds). Epochs are cut to
+    40 batches; those with cached logits include reading and checking the file. Kept as a table of this machine's times.
     """
 
     def rows() -> list[dict]:
@@ -232,7 +231,7 @@ def epoch_costs(base: Recipe, model: str, trainings: Trainings = USUAL) -> pd.Da
                 {kind: seconds(Path(folder), turn, kind, cache.format(turn)) for kind, cache in caches.items()}
                 for turn in range(1 + TIMED_ROUNDS)
             ]
-        times = pd.DataFrame(rounds[1:])  # the first one warms up, and keeps the logits
+        times = pd.DataFrame(rounds[1:])  # the first round warms up and caches the logits
         ratios = times.div(times["alone"], axis=0).median()
         return [{"epoch": kind, "seconds": times[kind].median(), "ratio": ratios[kind]} for kind in caches]
 
@@ -241,7 +240,7 @@ def epoch_costs(base: Recipe, model: str, trainings: Trainings = USUAL) -> pd.Da
 
 
 def first_images(dataset: Dataset, images: int) -> Dataset:
-    """The data set with only so many images to train on, and a tenth of them to validate: an epoch that is timed."""
+    """Return the data set with only `images` training images and a tenth as many for validation, for timed epochs."""
 
     def first(split: Split, images: int) -> Split:
         return Split(split.images[:images], split.labels[:images])
@@ -252,7 +251,7 @@ def first_images(dataset: Dataset, images: int) -> Dataset:
 
 
 def _timed_epoch(step: Distill, context: Context, teacher: nn.Module | None) -> float:
-    """Seconds of a student's first epoch, from the first batch to the last, without its validation."""
+    """Return the seconds of a student's first epoch, from the first batch to the last, without validation."""
     loss = Labels().loss(None)
     if teacher is not None:
         loss = SoftTargets(step.temperature, step.alpha).loss(Teacher([teacher], context).logits)
@@ -270,7 +269,7 @@ def _words(name: str, kind: str) -> dict:
 
 
 def student_training(base: Recipe, model: str, trainings: Trainings = USUAL) -> dict[str, Any]:
-    """The fields of a training under a teacher."""
+    """Return the fields of a training under a teacher."""
     kind = base.dataset.partition(":")[0]
     epochs = EPOCHS if model in STUDENTS else EPOCHS | LONGER
     rate = {"learning_rate": RATES[kind]} if kind in RATES else {}

@@ -1,4 +1,4 @@
-"""One training for all three methods against the same steps in a row: accuracy, size and time."""
+"""Compares one training with all three methods to the same methods one after the other: accuracy, size and time."""
 
 import dataclasses
 import tempfile
@@ -21,12 +21,12 @@ from study.quantization import trained
 from training import Context
 
 IN_A_ROW, AT_ONCE = "one after the other", "one training"
-BATCHES = 20  # of an epoch that is timed
-ROUNDS, FEW_ROUNDS = 3, {"digits": 1}  # of such epochs; few where all that is learnt is how it is done
+BATCHES = 20  # of a timed epoch
+ROUNDS, FEW_ROUNDS = 3, {"digits": 1}  # of timed epochs; few for a data set that only demonstrates the method
 
 
 def in_a_row(base: Recipe, model: str, sparsity: float, bits: Bits, seed: int | None = None) -> Recipe:
-    """Distilled, pruned and quantized one after the other, with the base as the teacher to the end, as Joint has it."""
+    """Return the chain that distils, prunes and quantizes one after the other, always under the base, as in Joint."""
     distilled = _under(base, student(base, model).last(Distill), seed)
     return trained(pruned(distilled, "lookahead", sparsity, teacher=base), bits, teacher=base)
 
@@ -34,7 +34,7 @@ def in_a_row(base: Recipe, model: str, sparsity: float, bits: Bits, seed: int | 
 def joint(
     base: Recipe, model: str, sparsity: float, bits: Bits, share: float = 1.0, seed: int | None = None, **fields
 ) -> Recipe:
-    """One training with `share` of the epochs that distilling, pruning and quantizing in a row take together."""
+    """Return one training of all three methods, with `share` of the total epochs of the chain."""
     chain = in_a_row(base, model, sparsity, bits)
     epochs = round(share * sum(training_of(step).epochs for step in _after(base, chain)))
     step = Joint(model, sparsity, bits, **student_training(base, model) | {"epochs": epochs} | fields)
@@ -42,14 +42,14 @@ def joint(
 
 
 def _under(base: Recipe, step: Distill | Joint, seed: int | None) -> Recipe:
-    """A base's student. Of another seed than the base's it has it as its teacher by name: none is trained anew."""
+    """Return a student of the base. With another seed than the base's, it names the base as teacher, to share it."""
     if seed is None or seed == base.seed:
         return base.then(step)
     return Recipe(base.dataset, (dataclasses.replace(step, teachers=(base,)),), seed)
 
 
 def _after(base: Recipe, recipe: Recipe) -> tuple[Step, ...]:
-    """The steps of what is made of a base, without the base's own where it starts from them."""
+    """Return the steps of a recipe, without those of the base if it starts with them."""
     own = len(base.steps)
     return recipe.steps[own:] if recipe.prefix(own) == base else recipe.steps
 
@@ -62,11 +62,11 @@ def at_once_or_in_a_row(
     trainings: Iterable[tuple[float, float, float]] = ((1.0, Joint.prune_from, Joint.quantize_from),),
     seeds: Sequence[int] = (0,),
 ) -> pd.DataFrame:
-    """Records of the chain and of `trainings` at once: each a share of its epochs, `prune_from` and `quantize_from`.
+    """Return records of the chain and of single `trainings`: (share of the chain's epochs, prune_from, quantize_from).
 
-    Columns how, epochs, prunes from and rounds from say which it is; `seconds` are those of the trainings after the
-    base, as many epochs of each kind as they have at `epoch_seconds`. The base is the same for all seeds, which are
-    the students' alone; labels are those of the first of them.
+    The columns how, epochs, prunes from and rounds from identify the training. `seconds` is the time of the trainings
+    after the base: epochs of each kind times `epoch_seconds`. Seeds are those of the students; all share one base, and
+    the labels are those of the first seed.
     """
     chain = {"how": IN_A_ROW, "epochs": "100%", "prunes from": "", "rounds from": ""}
     cases = []
@@ -88,7 +88,7 @@ def at_once_or_in_a_row(
 
 
 def training_seconds(steps: Iterable[Step], epoch: Mapping[str, float] | pd.Series) -> float:
-    """Seconds that trainings take whose epochs take so many, by the names of `epoch_seconds`."""
+    """Return the training time of `steps`, in seconds, given that of an `epoch` of each kind (`epoch_seconds`)."""
     seconds = 0.0
     for step in steps:
         name = type(step).__name__
@@ -99,10 +99,10 @@ def training_seconds(steps: Iterable[Step], epoch: Mapping[str, float] | pd.Seri
 
 
 def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> pd.Series:
-    """Seconds of an epoch of each kind: Distill, Prune, Quantize, Joint, and Joint while it rounds.
+    """Return the seconds per epoch of each kind: Distill, Prune, Quantize, Joint, and Joint while it rounds.
 
-    Timed by turns, since a machine is not always equally fast, on the first `BATCHES` batches, with the teacher's
-    logits at hand; medians over rounds, for all training images. Kept as a table of this machine's times.
+    Timed in turn, since a machine's speed varies, on the first `BATCHES` batches with cached teacher logits; medians
+    over rounds, scaled to all training images. Kept as a table of this machine's times.
     """
     chain, together = in_a_row(base, model, sparsity, bits), joint(base, model, sparsity, bits)
     count = FEW_ROUNDS.get(base.dataset, ROUNDS)
@@ -115,7 +115,7 @@ def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> pd.S
                 _timed_round(teacher, _after(base, chain), once, cut, base.seed, Path(folder), turn)
                 for turn in range(1 + count)
             ]
-        medians = pd.DataFrame(rounds[1:]).median()  # the first one warms up, and keeps the logits
+        medians = pd.DataFrame(rounds[1:]).median()  # the first round warms up and caches the logits
         scale = len(whole.train) / len(cut.train)
         return [{"epoch": kind, "seconds": scale * seconds} for kind, seconds in medians.items()]
 
@@ -127,11 +127,11 @@ def epoch_seconds(base: Recipe, model: str, sparsity: float, bits: Bits) -> pd.S
 def _timed_round(
     teacher: nn.Module, steps: Sequence[Step], once: Joint, cut: Dataset, seed: int, folder: Path, turn: int
 ) -> dict[str, float]:
-    """Seconds of one short epoch of each kind, none of them one in which something is done that is done but once."""
+    """Return the seconds of one short epoch of each kind, excluding epochs with one-off work such as calibration."""
 
     def trained_model(step: Step, before: nn.Module) -> tuple[nn.Module, list[float]]:
         checkpoint = Checkpoint(folder / f"{type(step).__name__}-{turn}")
-        # The steps name no other recipe than the teacher's.
+        # The only recipe that the steps name is the teacher's.
         context = Context(cut, seed, training_device(), checkpoint, lambda recipe: teacher, folder / "logits")
         after = step.apply(before, context)
         return after, [point["seconds"] for point in context.log["curves"]]

@@ -1,4 +1,4 @@
-"""What notebook 3 compares: lists of cases, each some words about it and its recipe, and tables beside them."""
+"""Cases of notebook 3, each a description and a recipe, and its tables."""
 
 import copy
 import dataclasses
@@ -26,30 +26,30 @@ from study.baseline import batch_size
 from training import Context, evaluate
 
 Case = tuple[dict, Recipe]
-EPOCHS = {"cifar10": 3, "digits": 3}  # of training with pruning: what a laptop bears
-EARLY = 0.1  # share of the base's training after which it is rewound to
-BRIEF, DENSE = {"cifar10": 1}, 0.9  # a large network loses little up to this sparsity, and its epoch takes minutes
+EPOCHS = {"cifar10": 3, "digits": 3}  # of training with pruning, that a laptop can manage
+EARLY = 0.1  # share of the base's training to whose end weights are rewound
+BRIEF, DENSE = {"cifar10": 1}, 0.9  # epochs of a large network, which loses little up to this sparsity
 
 
 def pruned(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
-    """A base pruned gradually inside one training, for as long as this repository's study gives it."""
+    """Return a base pruned gradually during one training, by default with the epochs of this repository's study."""
     return base.then(Prune(criterion, sparsity, **_training(base) | fields))
 
 
 def under_itself(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
-    """A large base pruned under its own logits, which spare it most of the epochs."""
+    """Return a large base pruned under its own logits, for which few epochs suffice."""
     kind = base.dataset.partition(":")[0]
     brief = {"epochs": BRIEF[kind]} if sparsity <= DENSE and kind in BRIEF else {}
     return pruned(base, criterion, sparsity, **{"teacher": base} | brief | fields)
 
 
 def narrowed(base: Recipe, criterion: str, macs: float, **fields) -> Recipe:
-    """A base that keeps a share of its multiply-accumulates, its channels pruned, trained for as long."""
+    """Return a base whose channels are pruned to a share of its multiply-accumulates, trained equally long."""
     return base.then(PruneChannels(macs, criterion, **_training(base) | fields))
 
 
 def shares_of_channels(base: Recipe, criteria: Sequence[str], shares: Sequence[float], **fields) -> list[Case]:
-    """A base narrowed by each criterion to each share of its multiply-accumulates."""
+    """Return the base with its channels pruned by each criterion to each share of its multiply-accumulates."""
     return [
         ({"kind": f"channels by {criterion}", "macs kept": share}, narrowed(base, criterion, share, **fields))
         for criterion in criteria
@@ -58,7 +58,7 @@ def shares_of_channels(base: Recipe, criteria: Sequence[str], shares: Sequence[f
 
 
 def sparsities(bases: Iterable[Recipe], criteria: Sequence[str], values: Sequence[float], **fields) -> list[Case]:
-    """Each base pruned by each criterion to each sparsity."""
+    """Return each base pruned by each criterion to each sparsity."""
     return [
         ({"criterion": criterion, "sparsity": value}, pruned(base, criterion, value, **fields))
         for base in bases
@@ -68,10 +68,10 @@ def sparsities(bases: Iterable[Recipe], criteria: Sequence[str], values: Sequenc
 
 
 def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
-    """Validation accuracy (0..1) after pruning alone, by every criterion.
+    """Return the validation accuracy (0..1) after pruning without training, by every criterion.
 
-    Columns criterion, sparsity, accuracy, recalibrated, seed. Batch norms still divide by statistics of all weights:
-    `recalibrated` is the accuracy with those of the pruned network (Li et al., "EagleEye", ECCV 2020).
+    Columns: criterion, sparsity, accuracy, recalibrated, seed. For `accuracy`, batch norms use the statistics of the
+    unpruned network; for `recalibrated`, those of the pruned one (Li et al., "EagleEye", ECCV 2020).
     """
 
     def rows() -> list[dict]:
@@ -95,7 +95,7 @@ def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
 
 
 def recalibrated(model: nn.Module, dataset: Dataset, seed: int, images: int = 2048) -> nn.Module:
-    """A copy of the model whose batch norms hold the statistics of so many training images, drawn by the seed."""
+    """Return a copy of the model with batch norm statistics of `images` random training images."""
     model = copy.deepcopy(model)
     drawn = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))[:images]
     update_bn(normalize(dataset.train.images[drawn], dataset).chunk(8), model)
@@ -103,14 +103,14 @@ def recalibrated(model: nn.Module, dataset: Dataset, seed: int, images: int = 20
 
 
 def after_an_epoch(base: Recipe, sparsity: float) -> pd.DataFrame:
-    """Validation accuracy (0..1) by every criterion after one-shot pruning and an epoch: criterion, accuracy."""
+    """Return the validation accuracy (0..1) after one-shot pruning and one epoch: columns criterion, accuracy."""
     training = _training(base) | {"epochs": 1}
     recipes = {name: base.then(Prune(name, sparsity, schedule="one_shot", **training)) for name in CRITERIA}
     return validated("one-shot-tuned", [({"criterion": name}, recipe) for name, recipe in recipes.items()])
 
 
 def at_once(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
-    """Both of the above at the last of the sparsities that `one_shot` tries: a row a criterion, a column a stage."""
+    """Combine `one_shot` and `after_an_epoch` at the last of `values`: one row per criterion, one column per stage."""
     alone = one_shot(base, values).query("sparsity == @values[-1]").set_index("criterion")
     trained = after_an_epoch(base, values[-1]).set_index("criterion")["accuracy"]
     stages = {"pruned": alone["accuracy"], "batch norm recalibrated": alone["recalibrated"]}
@@ -118,9 +118,9 @@ def at_once(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
 
 
 def ways(base: Recipe, criterion: str, sparsity: float, **training) -> pd.DataFrame:
-    """Validation accuracy (0..1) of one criterion by schedule, scope and order, at equal epochs: columns way, accuracy.
+    """Compare schedules, scopes and orders at equal epochs, by validation accuracy (0..1): columns way, accuracy.
 
-    Orders are of pruning at once: layer by layer along a schedule, each step would score the network once a layer.
+    Orders are compared for one-shot pruning: along a schedule, every update would score the network once per layer.
     """
     start = base.steps[0]
     epochs = max(1, round(EARLY * training_of(start).epochs))
@@ -135,14 +135,14 @@ def ways(base: Recipe, criterion: str, sparsity: float, **training) -> pd.DataFr
         "rewound to fresh weights": {"schedule": "rewind"},
         "rewound to early weights": {"schedule": "rewind", "rewind_to": early},
     }
-    if criterion in BY_ITSELF:  # which knows no order
+    if criterion in BY_ITSELF:  # the order makes no difference
         fields = {way: own for way, own in fields.items() if "order" not in own}
     cases = [({"way": way}, pruned(base, criterion, sparsity, **training | own)) for way, own in fields.items()]
     return validated("ways-to-prune", cases)
 
 
 def layer_sensitivity(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
-    """Validation accuracy (0..1) with one layer alone pruned by magnitude: columns layer, sparsity, accuracy."""
+    """Return the validation accuracy (0..1) with one layer pruned by magnitude: columns layer, sparsity, accuracy."""
 
     def rows() -> list[dict]:
         dataset, model = load(base.dataset), make(base)
@@ -161,7 +161,7 @@ def layer_sensitivity(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
 
 
 def densities(recipe: Recipe) -> pd.DataFrame:
-    """The share of non-zero weights in each layer of a pruned model: columns layer, weights, density."""
+    """Return the share of non-zero weights in each layer of a pruned model: columns layer, weights, density."""
 
     def rows() -> list[dict]:
         return [
@@ -177,7 +177,7 @@ def densities(recipe: Recipe) -> pd.DataFrame:
 
 
 def neighbours(base: Recipe) -> pd.DataFrame:
-    """The layer graph as a table: what feeds each layer, and what it feeds; the identity is the residual connection."""
+    """Return the layer graph as a table: columns layer, fed by, feeds. The identity is the residual connection."""
 
     def words(names: list[str | None]) -> str:
         return ", ".join("identity" if name is None else name for name in names)
@@ -192,7 +192,10 @@ def neighbours(base: Recipe) -> pd.DataFrame:
 
 
 def scoring_costs(base: Recipe, criteria: Sequence[str], widths: Sequence[float]) -> pd.DataFrame:
-    """Seconds to score every weight of the base's network at several widths: width, parameters, criterion, seconds."""
+    """Time the scoring of all weights of the base's network at several widths.
+
+    Columns: width, parameters, criterion, seconds. Kept as a table of this machine's times.
+    """
 
     def rows() -> list[dict]:
         dataset, found = load(base.dataset), []
@@ -215,6 +218,6 @@ def _training(base: Recipe) -> dict:
 
 
 def _context(base: Recipe, dataset: Dataset) -> Context:
-    folder = artifacts_folder(base.dataset)  # scoring trains nothing, and so keeps nothing there
+    folder = artifacts_folder(base.dataset)  # scoring trains nothing, so nothing is written there
     unused = Checkpoint(folder / "scoring.checkpoint")
     return Context(dataset, base.seed, torch.device("cpu"), unused, make, folder / "cache")

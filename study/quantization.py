@@ -1,4 +1,4 @@
-"""What notebook 2 compares: lists of cases, each some words about it and its recipe."""
+"""Cases of notebook 2, each a description and a recipe, and its tables."""
 
 from collections.abc import Iterable
 
@@ -20,19 +20,19 @@ from study.baseline import batch_size
 from training import Context
 
 Case = tuple[dict, Recipe]
-# Fewer bits take longer to settle. A laptop bears these epochs.
+# Fewer bits need more epochs; a laptop can manage these.
 EPOCHS: dict[str | tuple[str, str], dict[Bits, int]] = {
     ("cifar10", "resnet18"): {8: 1, 4: 1, 3: 1, 2: 2, "ternary": 2},  # five minutes each on two cores
     "cifar10": {8: 1, 4: 3, 3: 3, 2: 6, "ternary": 4},
     "digits": {8: 1, 4: 2, 3: 3, 2: 4, "ternary": 4},
 }
-# The fewer the bits, the further the weights have to go.
-RATES: dict[Bits, float] = {8: 0.002, 4: 0.01, 3: 0.01, 2: 0.02, "ternary": 0.02}  # widths between: as the next below
-CANDIDATES = (2, 3, 4)  # bits that mixed precision chooses from
+# Learning rates: with fewer bits, weights have to move further. Numbers of bits in between use the next lower entry.
+RATES: dict[Bits, float] = {8: 0.002, 4: 0.01, 3: 0.01, 2: 0.02, "ternary": 0.02}
+CANDIDATES = (2, 3, 4)  # bits to choose from for mixed precision
 
 
 def trained(base: Recipe, bits: Bits, **fields) -> Recipe:
-    """Quantization-aware training of a base under its own logits, for as long as so many bits take here."""
+    """Return a base after quantization-aware training under its own logits, with epochs and rate by `bits`."""
     large = (base.dataset, base.model or "")
     epochs = EPOCHS[large] if large in EPOCHS else EPOCHS.get(base.dataset, EPOCHS["digits"])
     known = bits
@@ -43,7 +43,7 @@ def trained(base: Recipe, bits: Bits, **fields) -> Recipe:
 
 
 def calibrations(base: Recipe, images: Iterable[int]) -> list[Case]:
-    """Static INT8 by each calibration on so many images, and with one scale for all channels of a weight."""
+    """Return static INT8 with each calibration and number of images, and, for the last, with per-tensor weights."""
     cases = []
     for count in images:
         for method in METHODS:
@@ -54,9 +54,10 @@ def calibrations(base: Recipe, images: Iterable[int]) -> list[Case]:
 
 
 def widths(base: Recipe, rows: Iterable[tuple[Bits, int, float]], **fields) -> list[Case]:
-    """A base as it is, and at each width of its weights, rounded only and trained.
+    """Return a float base, and for each number of bits the base rounded only and trained with rounding.
 
-    `rows`: bits, and the epochs and learning rate of the training; `fields`: more of that training's `Quantize`.
+    `rows`: bits, and the epochs and learning rate of the training. `fields`: other fields of that training's
+    `Quantize`.
     """
     cases: list[Case] = [({"bits": 32, "how": "float"}, base)]
     for bits, epochs, rate in rows:
@@ -67,7 +68,7 @@ def widths(base: Recipe, rows: Iterable[tuple[Bits, int, float]], **fields) -> l
 
 
 def layer_sensitivity(base: Recipe, images: int = 1000) -> pd.DataFrame:
-    """`sensitivity` of the base's layers, kept as a table."""
+    """Return `sensitivity` of the base's layers, kept as a table."""
     bits = (*CANDIDATES, 8)
     arguments = {"base": base.id, "bits": list(bits), "images": images}
     return kept_table(
@@ -76,7 +77,7 @@ def layer_sensitivity(base: Recipe, images: int = 1000) -> pd.DataFrame:
 
 
 def noise(base: Recipe, step: Quantize | None = None, images: int = 200) -> pd.DataFrame:
-    """`signal_to_noise` of the base quantized by a static `step`, on validation images: columns layer, what, db."""
+    """Return `signal_to_noise` of the base quantized by a static `step`, on validation images: layer, what, db."""
     recipe, dataset_name = base.then(step or Quantize()), base.dataset
 
     def rows() -> list[dict]:
@@ -87,10 +88,10 @@ def noise(base: Recipe, step: Quantize | None = None, images: int = 200) -> pd.D
 
 
 def ways(base: Recipe) -> pd.DataFrame:
-    """`paths` from the base, kept as a table of this machine's times."""
+    """Return `paths` from the base, kept as a table of this machine's times."""
 
     def rows() -> list[dict]:
-        folder = artifacts_folder(base.dataset)  # nothing is trained, and so nothing kept there
+        folder = artifacts_folder(base.dataset)  # nothing is trained, so nothing is written there
         unused = Checkpoint(folder / "paths.checkpoint")
         context = Context(load(base.dataset), base.seed, torch.device("cpu"), unused, make, folder / "cache")
         return paths(make(base), context)
@@ -99,7 +100,10 @@ def ways(base: Recipe) -> pd.DataFrame:
 
 
 def mixed(base: Recipe, average: int = 3, **fields) -> Recipe:
-    """Bits per layer that harm least at that average over the inner layers, trained as that width is, or as given."""
+    """Return the base with the least harmful bits per inner layer at that average, trained as with `average` bits.
+
+    `fields` of `Quantize` override the training's settings.
+    """
     table = layer_sensitivity(base)
     layers = table["layer"].drop_duplicates().tolist()
     table = table[table["layer"].isin(layers[1:-1]) & table["bits"].isin(CANDIDATES)]

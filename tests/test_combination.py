@@ -208,11 +208,11 @@ def test_seeds_of_a_recipe_count_as_their_mean():
         ({"accuracy": 1.0}, "below 1"),
         ({"size_kb": 0}, "size_kb must be above 0"),
         ({"latency_ms": -1}, "latency_ms must be above 0"),
-        ({"macs": float("nan")}, "macs is a finite number .* not nan"),
-        ({"macs": 10**400}, "macs is a finite number"),
-        ({"size_kb": float("inf")}, "size_kb is a finite number .* not inf"),
-        ({"size_kb": True}, "size_kb is a finite number .* not True"),
-        ({"size_kb": "100"}, "size_kb is a finite number .* not '100'"),
+        ({"macs": float("nan")}, "macs must be a finite number .* not nan"),
+        ({"macs": 10**400}, "macs must be a finite number"),
+        ({"size_kb": float("inf")}, "size_kb must be a finite number .* not inf"),
+        ({"size_kb": True}, "size_kb must be a finite number .* not True"),
+        ({"size_kb": "100"}, "size_kb must be a finite number .* not '100'"),
     ],
 )
 def test_bad_budgets(budget, message):
@@ -221,13 +221,13 @@ def test_bad_budgets(budget, message):
 
 
 def test_a_budget_with_a_unit_of_its_own():
-    with pytest.raises(BudgetError, match="number in the unit that its name says, not '100 KB'"):
+    with pytest.raises(BudgetError, match="number in the unit in its name, not '100 KB'"):
         recommend(random_records(0), size_kb="100 KB")
 
 
 @pytest.mark.parametrize("records", [None, "cifar10"])
 def test_what_is_no_table_of_records(records):
-    with pytest.raises(BudgetError, match="records are a table as load_records gives it, not"):
+    with pytest.raises(BudgetError, match="records must be a table as returned by load_records, not"):
         recommend(records, size_kb=1)
 
 
@@ -607,7 +607,7 @@ def test_the_file_named_is_there(tmp_path, monkeypatch):
     beside.touch()
     assert (ROOT / choice.table()["file"][0]).resolve() == beside.resolve()
     beside.write_bytes(b"of another model")
-    with pytest.warns(UserWarning, match="is not the archive that its record was made with"):
+    with pytest.warns(UserWarning, match="is not the archive that its record was measured with"):
         assert choice.table()["file"][0] == "not here: run its recipe"
 
 
@@ -910,7 +910,7 @@ def test_choices_may_be_tuples(monkeypatch, tmp_path):
     assert len(tried) == 6 and set(whole["layer_bits"]) == set(space["layer_bits"])
     pd.testing.assert_frame_equal(searched(monkeypatch, tmp_path, tried, space=space, budget=18), whole)
     assert len(tried) == 6
-    with pytest.raises(SearchError, match="begun with another space"):
+    with pytest.raises(SearchError, match="started with another space"):
         searched(monkeypatch, tmp_path, tried, space=space | {"layer_bits": ((), (("conv", 4),))})
 
 
@@ -925,7 +925,7 @@ def test_choices_may_be_tuples(monkeypatch, tmp_path):
 )
 def test_a_search_resumed_with_other_settings_is_refused(monkeypatch, tmp_path, changes, named):
     searched(monkeypatch, tmp_path, [], budget=6)
-    with pytest.raises(SearchError, match=f"begun with another .*{named}"):
+    with pytest.raises(SearchError, match=f"started with another .*{named}"):
         searched(monkeypatch, tmp_path, [], **changes)
 
 
@@ -937,12 +937,12 @@ def test_a_search_resumed_with_other_settings_is_refused(monkeypatch, tmp_path, 
         ({"epochs": None}, "epochs must be a whole number .* not None"), ({"epochs": 0}, "epochs .* from 1 .* not 0"),
         ({"epochs": True}, "epochs .* not True"), ({"seed": None}, "seed must be a whole number from 0 .* not None"),
         ({"seed": "a"}, "seed .* not 'a'"), ({"seed": -1}, "seed .* not -1"), ({"seed": 2**32}, "seed .* 2147483647"),
-        *(({"name": name}, "name is a file's: up to 50 letters") for name in ("a/b", "", None, " ", "..", 60 * "a")),
+        *(({"name": name}, "name must be a file name of up to 50") for name in ("a/b", "", None, " ", "..", 60 * "a")),
         ({"space": {"width": 0.5}}, "width needs a list or tuple of at least one choice, .* not 0.5"),
         ({"space": {"width": ()}}, r"width needs .* not \(\)"), ({"space": {"criterion": "snip"}}, "criterion needs"),
-        *(({"space": space}, "space is names with their choices, such as") for space in ({}, None, [0.5], {1: (2,)})),
+        *(({"space": space}, "space must map names to choices, such as") for space in ({}, None, [0.5], {1: (2,)})),
         ({"space": {"layer_bits": ([("conv", 2)],)}}, "cannot be a choice of layer_bits: use numbers, text, None"),
-        ({"space": {"colour": (1, 2)}}, "{'colour': 1} .*: name fields of its step, of Joint some of model, sparsity"),
+        ({"space": {"colour": (1, 2)}}, "{'colour': 1} .*: name fields of its step, for Joint some of model, sparsity"),
         ({"candidate": lambda choices, epochs: None}, "candidate must return a recipe, not None"),
     ],
 )  # fmt: skip
@@ -996,7 +996,7 @@ def test_the_committed_search_is_found(monkeypatch):
     [
         ({"bits": (2, 4)}, "add 'model', such as"), ({"model": "resnet8"}, "model needs a list or tuple"),
         ({"model": ["resnet8"], "colour": [1]}, "no 'colour' to choose: use some of late_bits, model, sparsity, bits"),
-        ({"model": ["resnet8"], "epochs": [1, 2]}, "no 'epochs' to choose"), (None, "space is names with their"),
+        ({"model": ["resnet8"], "epochs": [1, 2]}, "no 'epochs' to choose"), (None, "space must map names to"),
     ],
 )  # fmt: skip
 def test_wrong_spaces(space, message):

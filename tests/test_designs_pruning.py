@@ -364,7 +364,7 @@ def test_the_batch_norm_criterion(name, context):
         smaller = narrow(model, CHANNEL_CRITERIA["batchnorm"](model, context), 0.6)
         assert smaller(torch.rand(2, *SHAPE)).shape == (2, 10)
         return
-    with pytest.raises(StepError, match="has none: take magnitude or lookahead"):
+    with pytest.raises(StepError, match="has none: use magnitude or lookahead"):
         CHANNEL_CRITERIA["batchnorm"](model, context)
 
 

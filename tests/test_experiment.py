@@ -328,7 +328,7 @@ def test_a_model_made_again_with_other_weights_touches_no_other_file(folders, tr
     before = {path: path.read_bytes() for path in results.glob("*.json")}
     with pytest.warns(UserWarning, match=rf"has weights [0-9a-f]{{12}} here, and 0{{12}} in its record {base.id}"):
         made = weights_checksum(make(base))
-    with pytest.warns(UserWarning, match="what is made from it is of the weights here"):
+    with pytest.warns(UserWarning, match="models made from it use the weights here"):
         make(integer)
     assert len(trainings) == 1 and {path: path.read_bytes() for path in results.glob("*.json")} == before
     with pytest.raises(RecordError, match=rf"{made[:12]} here, and 0{{12}} in its record"), warnings.catch_warnings():

@@ -249,7 +249,7 @@ def test_a_changed_default_is_noticed(folders, monkeypatch):
     for asked in (changed, Recipe("digits", (Distill("tiny", teachers=(changed,), epochs=1, batch_size=64),))):
         with pytest.raises(RecordError, match="label_smoothing of Train is 0.2 now, it was 0.1"):
             run(asked)
-    with pytest.warns(UserWarning, match="2 of 2 records of digits are not of what is at hand.* it was 0.1"):
+    with pytest.warns(UserWarning, match="2 of 2 records of digits are outdated.* it was 0.1"):
         assert load_records("digits").empty
     assert set(outdated_ids("digits")) == {record["id"], made["id"]}
 
@@ -412,7 +412,7 @@ def test_tables_are_kept_by_their_arguments(folders):
     assert [table(a=1), table(a=2), table(a=1, b=[1]), table(a=1), table(a=2)] == [[1], [2], [3], [1], [2]]
     first, second, _ = sorted((folders[0] / "tables").glob("values-*.json"), key=lambda path: path.stat().st_mtime_ns)
     shutil.copy(second, first)  # another one's
-    with pytest.warns(UserWarning, match="of other arguments"):
+    with pytest.warns(UserWarning, match="it has other arguments"):
         assert table(a=1) == [4]
     first.write_text(first.read_text().replace('"value": 4', '"value": 5'))
     with pytest.warns(UserWarning, match="changed since it was written"):
@@ -459,7 +459,7 @@ def test_weights_of_another_recipe_are_not_taken(folders):
     one, other = (Recipe("digits", (Train("tiny", epochs=epochs, batch_size=64),)) for epochs in (1, 2))
     checksums = [weights_checksum(make(recipe)) for recipe in (one, other)]
     shutil.copy(artifacts / f"{other.id}.safetensors", artifacts / f"{one.id}.safetensors")
-    with pytest.warns(UserWarning, match=f"passed over, and made again: it is of the recipe {other.id}"):
+    with pytest.warns(UserWarning, match=f"ignored, and made again: it was made by the recipe {other.id}"):
         assert weights_checksum(make(one)) == checksums[0]
 
 
@@ -480,7 +480,7 @@ def test_what_was_made_from_lost_weights_is_made_again(folders, monkeypatch):
 
     monkeypatch.setattr(Train, "apply", otherwise)
     make(base)
-    with pytest.warns(UserWarning, match=f"made from other weights of {base.id}"):
+    with pytest.warns(UserWarning, match=f"the weights of {base.id}, from which it was made, have changed"):
         assert weights_checksum(make(integer)) != before
 
 
@@ -510,7 +510,7 @@ def test_a_record_that_was_changed_is_noticed(folders):
     for text in changed:
         assert text != whole
         path.write_text(text)
-        with pytest.warns(UserWarning, match="no readable record"):
+        with pytest.warns(UserWarning, match="not a readable record"):
             assert load_records("digits").empty
     draws = np.random.default_rng(7)
     for _ in range(200):
@@ -520,7 +520,7 @@ def test_a_record_that_was_changed_is_noticed(folders):
             if json.loads(text) == record:  # the seventeenth digit of a number may change nothing
                 continue
         path.write_text(text)
-        with pytest.warns(UserWarning, match="no readable record"):
+        with pytest.warns(UserWarning, match="not a readable record"):
             assert records_module.read_record(path) is None
     path.write_text(whole)
     assert run(recipe) == record
@@ -566,7 +566,7 @@ def test_set_aside_takes_the_tables_along(folders):
 @pytest.mark.parametrize("wrong", ["zzzz", "*", "../kernels/amd-epyc", "", "05E3C9F7A8C8"])
 def test_what_is_no_id_moves_nothing(folders, monkeypatch, capsys, wrong):
     monkeypatch.setattr("sys.argv", ["experiment", "set-aside", "digits", "000000000000", wrong])
-    assert command.main() == 1 and capsys.readouterr().err.startswith(f"{wrong!r} is no id of a record")
+    assert command.main() == 1 and capsys.readouterr().err.startswith(f"{wrong!r} is not the id of a record")
     monkeypatch.setattr("sys.argv", ["experiment", "set-aside", "digits", "000000000000"])
-    assert command.main() == 1 and capsys.readouterr().err.startswith("nothing is kept of 000000000000 under digits")
+    assert command.main() == 1 and capsys.readouterr().err.startswith("there are no files of 000000000000 under digits")
     assert not list(folders[0].parent.rglob("*.json"))

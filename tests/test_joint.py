@@ -128,7 +128,7 @@ def test_a_teacher_by_name_teaches_as_the_model_before_does(context, teacher):
         ({"epochs": 3, "quantize_from": 0.667}, "at most 0.666, not 0.667"),  # two thirds, rounded down
         ({"prune_from": 0.999}, "prune_from leaves no whole epoch to prune and recover in: with 30 .* most 0.966"),
         ({"layer_bits": (("conv", 2), ("conv", 4))}, "layer_bits names 'conv' twice"),
-        ({"layer_bits": ((["conv"], 2),)}, "layer_bits is a tuple of pairs of name and bits"),
+        ({"layer_bits": ((["conv"], 2),)}, r"layer_bits must be a tuple of \(name, bits\) pairs"),
     ],
 )  # fmt: skip
 def test_bad_fields(fields, message):
@@ -163,7 +163,7 @@ def test_names_are_text(step, name):
 
 
 def test_layer_bits_of_no_layer(context, teacher):
-    with pytest.raises(StepError, match="'blocks.7.conv1', which is no layer: use some of conv, blocks.0.conv1"):
+    with pytest.raises(StepError, match="'blocks.7.conv1', which is not a layer: use some of conv, blocks.0.conv1"):
         Joint("tiny", layer_bits=(("blocks.7.conv1", 2),)).apply(teacher, context)
 
 
@@ -260,7 +260,7 @@ def test_techniques_and_objectives_that_make_no_sense():
         Train("resnet8", label_smoothing=0.2, objective=Labels(0.1))
     with pytest.raises(StepError, match="objective is a value such as Labels"):
         Train("resnet8", objective="labels")
-    with pytest.raises(StepError, match="features go with neither techniques nor an objective"):
+    with pytest.raises(StepError, match="features cannot be used with techniques or an objective"):
         Distill("resnet8", features="hints", during=(Sparsify(),))
 
 

@@ -71,7 +71,7 @@ def test_a_network_packed_and_unpacked_by_the_command(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "no ONNX file"), (b"text", "no ONNX file"), (b"\x08\x09", "no ONNX file: it has no graph")],
+    [(b"", "not an ONNX file"), (b"text", "not an ONNX file"), (b"\x08\x09", "not an ONNX file: it has no graph")],
 )
 def test_what_is_no_onnx_file(content, said, tmp_path):
     (tmp_path / "x.onnx").write_bytes(content)

@@ -85,8 +85,8 @@ def test_arguments_are_part_of_the_name():
         ("torchvision:resnet81", "torchvision has no network 'resnet81': did you mean .*resnet18"),
         ("torchvision:zzz", r"torchvision has no network 'zzz', of \d+ that it has"),
         ("torchvision:resnet18(drop=1)", "cannot be called with .* unexpected keyword argument 'drop'"),
-        ("torchvision:resnet18(0.1)", "no plain values by name"),
-        ("torchvision:resnet18(x=open('f'))", "no plain values by name"),
+        ("torchvision:resnet18(0.1)", "must be plain values by name"),
+        ("torchvision:resnet18(x=open('f'))", "must be plain values by name"),
         ("torchvision:", "names no network: write 'torchvision:NAME'"),
         ("no_such_module_at_all:net", "no_such_module_at_all.* cannot be imported"),
     ],
@@ -106,8 +106,8 @@ def test_widths_are_refused_where_there_are_none(nets):
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        ("no_module", "gives a int: return a torch.nn.Module"),
-        ("lazy", "has lazy layers, whose sizes are not known yet"),
+        ("no_module", "returns a int: return a torch.nn.Module"),
+        ("lazy", "has lazy layers of unknown size"),
         ("flower_nt", "has no function 'flower_nt': did you mean flower_net"),
         ("flower_net(channels=4, more=1)", "unexpected keyword argument 'more'"),
     ],
@@ -216,9 +216,9 @@ def test_a_pickle_of_code_is_refused_and_not_run(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "no readable file of torch.save"),
-        (b"PK\x03\x04 damaged", "no readable file of torch.save"),
-        (b"\x80\x04no pickle", "is not run|no readable file"),
+        (b"", "not a readable torch.save file"),
+        (b"PK\x03\x04 damaged", "not a readable torch.save file"),
+        (b"\x80\x04no pickle", "is not run|not a readable torch.save file"),
     ],
 )
 def test_damaged_files_of_weights(content, said, tmp_path):
@@ -226,7 +226,7 @@ def test_damaged_files_of_weights(content, said, tmp_path):
     with pytest.raises(StorageError, match=said):
         read_tensors(tmp_path / "w.pth")
     (tmp_path / "w.safetensors").write_bytes(content)
-    with pytest.raises(StorageError, match="no readable file of safetensors"):
+    with pytest.raises(StorageError, match="not a readable safetensors file"):
         read_tensors(tmp_path / "w.safetensors")
     for value, what in (([1, 2], "holds a list, not a state_dict"), ({"lr": 1}, "holds no tensors")):
         torch.save(value, tmp_path / "w.pth")
@@ -244,7 +244,7 @@ def test_weights_of_another_network_name_the_first_tensor(tmp_path):
 def test_a_head_of_other_classes_and_a_first_layer_of_other_channels_are_made_anew_and_said():
     model = build("resnet8", shape=(3, 8, 8), classes=7)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.warns(UserWarning, match="conv.weight, linear.weight, linear.bias: of another shape in w.pth"):
+    with pytest.warns(UserWarning, match="shape in w.pth differs: conv.weight, linear.weight, linear.bias"):
         anew = load_into(model, tiny().state_dict(), "w.pth")
     assert anew == ["conv.weight", "linear.weight", "linear.bias"]
     for name, value in model.state_dict().items():
@@ -278,7 +278,7 @@ def test_pretrained_is_what_everything_starts_from(folders, tmp_path):
 
 
 def test_files_of_weights_that_are_not_there_or_others(tmp_path):
-    with pytest.raises(DataError, match="is no file: give weights a file"):
+    with pytest.raises(DataError, match="is not a file: set weights to a file"):
         Pretrained("resnet8", weights=tmp_path / "no.pth")
     torch.save(tiny().state_dict(), tmp_path / "w.pth")
     with pytest.raises(DataError, match="it is another file"):
@@ -286,7 +286,7 @@ def test_files_of_weights_that_are_not_there_or_others(tmp_path):
     with pytest.raises(StepError, match="needs weights"):
         Pretrained("resnet8")
     for pixels in ("cifar", (0.5, 0.2), ((0.5,), (0.0,)), ((0.5, 0.5), (0.1,))):
-        with pytest.raises(StepError, match="pixels are 'imagenet', or"):
+        with pytest.raises(StepError, match="pixels must be 'imagenet', or"):
             Pretrained("resnet8", weights=tmp_path / "w.pth", pixels=pixels)
 
 
@@ -329,7 +329,7 @@ def test_own_network_weights_and_pictures_to_a_folder_that_runs_by_itself(nets, 
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "model.onnx", "labels.txt", "predict.py", "model.nna", "record.json",
     }  # fmt: skip
-    with pytest.raises(StorageError, match="is no record"):
+    with pytest.raises(StorageError, match="is not a record"):
         deploy_file(tmp_path / "w.pt", tmp_path / "out")
 
 

@@ -470,7 +470,7 @@ def test_what_is_gone_does_not_count_in_a_layers_scale():
 
 def test_a_layer_keeps_its_best_weight():
     scores = {"a": torch.tensor([1.0, 3.0, 2.0]), "b": torch.arange(10.0, 40.0)}
-    with pytest.warns(UserWarning, match="every weight of a would go"):
+    with pytest.warns(UserWarning, match="every weight of a would be pruned"):
         masks = select(scores, 0.9, "global", comparable=True)
     assert masks["a"].tolist() == [False, True, False]
 
@@ -516,7 +516,7 @@ def test_skipped_layers_are_left_alone(context):
     Prune("magnitude", 0.92, schedule="one_shot", epochs=1, batch_size=64, skip=("linear",)).apply(sparse, context)
     assert gone.any() and torch.equal(sparse.linear.weight == 0, gone)
     assert zeros(sparse) == round(0.92 * weights(sparse))
-    with pytest.raises(StepError, match="'stem', which is no layer: use some of conv, blocks"):
+    with pytest.raises(StepError, match="'stem', which is not a layer: use some of conv, blocks"):
         Prune(skip=("stem",)).apply(network(), context)
     with pytest.raises(StepError, match="more than skip leaves"):
         Prune(skip=tuple(list(layer_graph(model))[1:])).apply(network(), context)
@@ -683,8 +683,8 @@ def test_zeros_survive_quantization(context):
         ({"schedule": "now"}, "one_shot"), ({"rounds": 0}, "rounds"),
         ({"epochs": 0}, "one_shot prunes without"), ({"epochs": -1}, "at least 1"),
         ({"temperature": 0}, "must be above 0"), ({"order": "sideways"}, "together, forward"),
-        ({"scope": "layer", "skip": ("conv",)}, "scope 'global'"), ({"skip": "conv"}, "skip is a tuple .*, not 'conv'"),
-        ({"skip": 3}, "skip is a tuple of layers' names, such as"),
+        ({"scope": "layer", "skip": ("conv",)}, "scope 'global'"), ({"skip": "conv"}, "a tuple .*, not 'conv'"),
+        ({"skip": 3}, "skip must be a tuple of layer names, such as"),
         ({"criterion": "lamp", "order": "forward"}, "by itself"), ({"rewind_to": 1}, "does not rewind"),
         ({"schedule": "rewind", "rewind_to": "resnet18"}, "rewind_to must be a recipe or None, not 'resnet18'"),
         ({"teacher": "resnet18"}, "teacher must be a recipe or None, not 'resnet18'"),

@@ -353,9 +353,9 @@ def test_static_low_bits(context):
         ({"mode": "qat", "per_channel": False}, "per output channel"), ({"learning_rate": 0}, "learning_rate"),
         ({"images": 64.5}, "images must be a whole number"), ({"percentile": "99"}, "percentile must be"),
         ({"mode": "qat", "teacher": "resnet18"}, "teacher must be a recipe or None, not 'resnet18'"),
-        *(({"layer_bits": own}, "layer_bits is a tuple of pairs") for own in (("conv", 2), {3: 2}, "conv")),
+        *(({"layer_bits": own}, "layer_bits must be a tuple of") for own in (("conv", 2), {3: 2}, "conv")),
         ({"layer_bits": (("conv", 2), ("conv", 2))}, "layer_bits names 'conv' twice: give each layer one pair"),
-        ({"layer_bits": ((["conv"], 2),)}, "layer_bits is a tuple of pairs"),
+        ({"layer_bits": ((["conv"], 2),)}, "layer_bits must be a tuple of"),
         ({"images": True}, "images must be .* not True"),
         ({"calibration": "minmax", "percentile": 99}, "percentile would change nothing: the calibration minmax has"),
         ({"calibration": "mse", "percentile": 99}, "percentile would change nothing"),
@@ -375,7 +375,7 @@ def test_bad_fields(fields, message):
 
 
 def test_a_layer_that_does_not_exist(context):
-    with pytest.raises(StepError, match="'blocks.9.conv1', which is no layer"):
+    with pytest.raises(StepError, match="'blocks.9.conv1', which is not a layer"):
         Quantize(layer_bits=(("blocks.9.conv1", 4),)).apply(network(), context)
 
 

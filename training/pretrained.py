@@ -1,4 +1,4 @@
-"""`Pretrained`: a network with weights from a file."""
+"""`Pretrained`: loads the weights of a network from a file."""
 
 import warnings
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ SCALES = {"imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.22
 
 @dataclass(frozen=True)
 class Pretrained(Step):
-    """Take a network with weights from a file: `Pretrained("torchvision:resnet18", weights="resnet18.pth")`.
+    """Load a network's weights from a file: `Pretrained("torchvision:resnet18", weights="resnet18.pth")`.
 
-    weights: a file of safetensors, or of torch.save, read with `weights_only=True`: nothing in it is run. Tensors may
-        stand under "state_dict" and the like, and their names begin with "module.". The last layer, if it is for
-        another number of classes, and the first, if it is for another number of channels, get fresh weights.
-    sha256: the file's checksum, which is what counts in the recipe's identity. It is found from the file.
-    pixels: the scale of pixels that the network was trained on: "imagenet", or (mean, std) with a number per channel,
-        of pixels from 0 to 1. None for the data set's own.
+    weights: a file of safetensors or of torch.save, read with `weights_only=True`, so that none of its code is run.
+        Tensors may be nested under "state_dict" and the like, and their names may begin with "module.". The last layer
+        gets fresh weights if the number of classes differs, and the first if the number of channels does.
+    sha256: the file's checksum, which identifies the file in the recipe. Computed if not given.
+    pixels: normalization of the pixels that the network was trained on: "imagenet", or (mean, std) with a number per
+        channel, of pixels in 0..1. None for the data set's own.
     """
 
     letter: ClassVar[str] = ""
@@ -50,7 +50,7 @@ class Pretrained(Step):
             return
         path = Path(self.weights).expanduser()
         if not path.is_file():
-            raise DataError(f"{path} is no file: give weights a file of safetensors or of torch.save")
+            raise DataError(f"{path} is not a file: set weights to a file of safetensors or of torch.save")
         found = sha256(path)
         if self.sha256 not in ("", found):
             raise DataError(f"{path} has the SHA-256 {found[:12]}..., not {self.sha256[:12]}...: it is another file")
@@ -75,10 +75,10 @@ class Pretrained(Step):
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, torch.Tensor], file: str) -> list[str]:
-    """Load tensors into a network, and return the names of tensors that stay fresh: those of its first and last layer.
+    """Load tensors into a network; return the names of those in its first and last layer that keep fresh weights.
 
     Raises:
-        StorageError: a tensor is missing or has another shape; the first one is named.
+        StorageError: a tensor is missing or has another shape; the message names the first one.
     """
     state = model.state_dict()
     tensors = _without_prefix(tensors, state)
@@ -97,16 +97,16 @@ def load_into(model: nn.Module, tensors: Mapping[str, torch.Tensor], file: str) 
         other = "is missing" if given is None else f"is {list(given.shape)} there and {list(own.shape)} in the network"
         raise StorageError(f"{file} holds weights of another network than {_name(model)}: {name} {other}")
     if unknown := [name for name in tensors if name not in state]:
-        warnings.warn(f"{len(unknown)} tensors of {file} are none of {_name(model)}: {unknown[0]}", stacklevel=2)
+        warnings.warn(f"{len(unknown)} tensors of {file} are not in {_name(model)}: {unknown[0]}", stacklevel=2)
     if fresh_ones:
-        warnings.warn(f"{', '.join(fresh_ones)}: of another shape in {file}, and so with fresh weights", stacklevel=2)
+        warnings.warn(f"fresh weights, since the shape in {file} differs: {', '.join(fresh_ones)}", stacklevel=2)
     used = {name: tensors[name] for name in state if name in tensors and name not in fresh_ones}
     model.load_state_dict(used, strict=False)
     return fresh_ones
 
 
 def _without_prefix(tensors: Mapping[str, torch.Tensor], state: Mapping) -> Mapping[str, torch.Tensor]:
-    """The tensors without what stands before all of their names, `module.` for instance, if the network has it not."""
+    """Return the tensors without a prefix that all of their names have and the network's do not, such as `module.`."""
     while not tensors.keys() & state.keys():
         first = {name.partition(".")[0] for name in tensors}
         if len(first) > 1 or not all("." in name for name in tensors):
@@ -116,7 +116,7 @@ def _without_prefix(tensors: Mapping[str, torch.Tensor], state: Mapping) -> Mapp
 
 
 def _last(model: nn.Module, layers: list[str]) -> list[str]:
-    """The layers that may make the logits: the last by name of those that have as many outputs as there are classes."""
+    """Return the layer, if any, that may compute the logits: the last with as many outputs as there are classes."""
     classes = spec_of(model)["classes"]
     outputs = {name: len(model.get_submodule(name).get_parameter("weight")) for name in layers}
     return [name for name in layers if outputs[name] == classes][-1:]
@@ -128,10 +128,10 @@ def _name(model: nn.Module) -> str:
 
 def _scale(pixels: Any, channels: int) -> dict:
     mean, std = SCALES[pixels].values() if isinstance(pixels, str) else pixels
-    if channels == 1 and len(mean) == 3:  # a grey image stands for three alike
+    if channels == 1 and len(mean) == 3:  # a grey image counts as three equal channels
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
     if len(mean) != channels:
-        raise StepError(f"pixels are of {len(mean)} channels, the images of {channels}: give a number per channel")
+        raise StepError(f"pixels has {len(mean)} channels, the images have {channels}: give one number per channel")
     return {"mean": list(mean), "std": list(std)}
 
 
@@ -143,6 +143,6 @@ def _check_pixels(pixels: Any) -> None:
         if len(mean) == len(std) and all(map(is_number, (*mean, *std))) and min(std) > 0:
             return
     raise StepError(
-        f"pixels are 'imagenet', or (mean, std) with a number per channel, such as ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), "
-        f"not {pixels!r}"
+        "pixels must be 'imagenet', or (mean, std) with one number per channel, such as "
+        f"((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), not {pixels!r}"
     )

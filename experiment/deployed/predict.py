@@ -1,4 +1,4 @@
-"""Classify pictures: `python predict.py PICTURE ...`. Needs onnxruntime, numpy and Pillow, and nothing else."""
+"""Classify pictures: `python predict.py PICTURE ...`. Needs only onnxruntime, numpy and Pillow."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
-HERE = Path(__file__).parent  # model.onnx takes uint8 images, and normalizes them itself
+HERE = Path(__file__).parent  # model.onnx takes uint8 images and normalizes them itself
 
 if __name__ == "__main__":
     session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
