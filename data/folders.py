@@ -165,12 +165,11 @@ def _read(parts: dict[str, list[list[Path]]], options: FolderOptions) -> dict[st
         DataError: files cannot be read; the message counts them and names the first `NAMED`.
     """
     files = [file for part in parts.values() for own in part for file in own]
-    high = _highest(files)
     unreadable: list[str] = []
 
     def read(file: Path) -> np.ndarray | None:
         try:
-            return read_picture(file, options, high)
+            return read_picture(file, options)
         except BROKEN as error:
             unreadable.append(f"{readable(file)} ({readable(first_line(error))})")
             return None
@@ -191,26 +190,13 @@ def _read(parts: dict[str, list[list[Path]]], options: FolderOptions) -> dict[st
     return found
 
 
-def _highest(files: list[Path]) -> float:
-    """Return the largest value in all pictures of more than 8 bits per channel, which counts as white."""
-    highest = 0.0
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                if image.mode in DEEP:
-                    highest = max(highest, float(np.asarray(image).max()))
-        except BROKEN:
-            continue  # reported when the pictures are read
-    return highest
-
-
-def read_picture(file: Path, options: FolderOptions, high: float = 0.0) -> np.ndarray:
-    """Return a picture `[side, side, C]`, uint8. `high` is the value of white in pictures of more than 8 bits."""
+def read_picture(file: Path, options: FolderOptions) -> np.ndarray:
+    """Return a picture `[side, side, C]`, uint8. `experiment/deployed/predict.py` reads pictures in the same way."""
     with Image.open(file) as opened:
         image: Image.Image = ImageOps.exif_transpose(opened)
         if image.mode in DEEP:
             values = np.asarray(image, dtype=np.float64)
-            image = Image.fromarray((values.clip(min=0) * (255 / (high or 1))).round().clip(max=255).astype(np.uint8))
+            image = Image.fromarray((values.clip(min=0) * (255 / (values.max() or 1))).round().astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)

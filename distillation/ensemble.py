@@ -13,7 +13,7 @@ from data import Dataset, normalize
 from distillation.loss import SoftTargets
 from models import combine
 from recipe import Recipe, Step, StepError, refuse_unused
-from training import Context
+from training import Context, scaled_for
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def best_weights(ensemble: nn.Module, dataset: Dataset) -> np.ndarray:
 
     If the optimizer fails, the weights are equal, with a warning.
     """
-    images = normalize(dataset.validation.images, dataset).split(500)
+    images = normalize(dataset.validation.images, scaled_for(ensemble, dataset)).split(500)
     labels = dataset.validation.labels
     members = ensemble.eval().get_submodule("members").children()
     probabilities = [torch.cat([member(part) for part in images]).softmax(1) for member in members]

@@ -10,6 +10,7 @@ import torch
 from data import load, normalize
 from experiment import kept_table, make
 from recipe import Recipe
+from training import scaled_for
 
 
 def diversity(members: Mapping[str, Recipe]) -> pd.DataFrame:
@@ -77,7 +78,8 @@ def changed_errors(confusion: pd.DataFrame, one: str, other: str, most: int = 3)
 @torch.no_grad()
 def _answers(recipe: Recipe) -> np.ndarray:
     """Return the classes that a model predicts for the test images."""
-    dataset, model = load(recipe.dataset), make(recipe)
+    model = make(recipe)
+    dataset = scaled_for(model, load(recipe.dataset))
     parts = normalize(dataset.test.images, dataset).split(500)
     return torch.cat([model(part).argmax(1) for part in parts]).numpy()
 

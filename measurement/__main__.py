@@ -17,12 +17,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m measurement", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--dataset", required=True, help="digits, cifar10 or folder:PATH")
+    parser.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
     arguments = parser.parse_args()
     try:
         dataset = load(arguments.dataset)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
-            model = load_archive(arguments.file)
+            model = load_archive(arguments.file, network=arguments.network)
             export_with_scale(model, file, dataset)
             share = accuracy(open_onnx(file), dataset.on_scale(spec_of(model).get("pixels")), dataset.test)
     except (StorageError, DataError, ModelError) as error:

@@ -62,7 +62,7 @@ def check_name(name: str, width: float) -> None:
     if source in SOURCES:
         known = SOURCES[source][0]()
         if function not in known:
-            raise ModelError(f"{source} has no network {function!r}{near(function, known)}")
+            raise ModelError(f"{source} has no network {function!r} for classification{near(function, known)}")
         if width != 1:
             raise ModelError(f"{name} has no width to scale: leave width out, or name a network of another size")
 
@@ -85,7 +85,7 @@ def near(name: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     if close:
         return f": did you mean {' or '.join(close)}?"
-    return f": use one of {', '.join(sorted(known))}" if len(known) < 40 else f", of {len(known)} that it has"
+    return f": use one of {', '.join(sorted(known))}" if len(known) < 40 else ""
 
 
 def _parts(name: str) -> tuple[str, str, dict[str, Any]]:
@@ -97,9 +97,10 @@ def _parts(name: str) -> tuple[str, str, dict[str, Any]]:
         )
     try:
         call = ast.parse(f"f({found['arguments'] or ''})", mode="eval").body
-        assert isinstance(call, ast.Call) and not call.args
+        if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
+            raise ValueError(name)
         arguments = {str(given.arg): ast.literal_eval(given.value) for given in call.keywords}
-    except (SyntaxError, ValueError, AssertionError):
+    except (SyntaxError, ValueError):
         raise ModelError(f"the arguments of {name!r} must be plain values by name, such as (dropout=0.1)") from None
     return found["source"], found["name"], arguments
 
@@ -165,14 +166,18 @@ def _function(module: str, name: str) -> Callable[..., object]:
         found = importlib.import_module(module)
     except ImportError as error:
         raise ModelError(
-            f"the module {module!r} cannot be imported ({error}): put {module}.py next to the notebook, or into the "
-            "folder where the command runs"
+            f"the module {module!r} cannot be imported ({error}){near(module, SOURCES) if _like(module) else ''}: put "
+            f"{module}.py next to the notebook, or into the folder where the command runs"
         ) from None
     function = getattr(found, name, None)
     if not callable(function):
         functions = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
         raise ModelError(f"{module} has no function {name!r}{near(name, functions)}")
     return function
+
+
+def _like(module: str) -> bool:
+    return bool(difflib.get_close_matches(module, SOURCES, cutoff=0.7))
 
 
 def _call(
@@ -183,6 +188,8 @@ def _call(
     takes = inspect.signature(function).parameters
     if width != 1 and "width" not in takes:
         raise ModelError(f"{name} takes no width: leave width out, or give the function an argument width")
+    if width != 1 and "width" in arguments:
+        raise ModelError(f"width is given twice, in {name} and as {width:g}: give it once")
     fields = {key: value for key, value in known.items() if key in takes} | arguments
     return _built(name, function, fields)
 

@@ -37,6 +37,9 @@ def transformation(name: str) -> Callable[[Transform], Transform]:
     """Register a function that changes a network's structure, under the name used in its `spec`."""
 
     def register(function: Transform) -> Transform:
+        other = TRANSFORMATIONS.get(name)
+        if other is not None and other.__module__ != function.__module__:
+            raise ModelError(f"{other.__module__} has a transformation {name!r} already: choose another name")
         TRANSFORMATIONS[name] = function
         return function
 

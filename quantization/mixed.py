@@ -14,6 +14,7 @@ from models.operators import integer_layers, trace
 from models.quantized import by_channel
 from quantization.weights import Bits, best_scale, round_weight
 from recipe import StepError
+from training import scaled_for
 
 
 @torch.no_grad()
@@ -24,7 +25,8 @@ def sensitivity(model: nn.Module, dataset: Dataset, bits: Iterable[Bits], images
     cross-entropy over the float model's, which is sensitive to changes that are too small to affect accuracy.
     """
     model = copy.deepcopy(model).eval()
-    inputs = normalize(dataset.validation.images[:images], dataset).contiguous(memory_format=torch.channels_last)
+    scaled = scaled_for(model, dataset)
+    inputs = normalize(dataset.validation.images[:images], scaled).contiguous(memory_format=torch.channels_last)
     labels = dataset.validation.labels[:images]
 
     def measure() -> tuple[float, float]:

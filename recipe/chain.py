@@ -54,9 +54,9 @@ class Recipe:
                         f"{field} of {step.name} must use the recipe's data set {self.dataset}, not {recipe.dataset}"
                     )
 
-    def then(self, step: Step) -> "Recipe":
-        """Return this recipe with one more step."""
-        return dataclasses.replace(self, steps=(*self.steps, step))
+    def then(self, *steps: Step) -> "Recipe":
+        """Return the recipe with these steps appended."""
+        return dataclasses.replace(self, steps=(*self.steps, *steps))
 
     def with_seed(self, seed: int) -> "Recipe":
         """Return the same chain with another seed, which its teachers and members get as well."""

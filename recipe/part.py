@@ -63,7 +63,7 @@ class Technique(Part):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         require_names(cls)
-        PARTS[cls.__name__] = cls
+        register(cls, PARTS)
 
     def words(self) -> list[str]:
         """Return what the technique does, for readers: `["pruned 72 %"]`."""
@@ -92,11 +92,22 @@ class Objective(Part):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        PARTS[cls.__name__] = cls
+        register(cls, PARTS)
 
     def loss(self, teacher: "Logits | None") -> "Loss":
         """Return the loss that `training.fit` takes; `teacher` (None if there is none) gives logits `[B, classes]`."""
         raise NotImplementedError
+
+
+def register(cls: type, known: dict[str, Any]) -> None:
+    """Add a class to those of its kind. Raise TypeError if another module has one of the same name.
+
+    Recipes know it by that name alone. A notebook may define its own anew.
+    """
+    other = known.get(cls.__name__)
+    if other is not None and other.__module__ != cls.__module__:
+        raise TypeError(f"{other.__module__} has a {cls.__name__} already, as recipes call it: choose another name")
+    known[cls.__name__] = cls
 
 
 def require_names(cls: type) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Optional
 
 from recipe.errors import StepError
-from recipe.part import Part, Technique, require_names
+from recipe.part import Part, Technique, register, require_names
 
 if TYPE_CHECKING:  # this package does not import torch
     from torch import nn
@@ -37,7 +37,7 @@ class Step(Part):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         require_names(cls)
-        STEPS[cls.__name__] = cls
+        register(cls, STEPS)
 
     def apply(self, model: "nn.Module | None", context: "Context") -> "nn.Module":
         """Turn a model into a model. `model` may be changed in place; it is None at the start of a chain."""

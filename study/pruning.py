@@ -23,7 +23,7 @@ from pruning.sparse_products import median_seconds
 from recipe import Recipe, training_of
 from storage import Checkpoint
 from study.baseline import batch_size
-from training import Context, evaluate
+from training import Context, evaluate, scaled_for
 
 Case = tuple[dict, Recipe]
 EPOCHS = {"cifar10": 3, "digits": 3}  # of training with pruning, that a laptop can manage
@@ -79,7 +79,7 @@ def one_shot(base: Recipe, values: Sequence[float]) -> pd.DataFrame:
         for name, criterion in CRITERIA.items():
             model = make(base)
             graph = layer_graph(model)
-            scores = criterion(model, graph, _context(base, dataset))
+            scores = criterion(model, graph, _context(base, scaled_for(model, dataset)))
             kept = {layer: graph[layer].module.weight.detach().clone() for layer in graph}
             for value in values:
                 for layer, mask in select(scores, value, "global", name in COMPARABLE).items():
@@ -98,7 +98,7 @@ def recalibrated(model: nn.Module, dataset: Dataset, seed: int, images: int = 20
     """Return a copy of the model with batch norm statistics of `images` random training images."""
     model = copy.deepcopy(model)
     drawn = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))[:images]
-    update_bn(normalize(dataset.train.images[drawn], dataset).chunk(8), model)
+    update_bn(normalize(dataset.train.images[drawn], scaled_for(model, dataset)).chunk(8), model)
     return model
 
 

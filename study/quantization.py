@@ -17,7 +17,7 @@ from quantization.weights import Bits
 from recipe import Recipe
 from storage import Checkpoint
 from study.baseline import batch_size
-from training import Context
+from training import Context, scaled_for
 
 Case = tuple[dict, Recipe]
 # Fewer bits need more epochs; a laptop can manage these.
@@ -81,8 +81,9 @@ def noise(base: Recipe, step: Quantize | None = None, images: int = 200) -> pd.D
     recipe, dataset_name = base.then(step or Quantize()), base.dataset
 
     def rows() -> list[dict]:
-        dataset = load(dataset_name)
-        return signal_to_noise(make(base), make(recipe), normalize(dataset.validation.images[:images], dataset))
+        model = make(base)
+        dataset = scaled_for(model, load(dataset_name))
+        return signal_to_noise(model, make(recipe), normalize(dataset.validation.images[:images], dataset))
 
     return kept_table("noise", dataset_name, rows, {"model": recipe.id, "images": images})
 
@@ -93,8 +94,10 @@ def ways(base: Recipe) -> pd.DataFrame:
     def rows() -> list[dict]:
         folder = artifacts_folder(base.dataset)  # nothing is trained, so nothing is written there
         unused = Checkpoint(folder / "paths.checkpoint")
-        context = Context(load(base.dataset), base.seed, torch.device("cpu"), unused, make, folder / "cache")
-        return paths(make(base), context)
+        model = make(base)
+        dataset = scaled_for(model, load(base.dataset))
+        context = Context(dataset, base.seed, torch.device("cpu"), unused, make, folder / "cache")
+        return paths(model, context)
 
     return kept_table("paths", base.dataset, rows, {"base": base.id, "paths": list(PATHS)}, timed=True)
 

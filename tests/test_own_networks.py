@@ -1,5 +1,7 @@
 """Networks of libraries and of the user, and weights from files."""
 
+import dataclasses
+import importlib.util
 import os
 import subprocess
 import sys
@@ -13,16 +15,18 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
+from data import load
+from data.folders import read_picture
 from distillation import Distill
 from experiment import load_records, make, run, store
 from experiment.deploy import deploy_file
 from experiment.records import archive_path
-from models import ModelError, build, elsewhere, named, rebuild, spec_of, structure
+from models import ModelError, build, elsewhere, named, rebuild, spec_of, structure, transformation
 from pruning import Prune
 from quantization import Quantize
-from recipe import DataError, Recipe, StepError, recipe_of
+from recipe import DataError, FolderOptions, Recipe, StepError, Technique, recipe_of
 from storage import ArchiveError, StorageError, load_archive, read_tensors, save_archive
-from training import Pretrained, Train
+from training import Pretrained, Train, evaluate
 from training.pretrained import load_into
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +37,9 @@ NETS = """
     def flower_net(num_classes, in_channels, channels=8):
         return nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(),
                              nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+
+    def scaled(num_classes, width):
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))
 
     def no_module():
         return 3
@@ -82,8 +89,8 @@ def test_arguments_are_part_of_the_name():
     ("name", "said"),
     [
         ("resnt20", "unknown model 'resnt20': did you mean resnet20"),
-        ("torchvision:resnet81", "torchvision has no network 'resnet81': did you mean .*resnet18"),
-        ("torchvision:zzz", r"torchvision has no network 'zzz', of \d+ that it has"),
+        ("torchvision:resnet81", "torchvision has no network 'resnet81' for classification: did you mean .*resnet18"),
+        ("torchvision:zzz", r"torchvision has no network 'zzz' for classification"),
         ("torchvision:resnet18(drop=1)", "cannot be called with .* unexpected keyword argument 'drop'"),
         ("torchvision:resnet18(0.1)", "must be plain values by name"),
         ("torchvision:resnet18(x=open('f'))", "must be plain values by name"),
@@ -331,6 +338,49 @@ def test_own_network_weights_and_pictures_to_a_folder_that_runs_by_itself(nets, 
     }  # fmt: skip
     with pytest.raises(StorageError, match="is not a record"):
         deploy_file(tmp_path / "w.pt", tmp_path / "out")
+    source = Path(sys.modules[nets].__file__)
+    source.write_text(source.read_text().replace("nn.ReLU()", "nn.SiLU()"))
+    monkeypatch.delitem(sys.modules, nets)
+    with pytest.raises(StorageError, match="the code of .*flower_net builds another network now"):
+        deploy_file(path, tmp_path / "other", f"{nets}:flower_net")
+
+
+def test_the_deployed_script_reads_pictures_as_the_data_set_does(tmp_path):
+    spec = importlib.util.spec_from_file_location("predict", ROOT / "experiment" / "deployed" / "predict.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    rng = np.random.default_rng(1)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    pictures = {
+        "deep.png": (rng.integers(0, 4000, (20, 30), np.uint16), {}),
+        "float.tiff": (rng.random((20, 30), np.float32), {}),
+        "whole.tiff": (rng.integers(0, 10**6, (20, 30), np.int32), {}),
+        "alpha.png": (rng.integers(0, 256, (20, 30, 4), np.uint8), {}),
+        "turned.jpg": (rng.integers(0, 256, (20, 30, 3), np.uint8), {"exif": exif}),
+    }
+    for name, (values, fields) in pictures.items():
+        Image.fromarray(values).save(tmp_path / name, **fields)
+        for channels, colours in ((3, "rgb"), (1, "grey")):
+            ours = read_picture(tmp_path / name, FolderOptions(16, colours)).transpose(2, 0, 1)[None]
+            assert np.array_equal(script.read(str(tmp_path / name), channels, 16, 16), ours), name
+
+
+def test_names_that_are_taken_and_widths_given_twice(nets):
+    with pytest.raises(TypeError, match="pruning.sparsify has a Sparsify already"):
+        type("Sparsify", (Technique,), {"letter": "S", "kind": "mine"})
+    with pytest.raises(ModelError, match="models.channels has a transformation 'channels' already"):
+        transformation("channels")(lambda model, value: model)
+    with pytest.raises(ModelError, match="width is given twice"):
+        build(f"{nets}:scaled(width=2)", shape=(3, 8, 8), classes=3, width=0.5)
+    with pytest.raises(ModelError, match="did you mean torchvision"):
+        build("torchvison:resnet18", shape=(3, 32, 32), classes=3)
+
+
+def test_a_model_is_evaluated_on_the_scale_that_it_was_trained_on(folders):
+    data, model = load("digits"), make(Recipe("digits", (Train("tiny", epochs=3, batch_size=64),)))
+    moved = dataclasses.replace(data, mean=(0.9,), std=(0.01,))
+    assert evaluate(model, moved, moved.validation) == evaluate(model, data, data.validation)
 
 
 def test_timms_networks_are_timms():

@@ -2,7 +2,7 @@
 
 from training.callbacks import Callback, Since
 from training.context import Context
-from training.loop import Logits, Loss, TrainingDiverged, autocast, evaluate, fit, forward, lay_out
+from training.loop import Logits, Loss, TrainingDiverged, autocast, evaluate, fit, forward, lay_out, scaled_for
 from training.objectives import Labels
 from training.optimizers import Muon
 from training.pretrained import Pretrained
@@ -34,4 +34,5 @@ __all__ = [
     "lay_out",
     "one_cycle",
     "round_weights",
+    "scaled_for",
 ]

@@ -188,6 +188,7 @@ def update(
 def evaluate(model: nn.Module, dataset: Dataset, split: Split, batch_size: int = 500) -> float:
     """Return the accuracy (0..1) of a model in PyTorch. Reported accuracies use the ONNX file: see `measurement`."""
     model.eval()
+    dataset = scaled_for(model, dataset)
     device, correct = split.labels.device, 0
     for start in range(0, len(split), batch_size):
         images = normalize(split.images[start : start + batch_size], dataset)
@@ -195,6 +196,12 @@ def evaluate(model: nn.Module, dataset: Dataset, split: Split, batch_size: int =
             logits = forward(model, images)
         correct += int((logits.argmax(1) == split.labels[start : start + batch_size]).sum())
     return correct / len(split)
+
+
+def scaled_for(model: nn.Module, dataset: Dataset) -> Dataset:
+    """Return the data set with the pixel mean and std that the model was trained with, if it says so in its spec."""
+    spec = getattr(model, "spec", None)
+    return dataset.on_scale(spec.get("pixels") if isinstance(spec, dict) else None)
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:
