@@ -111,7 +111,8 @@ def test_other_steps_follow(context):
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"macs": 1.2}, "0.5 for half"), ({"macs": 0}, "between 0 and 1"), ({"criterion": "guess"}, "magnitude, lookahead"),
+    [({"macs": 1.2}, "0.5 for half"), ({"macs": 0}, "between 0 and 1"),
+     ({"criterion": "guess"}, "magnitude, lookahead"),
      ({"epochs": -1}, "epochs"), ({"multiple": 0}, "multiple"), ({"alpha": 2}, "from 0 to 1"),
      ({"multiple": 1.5}, "multiple must be a whole number"), ({"macs": "0.5"}, "not '0.5'"),
      ({"teacher": "resnet18"}, "teacher must be a recipe or None, not 'resnet18'"),
