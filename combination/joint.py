@@ -9,7 +9,7 @@ from distillation import Distill
 from pruning import Sparsify
 from quantization import Round
 from quantization.weights import Bits
-from recipe import TRAINING_FIELDS, Recipe, Step, StepError, Training
+from recipe import Recipe, Step, StepError, Training, shared_fields
 from training import Context, check_start, first_epoch
 
 
@@ -56,24 +56,9 @@ class Joint(Step, Training):
 
     def composed(self) -> Distill:
         """Return the same step as a `Distill` with techniques."""
-        sparsify = Sparsify(self.sparsity, self.criterion, start=self.prune_from)
-        rounding = Round(
-            self.bits,
-            first_last_bits=self.first_last_bits,
-            layer_bits=self.layer_bits,
-            images=self.images,
-            percentile=self.percentile,
-            start=self.quantize_from,
-        )
-        return Distill(
-            self.model,
-            width=self.width,
-            teachers=self.teachers,
-            temperature=self.temperature,
-            alpha=self.alpha,
-            during=(sparsify, rounding),
-            **{name: getattr(self, name) for name in TRAINING_FIELDS},
-        )
+        sparsify = Sparsify(**shared_fields(self, Sparsify), start=self.prune_from)
+        rounding = Round(**shared_fields(self, Round), start=self.quantize_from)
+        return Distill(**shared_fields(self, Distill), during=(sparsify, rounding))
 
     @property
     def network(self) -> tuple[str, float]:

@@ -10,7 +10,7 @@ from distillation.ensemble import check_recipe, check_teacher
 from models import done_to, spec_of
 from pruning.schedules import SCHEDULES
 from pruning.sparsify import Pruner, Sparsify
-from recipe import TRAINING_FIELDS, Recipe, Step, StepError, Training, refuse_unused
+from recipe import TRAINING_FIELDS, Recipe, Step, StepError, Training, refuse_unused, shared_fields
 from training import Context, fit, fresh, round_weights
 
 
@@ -69,16 +69,8 @@ class Prune(Step, Training):
 
     def sparsify(self) -> Sparsify:
         """Return what is done during the training."""
-        return Sparsify(
-            self.sparsity,
-            self.criterion,
-            scope=self.scope,
-            schedule="one_shot" if self.schedule == "rewind" else self.schedule,
-            rounds=self.rounds,
-            order=self.order,
-            skip=self.skip,
-            may_empty=self.may_empty,
-        )
+        schedule = "one_shot" if self.schedule == "rewind" else self.schedule
+        return Sparsify(**shared_fields(self, Sparsify) | {"schedule": schedule})
 
     def words(self) -> list[str]:
         return self.sparsify().words()

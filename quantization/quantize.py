@@ -13,7 +13,7 @@ from quantization import qat
 from quantization.rounding import Round, Rounding
 from quantization.static import check_integer_form
 from quantization.weights import Bits, best_scale, round_weight
-from recipe import TRAINING_FIELDS, Recipe, Step, StepError, Training, refuse_unused
+from recipe import TRAINING_FIELDS, Recipe, Step, StepError, Training, refuse_unused, shared_fields
 from training import Context, fit
 
 
@@ -69,14 +69,7 @@ class Quantize(Step, Training):
 
     def round(self) -> Round:
         """Return how weights and activations are rounded."""
-        return Round(
-            self.bits,
-            first_last_bits=self.first_last_bits,
-            layer_bits=self.layer_bits,
-            images=self.images,
-            percentile=self.percentile,
-            calibration=self.calibration,
-        )
+        return Round(**shared_fields(self, Round))
 
     def words(self) -> list[str]:
         return [f"{bits}{'' if self.mode == 'qat' else ' without training'}" for bits in self.round().words()]

@@ -17,6 +17,7 @@ from recipe.checks import (
     fields_of,
     is_number,
     refuse_unused,
+    shared_fields,
 )
 from recipe.errors import CompressionError, DataError, StepError
 from recipe.names import FolderOptions, check_dataset, folder_of, folder_options, identity, readable, written
@@ -56,6 +57,7 @@ __all__ = [
     "recipe_of",
     "recipes_of",
     "refuse_unused",
+    "shared_fields",
     "step_of",
     "steps_of",
     "training_of",

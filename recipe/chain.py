@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from recipe.checks import default_of, fields_of, in_identity, plain
+from recipe.checks import default_of, fields_of, identity_fields, plain
 from recipe.errors import CompressionError, StepError
 from recipe.names import check_dataset, identity, written
 from recipe.part import PARTS, Part
@@ -207,8 +207,8 @@ def recipes_of(step: Step) -> Iterator[tuple[str, Recipe]]:
 
 def _values(part: Part) -> Iterator[tuple[str, Any]]:
     """Yield the name of a field and a value in it; parts and tuples are flattened."""
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name) if in_identity(field) else None
+    for field in identity_fields(part):
+        value = getattr(part, field.name)
         for item in value if isinstance(value, tuple) else (value,):
             yield from _values(item) if isinstance(item, Part) else [(field.name, item)]
 
@@ -230,8 +230,7 @@ def _describe(value: Any, whole: bool) -> Any:
         return {"dataset": identity(value.dataset), "seed": value.seed, "steps": steps}
     if isinstance(value, Part):
         changed = value.changed  # computed once: it compares every field, including nested recipes
-        fields = [field for field in dataclasses.fields(value) if in_identity(field)]
-        named = [field.name for field in fields if whole or field.name in changed]
+        named = [field.name for field in identity_fields(value) if whole or field.name in changed]
         called = {"step" if isinstance(value, Step) else "part": value.name}
         return called | {name: _describe(getattr(value, name), whole) for name in named}
     value = plain(value)

@@ -50,9 +50,15 @@ def default_of(field: dataclasses.Field) -> Any:
     return field.default
 
 
-def in_identity(field: dataclasses.Field) -> bool:
-    """Whether a field is part of a recipe's identity. One that says where something lies is not."""
-    return field.metadata.get("identity", True)
+def identity_fields(part: Any) -> list[dataclasses.Field]:
+    """Return the fields that are part of a recipe's identity; those that say where something lies are not."""
+    return [field for field in dataclasses.fields(part) if field.metadata.get("identity", True)]
+
+
+def shared_fields(part: Any, kind: type) -> dict[str, Any]:
+    """Return the values of a part's fields that a `kind` has under the same names."""
+    own = {field.name for field in dataclasses.fields(part)}
+    return {field.name: getattr(part, field.name) for field in dataclasses.fields(kind) if field.name in own}
 
 
 def check_whole(name: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -44,9 +45,9 @@ def first_epoch(share: float, epochs: int) -> int:
     return math.ceil(share * epochs - 1e-9)
 
 
-def check_start(name: str, share: object, epochs: int, left_for: str) -> None:
+def check_start(name: str, share: Any, epochs: int, left_for: str) -> None:
     """Raise StepError unless the `share` of a training after which something starts leaves it a whole epoch."""
-    if not (is_number(share) and isinstance(share, int | float) and 0 <= share < 1):
+    if not (is_number(share) and 0 <= share < 1):
         raise StepError(f"{name} is a share of the training, 0 to below 1, not {share!r}")
     if first_epoch(share, epochs) == epochs:
         most = math.floor(1000 * (1 - 1 / epochs) + 1e-9) / 1000
