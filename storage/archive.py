@@ -133,7 +133,7 @@ def encode(model: nn.Module) -> bytes:
     state = model.state_dict() | multiples
     for unit in units(table | multiples):
         code_unit(writer, unit, state)
-    return _sealed(_head(spec, table, version=2 if multiples else 1), writer.content())
+    return sealed(_head(spec, table, version=2 if multiples else 1), writer.content())
 
 
 def decode(content: bytes, limit: int | None = None) -> nn.Module:
@@ -186,14 +186,7 @@ def _built(version: int, spec: dict, size: int, digest: bytes, reader: Reader) -
 
 def split(content: bytes) -> tuple[dict, int, bytes, memoryview]:
     """Check an archive's checksum; return spec, length of the tensors, checksum of the table, and coded stream."""
-    if len(content) > LIMIT or content[:4] != MAGIC or len(content) < 13:
-        raise ArchiveError(f"this is not an archive of a network: {REMEDY}")
-    if content[4] > VERSION:
-        raise ArchiveError(
-            f"the archive has format version {content[4]}, this code reads up to {VERSION}: update the code"
-        )
-    if digest_of(content[:5], memoryview(content)[13:]) != content[5:13]:
-        raise ArchiveError("the archive is damaged (its checksum differs): download or make it again")
+    check_sealed(content, MAGIC, VERSION, f"this is not an archive of a network: {REMEDY}")
     try:
         size, start = varint(content, 13)
         length, start = varint(content, start)
@@ -379,12 +372,24 @@ def _unpacked(packed: bytes) -> dict:
     return spec
 
 
-def _sealed(head: bytes, stream: bytes | memoryview = b"") -> bytes:
+def sealed(head: bytes, stream: bytes | memoryview = b"") -> bytes:
     """Return the archive, with its checksum inserted after magic and version."""
-    return b"".join([head[:5], digest_of(head, stream), head[5:], stream])
+    return b"".join([head[:5], _digest(head, stream), head[5:], stream])
 
 
-def digest_of(*parts: bytes | memoryview) -> bytes:
+def check_sealed(content: bytes, magic: bytes, version: int, otherwise: str) -> None:
+    """Raise ArchiveError if the content does not begin with `magic` (`otherwise`), is too new, or was damaged."""
+    if len(content) > LIMIT or content[:4] != magic or len(content) < 13:
+        raise ArchiveError(otherwise)
+    if content[4] > version:
+        raise ArchiveError(
+            f"the archive has format version {content[4]}, this code reads up to {version}: update the code"
+        )
+    if _digest(content[:5], memoryview(content)[13:]) != content[5:13]:
+        raise ArchiveError("the archive is damaged (its checksum differs): download or make it again")
+
+
+def _digest(*parts: bytes | memoryview) -> bytes:
     """Eight bytes of BLAKE2b of all parts together."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:

@@ -24,10 +24,11 @@ from google.protobuf.message import DecodeError
 from storage.archive import (
     LIMIT,
     ArchiveError,
+    check_sealed,
     code_unit,
     decode_unit,
-    digest_of,
     read_archive,
+    sealed,
     units,
     varint,
     with_varint,
@@ -99,8 +100,7 @@ def encode_onnx(content: bytes) -> bytes:
     for unit in units(table):
         code_unit(writer, unit, table)
     body = with_varint(len(content)) + with_varint(len(packed)) + packed + bytes(writer.content())
-    start_of = MAGIC + bytes([VERSION])
-    return start_of + digest_of(start_of, body) + body
+    return sealed(MAGIC + bytes([VERSION]) + body)
 
 
 def _pays(content: bytes, place: Place) -> bool:
@@ -119,13 +119,8 @@ def decode_onnx(packed: bytes) -> bytes:
     Raises:
         ArchiveError: the archive is damaged, too new, or not one of an ONNX file.
     """
-    if len(packed) > LIMIT or packed[:4] != MAGIC or len(packed) < 15:
-        raise ArchiveError("this is not an archive of an ONNX file: give one that `python -m storage pack` wrote")
-    if packed[4] > VERSION:
-        version = f"the archive has format version {packed[4]}, this code reads up to {VERSION}"
-        raise ArchiveError(f"{version}: update the code")
-    if digest_of(packed[:5], packed[13:]) != packed[5:13]:
-        raise ArchiveError("the archive is damaged (its checksum differs): fetch or make it again")
+    remedy = "give one that `python -m storage pack` wrote"
+    check_sealed(packed, MAGIC, VERSION, f"this is not an archive of an ONNX file: {remedy}")
     try:
         size, place = varint(packed, 13)
         length, place = varint(packed, place)

@@ -33,7 +33,7 @@ from pruning import Prune
 from quantization import Quantize
 from storage import ArchiveError, archive_table, export_onnx, load_archive, open_onnx, save_archive, weights_checksum
 from storage.__main__ import main as storage_main
-from storage.archive import DICTIONARY, _head, _on_paper, _sealed, decode, encode, entropy
+from storage.archive import DICTIONARY, _head, _on_paper, decode, encode, entropy, sealed
 from storage.coding import Counts, Meter, Reader, Writer, number
 from storage.modes import MODES, POSITIONS, Settings, _code, choose, code_words
 from training import Train
@@ -427,7 +427,7 @@ def test_what_is_no_file_is_refused_at_once(kind, tmp_path):
 def test_a_few_bytes_that_are_a_gigabyte_in_memory(tmp_path):
     path = tmp_path / "zeros.nna"
     spec = {"architecture": "resnet18", "shape": [3, 32, 32], "classes": 10, "width": 4.8}
-    path.write_bytes(_sealed(_head(spec, _on_paper(spec).state_dict(), 1)))  # past its end, a stream reads as zeros
+    path.write_bytes(sealed(_head(spec, _on_paper(spec).state_dict(), 1)))  # past its end, a stream reads as zeros
     assert path.stat().st_size < 80
     with pytest.raises(ArchiveError, match="zeros.nna: its tensors take 1,0..,...,... bytes .* set a higher limit"):
         load_archive(path)

@@ -12,7 +12,7 @@ import torch
 from models import ARCHITECTURES, ResNet, build
 from models.quantized import insert_quantizers, round_biases
 from storage import ArchiveError
-from storage.archive import DICTIONARY, MAGIC, VERSION, _sealed, decode, encode, varint, with_varint
+from storage.archive import DICTIONARY, MAGIC, VERSION, decode, encode, sealed, varint, with_varint
 
 MANY = [1, pytest.param(10, marks=pytest.mark.slow)]  # times as many; the more in the slow tier
 
@@ -72,7 +72,7 @@ def test_forged_archives_with_a_right_checksum(content, times, seed):
     draw, slowest, body = random.Random(seed + 1), 0.0, content[:5] + content[13:]
     for number in range(100 * times):
         changed = damaged(body, draw)
-        forged = _sealed(changed if number % 2 else body[:5] + damaged(body[5:], draw))
+        forged = sealed(changed if number % 2 else body[:5] + damaged(body[5:], draw))
         started = time.perf_counter()
         with contextlib.suppress(ArchiveError):
             decode(forged)
@@ -89,7 +89,7 @@ def forged(content: bytes, spec: bytes | None = None, size: int | None = None, l
         packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=DICTIONARY)
         packed = packer.compress(spec) + packer.flush()
     lengths = with_varint(own_size if size is None else size) + with_varint(length or len(packed))
-    return _sealed(MAGIC + bytes([VERSION]) + lengths + packed + content[place + own_length :])
+    return sealed(MAGIC + bytes([VERSION]) + lengths + packed + content[place + own_length :])
 
 
 HUGE = b'{"architecture":"mutant","classes":%d,"quantized":true,"shape":[1,8,8]}'
