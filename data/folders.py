@@ -37,7 +37,7 @@ def read_folder(root: Path, options: FolderOptions) -> ImageArrays:
 
     Without test/, val/ takes its place. Without train/, each class root/CLASS is split by a fixed seed, with a warning.
     Pictures are rotated as their EXIF data says, transparent parts become black, and they are centre-cropped to a
-    square and resized. Pictures of more than 8 bits are scaled by the largest value of all such pictures in the folder.
+    square and resized. A picture of more than 8 bits is scaled by its largest value.
 
     Pictures are files with one of the `picture_endings`, except hidden ones; all other files are skipped and counted
     in a warning. A class is called after its folder, with composed accents (NFC), since macOS stores them decomposed.

@@ -25,7 +25,7 @@ BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.Decomp
 class ImageArrays:
     """Images `[N, C, H, W]` uint8 and labels `[N]` int64, for training and for testing.
 
-    `validation` holds images and labels to choose by, if the data set comes with some.
+    `validation` holds the validation images and labels, if the data set has its own.
     """
 
     train_images: torch.Tensor

@@ -34,7 +34,7 @@ from storage import (
     weights_checksum,
     weights_of,
 )
-from training import Context
+from training import Context, scaled_for
 
 PACKAGES = ("torch", "onnxruntime", "numpy")
 # Largest archive, in bytes, that is committed with its record. Higher for a base, since all other models start from it.
@@ -134,7 +134,7 @@ def _made(recipe: Recipe, record: dict | None) -> tuple[nn.Module, dict]:
         model, earlier = _make(before)
         models[before.id] = weights_checksum(model)
     dataset = dataset_at_hand(recipe.dataset)
-    scaled = dataset.on_scale(spec_of(model).get("pixels") if model is not None else None)
+    scaled = dataset if model is None else scaled_for(model, dataset)
     made = made_of(recipe, dataset, models)
     checkpoint = Checkpoint(store.checkpoint, made)
     context = Context(scaled, recipe.seed, training_device(), checkpoint, make=other, cache=store.artifacts / "cache")
@@ -266,7 +266,7 @@ def _measure(recipe: Recipe, earlier: dict | None) -> dict:
     if earlier is not None and earlier["weights_sha256"] != weights:
         raise RecordError(_other_weights(recipe, earlier, weights))
     dataset = dataset_at_hand(recipe.dataset)
-    scaled = dataset.on_scale(spec_of(model).get("pixels"))
+    scaled = scaled_for(model, dataset)
     file, base_file = _onnx(recipe, model, dataset), _base_onnx(base_recipe, base, dataset)
     session = open_onnx(file)
     operators = operator_counts(file)

@@ -22,7 +22,7 @@ from models.resnet import Shape
 Factory = Callable[[Shape, int, float], nn.Module]
 NAME = re.compile(r"(?P<source>\w[\w.]*):(?P<name>\w[\w.]*)(?:\((?P<arguments>.*)\))?", re.DOTALL)
 # Torchvision networks that return several outputs in training by default.
-PLAIN_OUTPUT = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
+PLAIN_OUTPUT = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
 _allowed: set[str] = set()  # the MODULE:FUNCTION names that the user gave, in a recipe or when loading a file
 
 
@@ -118,8 +118,6 @@ def _torchvision(name: str, arguments: dict[str, Any], shape: Shape, classes: in
     from torchvision import models
 
     fields = {**PLAIN_OUTPUT.get(name, {}), "weights": None, "num_classes": classes, **arguments}
-    if name in PLAIN_OUTPUT:
-        fields.setdefault("init_weights", True)
     return with_channels(_built(f"torchvision:{name}", partial(models.get_model, name), fields), shape[0])
 
 
