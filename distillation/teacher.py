@@ -13,7 +13,7 @@ from models import spec_of
 from models.ensemble import mean_logits
 from recipe import StepError, Training
 from storage import Checkpoint, weights_checksum
-from training import Context, Labels, Loss, autocast, forward, lay_out
+from training import Context, Labels, Loss, autocast, flop, forward, lay_out
 
 
 class Teacher:
@@ -52,6 +52,12 @@ class Teacher:
                 self._file(batch).save({"logits": self.kept}, {})
         return logits
 
+    def pflop(self, epochs: int, views: int | None) -> float:
+        """Return the PFLOP of the forward passes that a training needs, as if no earlier student had left any."""
+        image = torch.zeros(1, *self.context.dataset.shape, device=self.context.device)
+        images = min(epochs, views or epochs) * len(self.context.dataset.train)
+        return 1e-15 * images * sum(flop(model, image) for model in self.models)
+
     @torch.no_grad()
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         with autocast(images.device):
@@ -83,6 +89,7 @@ def guided_loss(step: HasTeacher, context: Context) -> Loss:
     if step.teacher is None:
         return Labels().loss(None)
     teacher = Teacher([context.make(step.teacher)], context)
+    context.log["teacher_pflop"] = teacher.pflop(step.epochs, step.views)
     return SoftTargets(step.temperature, step.alpha).loss(teacher.logits)
 
 

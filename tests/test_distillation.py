@@ -210,6 +210,14 @@ def test_logits_of_another_teacher_seed_or_epoch_are_passed_over(digits, tmp_pat
                 assert torch.equal(again.logits(batch), right[batch.index])
 
 
+def test_operations_of_the_teacher_are_counted_apart_once_a_view(digits, tmp_path):
+    recipe = Recipe("digits", (Train("resnet8", epochs=1),))
+    context = context_of(digits, tmp_path, make=lambda _: network())
+    Distill("resnet8", width=0.25, epochs=3, views=2, teachers=(recipe,)).apply(None, context)
+    macs = cost(network())["macs"]
+    assert context.log["teacher_pflop"] == pytest.approx(1e-15 * 2 * len(digits.train) * 2 * macs)
+
+
 def test_logits_of_other_images_are_made_again(digits, tmp_path, float32):
     model, negative = (
         network(),

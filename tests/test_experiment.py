@@ -229,7 +229,7 @@ def test_records_chains_and_repetition(folders, trainings, monkeypatch):
             "macs", "nonzero_macs", "onnx_bytes", "base_onnx_bytes", "archive_bytes", "archive_sha256", "operators",
             "float_layers", "latency_ms", "made_on", "train_seconds", "hardware", "versions", "weights_sha256",
             "onnx_sha256", "commit", "time", "threads", "made_of", "data", "seal",
-        } | ({"curves", "images_per_second", "precision"} if record is base else set())  # fmt: skip
+        } | ({"curves", "images_per_second", "precision", "train_pflop"} if record is base else set())  # fmt: skip
         assert set(record["latency_ms"]) == {"contention", *SETTINGS}
         assert record["base"] == base["id"] and record["test_images"] == 359
         assert record["accuracy_low"] <= record["accuracy"] <= record["accuracy_high"]

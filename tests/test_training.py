@@ -1,5 +1,6 @@
 """The training loop: its schedule and loss against torch and numpy, and trainings that are killed and go on."""
 
+import copy
 import dataclasses
 import math
 import os
@@ -20,7 +21,7 @@ from pruning import Prune
 from quantization import Quantize
 from recipe import OPTIMIZERS, SCHEDULES, StepError, Training
 from storage import Checkpoint
-from training import Callback, Context, Labels, Muon, Train, TrainingDiverged, fit, loop, one_cycle
+from training import Callback, Context, Labels, Muon, Train, TrainingDiverged, fit, flop, loop, one_cycle
 from training.loop import evaluate
 from training.optimizers import orthogonal
 
@@ -145,6 +146,22 @@ def test_it_learns_and_logs(digits, tmp_path):
     # bfloat16 arithmetic, where the processor has it, may turn a close call or two of the 144
     assert log["curves"][-1]["validation_accuracy"] == pytest.approx(by_hand, abs=2.1 / 144)
     assert by_hand > 0.6  # chance is 0.1
+
+
+def test_operations_of_a_training_are_those_worked_by_hand(digits, tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                          nn.Flatten(), nn.Linear(4, 10))  # fmt: skip
+    before = copy.deepcopy(model.state_dict())
+    # Multiply-accumulates; two operations each. The images need no gradient, so the convolution has one product less.
+    large, small, head = 4 * 9 * 8 * 8, 4 * 9 * 4 * 4, 4 * 10
+    image = torch.randn(3, 1, 8, 8)
+    assert flop(model, image) == 3 * 2 * (large + head)
+    assert flop(model, image, backward=True) == 3 * 2 * (2 * large + 3 * head)
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    _, log = trained(digits, tmp_path / "state", model, epochs=3, batch_size=100, small_side=4, small_share=0.5)
+    two_small_one_large = 2 * (2 * small + 3 * head) + (2 * large + 3 * head)
+    assert log["train_pflop"] == pytest.approx(1e-15 * 100 * 2 * two_small_one_large)  # 100 of the 160 images
 
 
 def test_evaluate_counts_the_last_short_batch(digits):
@@ -298,12 +315,13 @@ def test_a_training_at_a_smaller_side_first(digits, tmp_path):
             self.conv, self.linear, self.sides = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 10), []
 
         def forward(self, x):
-            self.sides.append(x.shape[-1])
+            if self.training:
+                self.sides.append(x.shape[-1])
             return self.linear(self.conv(x).relu().mean((2, 3)))
 
     model = Pooled()
     trained(digits, tmp_path / "state", model, epochs=4, batch_size=160, small_side=5, small_share=0.5)
-    assert [side for side in model.sides[1:] if side != 8] == [5, 5]
+    assert model.sides == [5, 5, 8, 8]
 
 
 def test_a_network_that_views_its_maps_is_trained(digits, tmp_path):

@@ -1,6 +1,7 @@
 """The training loop, and `Train`, the step that most recipes start with."""
 
 from training.callbacks import Callback, Since
+from training.compute import flop
 from training.context import Context
 from training.loop import Logits, Loss, TrainingDiverged, autocast, evaluate, fit, forward, lay_out, scaled_for
 from training.objectives import Labels
@@ -29,6 +30,7 @@ __all__ = [
     "first_epoch",
     "fit",
     "fit_with",
+    "flop",
     "forward",
     "fresh",
     "lay_out",

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
@@ -15,6 +14,7 @@ from data import Batch, Dataset, Split, batches, epoch_seed, normalize
 from recipe import OPTIMIZERS, SCHEDULES, CompressionError, StepError, Training
 from storage.weights import load_tensors
 from training.callbacks import Callback
+from training.compute import resized, side_in, training_pflop
 from training.context import Context
 
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]  # from logits and their batch
@@ -46,9 +46,10 @@ def fit(
     """
     dataset, device = context.dataset, context.device
     train, validation = dataset.train.to(device), dataset.validation.to(device)
-    lay_out(model.to(device), normalize(train.images[:1], dataset))
+    image = normalize(train.images[:1], dataset)
+    lay_out(model.to(device), image)
     if min(training.batch_size, len(train)) == 1:
-        _check_batch_norm(model, normalize(train.images[:1], dataset), training.batch_size)
+        _check_batch_norm(model, image, training.batch_size)
     state = _State(model, training, context)
     curves = state.resume()
     per_epoch = max(1, len(train) // training.batch_size)
@@ -68,8 +69,9 @@ def fit(
     seconds = sum(point["seconds"] for point in curves)
     context.log["curves"] = curves
     context.log["train_seconds"] = seconds
-    images = training.epochs * per_epoch * min(training.batch_size, len(train))
-    context.log["images_per_second"] = images / seconds
+    images = per_epoch * min(training.batch_size, len(train))
+    context.log["images_per_second"] = training.epochs * images / seconds
+    context.log["train_pflop"] = training_pflop(model, training, image, images)
     context.log["precision"] = "bfloat16 autocast" if _has_bfloat16(device) else "float32"
     return model.eval()
 
@@ -86,7 +88,7 @@ def _epoch(
     running, rate = _RunningMean(context.device), training.learning_rate
     view = epoch % training.views if training.views else epoch
     seed = context.seed if training.view_seed is None else training.view_seed
-    side = training.small_side if epoch < round(training.small_share * training.epochs) else None
+    side = side_in(training, epoch)
     per_epoch = max(1, len(train) // training.batch_size)
     total = training.epochs * per_epoch
     augmentation, size = training.augmentation, training.batch_size
@@ -172,9 +174,7 @@ def update(
     """Take one optimizer step, on images resized to `side` if given; return the logits and the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
-    images = batch.images
-    if side is not None:
-        images = interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    images = resized(batch.images, side)
     with autocast(images.device):
         logits = forward(model, images).float()
     value = loss(logits, batch)
