@@ -1,5 +1,6 @@
 """Any ONNX file as an archive, and back byte for byte."""
 
+import json
 import lzma
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models import build
 from storage import ArchiveError, export_onnx
+from storage.archive import sealed, with_varint
 from storage.onnx_archive import decode_onnx, encode_onnx, pack_onnx, unpack_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +45,56 @@ def drawn(seed):
 def test_files_of_any_types_and_shapes_come_back(case, seed):
     content = model_of(drawn((seed, case)), np.arange(200, dtype=np.float32) if case % 2 else None)
     assert decode_onnx(encode_onnx(content)) == content
+
+
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def branches(*tensors):
+    """A graph of one If, each branch of which returns one of the tensors."""
+    info = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    names = ("then_branch", "else_branch")
+    inner = {
+        name: helper.make_graph([helper.make_node("Constant", [], ["y"], value=tensor)], name, [], [info])
+        for name, tensor in zip(names, tensors, strict=True)
+    }
+    condition = helper.make_tensor_value_info("x", TensorProto.BOOL, [])
+    graph = helper.make_graph([helper.make_node("If", ["x"], ["y"], **inner)], "g", [condition], [info])
+    return helper.make_model(graph).SerializeToString()
+
+
+def test_tensors_of_subgraphs_and_fields_of_floats_are_coded_and_a_repeated_one_once():
+    values, other = normal(32, 16, 3, 3), np.exp(normal(32, 16, 3, 3))
+    fields, raw = helper.make_tensor("w", TensorProto.FLOAT, values.shape, values.flat), numpy_helper.from_array(values)
+    assert not fields.raw_data and raw.raw_data
+    for once in (branches(fields, numpy_helper.from_array(other)), branches(raw, numpy_helper.from_array(other))):
+        packed = encode_onnx(once)
+        assert decode_onnx(packed) == once and packed[4] == 1
+        assert len(packed) < 0.97 * len(lzma.compress(once, preset=9 | lzma.PRESET_EXTREME))
+    repeated = branches(raw, fields)
+    twice = encode_onnx(repeated)
+    assert decode_onnx(twice) == repeated and twice[4] == 2
+    assert len(twice) < 0.55 * len(packed)
+
+
+def test_a_copy_of_a_later_tensor_is_refused():
+    content = branches(*[numpy_helper.from_array(normal(64, 64))] * 2)
+    packed = encode_onnx(content)
+    listed = json.dumps([[9, 0], [9999, 1, [64, 64]]]).encode() + b"\0"
+    head = lzma.compress(listed, format=lzma.FORMAT_ALONE)
+    damaged = sealed(packed[:5] + with_varint(len(content)) + with_varint(len(head)) + head)
+    with pytest.raises(ArchiveError, match="a copy of a later one"):
+        decode_onnx(damaged)
+
+
+def test_what_general_compressors_do_better_is_left_to_them():
+    """Tensors that repeat each other in part: LZMA finds it."""
+    values = np.random.default_rng(0).integers(-9, 9, 40_000, np.int8)
+    content = model_of([(i, values[i:]) for i in range(6)])
+    packed = encode_onnx(content)
+    assert decode_onnx(packed) == content
+    assert len(packed) < len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)) + 100
 
 
 def test_files_that_the_onnx_package_ships_come_back_and_are_never_larger_than_by_xz_and_zstd():
