@@ -15,6 +15,8 @@ from storage.onnx_archive import is_onnx_archive, pack_onnx, unpack_onnx
 
 def info(path: Path, limit: int | None, network: str | None) -> None:
     """Print the network in the file and what its bytes are spent on."""
+    if is_onnx_archive(path):
+        raise StorageError(f"{path} holds an ONNX file, not a network of ours: unpack restores it")
     model = load_archive(path, limit, network)
     table = pd.DataFrame(archive_table(path, limit, network))
     total = path.stat().st_size

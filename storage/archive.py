@@ -112,18 +112,18 @@ def load_archive(path: Path, limit: int | None = None, network: str | None = Non
         raise ArchiveError(f"{path}: {error}") from None
 
 
-def read_archive(path: Path) -> bytes:
-    """Return an archive's bytes. Refuse a file that is too long, or a pipe, on which reading would block."""
+def read_archive(path: Path, remedy: str = REMEDY) -> bytes:
+    """Return a file's bytes. Refuse one that is too long, or a pipe, on which reading would block."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
-            raise ArchiveError(f"cannot read it (a {kind}, not a file): {REMEDY}")
+            raise ArchiveError(f"cannot read it (a {kind}, not a file): {remedy}")
         if status.st_size > LIMIT:
-            raise ArchiveError(f"this is not an archive of a network, it is longer than {LIMIT >> 20} MiB: {REMEDY}")
+            raise ArchiveError(f"it is longer than the {LIMIT >> 20} MiB that are read: {remedy}")
         return path.read_bytes()
     except OSError as error:
-        raise ArchiveError(f"cannot read it ({error.strerror or error}): {REMEDY}") from None
+        raise ArchiveError(f"cannot read it ({error.strerror or error}): {remedy}") from None
 
 
 def encode(model: nn.Module) -> bytes:

@@ -1,7 +1,7 @@
 """Weights saved by other projects: safetensors, or torch.save files read without running any code in them."""
 
 import pickle
-import zipfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,24 +20,29 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         StorageError: the file is missing, damaged, of another format, or cannot be read without running code.
     """
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return _unwrapped(load_file(path), path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise StorageError(f"{path} is not a readable safetensors file ({error}): fetch it again") from None
+        except (SafetensorError, OSError) as error:
+            raise StorageError(f"{path} is not a readable safetensors file ({error}): fetch it again") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles, which are errors below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise StorageError(
-            f"{path} holds more than tensors; only code in the file could build the rest, and it is not run: save "
-            "the network's state_dict() alone, best as safetensors"
+            f"{path} holds more than tensors, or is damaged; only code in the file could build the rest, and it is not "
+            "run: save the network's state_dict() alone, best as safetensors"
         ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StorageError(f"{path} is not a readable torch.save file ({_first_line(error)}): fetch it again") from None
+    except Exception as error:  # a damaged file may raise anything
+        raise StorageError(f"{path} is not a readable torch.save file ({_reason(error)}): fetch it again") from None
     return _unwrapped(loaded, path)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _reason(error: BaseException) -> str:
+    """Return the first line of an error that is in words; torch lets through others, such as `KeyError: 101`."""
+    line = str(error).partition("\n")[0]
+    return line if " " in line else "it is damaged"
 
 
 def _unwrapped(loaded: object, path: Path) -> dict[str, torch.Tensor]:

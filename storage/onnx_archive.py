@@ -14,6 +14,7 @@ Only tensors whose values are stored as in memory (raw data, or a field of float
 subgraphs; the graph and everything else stay in the head. Version 1 is written if no tensor repeats another.
 """
 
+import contextlib
 import hashlib
 import json
 import lzma
@@ -44,6 +45,7 @@ from storage.files import atomic_write
 MAGIC, VERSION = b"\x8bNNO", 2
 LEAST = 128  # bytes from which on a tensor is coded separately
 SIGN = 0x80
+REMEDY = "give one that `python -m storage pack` wrote"
 TYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.DOUBLE: torch.float64,
@@ -63,10 +65,12 @@ def pack_onnx(path: Path, output: Path) -> int:
     """Write the archive of an ONNX file, after checking that it decodes to the same bytes; return its length in bytes.
 
     Raises:
-        ArchiveError: the file is missing, damaged, not an ONNX file, too large, or keeps its tensors in other files.
+        ArchiveError: the file, which is named, is missing, damaged, not an ONNX file, too large, or keeps its tensors
+            in other files.
     """
-    content = read_archive(path)
-    packed = encode_onnx(content)
+    with _named(path):
+        content = read_archive(path, "give the path of an ONNX file")
+        packed = encode_onnx(content)
     if decode_onnx(packed) != content:
         raise ArchiveError(f"the archive of {path} would not decode to the same file: not written; report this bug")
     with atomic_write(output) as temporary:
@@ -76,7 +80,8 @@ def pack_onnx(path: Path, output: Path) -> int:
 
 def unpack_onnx(path: Path, output: Path) -> int:
     """Write the ONNX file in an archive; return its length in bytes. Raises ArchiveError if the archive is damaged."""
-    content = decode_onnx(read_archive(path))
+    with _named(path):
+        content = decode_onnx(read_archive(path, REMEDY))
     with atomic_write(output) as temporary:
         temporary.write_bytes(content)
     return len(content)
@@ -89,6 +94,15 @@ def is_onnx_archive(path: Path) -> bool:
             return file.read(4) == MAGIC
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the file's path in front of errors."""
+    try:
+        yield
+    except ArchiveError as error:
+        raise ArchiveError(f"{path}: {error}") from None
 
 
 def encode_onnx(content: bytes) -> bytes:
@@ -137,8 +151,7 @@ def decode_onnx(packed: bytes) -> bytes:
     Raises:
         ArchiveError: the archive is damaged, too new, or not one of an ONNX file.
     """
-    remedy = "give one that `python -m storage pack` wrote"
-    check_sealed(packed, MAGIC, VERSION, f"this is not an archive of an ONNX file: {remedy}")
+    check_sealed(packed, MAGIC, VERSION, f"this is not an archive of an ONNX file: {REMEDY}")
     try:
         size, place = varint(packed, 13)
         length, place = varint(packed, place)

@@ -134,7 +134,11 @@ def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
             if header.keys() - UNSEALED and header["seal"] != _seal(header):
                 raise ValueError("its header was changed")
             yield file, header
-    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError):
+        raise StorageError(
+            f"{path} was not written by save_weights: move it elsewhere; Pretrained(..., weights=PATH) reads such files"
+        ) from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise StorageError(
             f"{path} is missing or not a readable weight file ({error}): delete it, and it is made again"
         ) from None

@@ -123,10 +123,17 @@ def test_a_network_packed_and_unpacked_by_the_command(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "not an ONNX file"), (b"text", "not an ONNX file"), (b"\x08\x09", "not an ONNX file: it has no graph")],
+    [
+        (None, "x.onnx: cannot read it .No such file or directory.: give the path of an ONNX file"),
+        (b"", "x.onnx: this is not an ONNX file"),
+        (b"text", "x.onnx: this is not an ONNX file, or a damaged one .*: fetch or export it again"),
+        (model_of([(0, np.zeros((64, 64), np.float32))])[:9999], "or a damaged one .*: fetch or export it again"),
+        (b"\x08\x09", "not an ONNX file: it has no graph"),
+    ],
 )
 def test_what_is_no_onnx_file(content, said, tmp_path):
-    (tmp_path / "x.onnx").write_bytes(content)
+    if content is not None:
+        (tmp_path / "x.onnx").write_bytes(content)
     with pytest.raises(ArchiveError, match=said):
         pack_onnx(tmp_path / "x.onnx", tmp_path / "x.nno")
     assert not (tmp_path / "x.nno").exists()
@@ -147,3 +154,5 @@ def test_damaged_archives_are_refused(tmp_path):
             with pytest.raises(ArchiveError):
                 unpack_onnx(tmp_path / "x.nno", tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
+    with pytest.raises(ArchiveError, match="x.onnx: cannot read it .*: give one that `python -m storage pack` wrote"):
+        unpack_onnx(tmp_path / "x.onnx", tmp_path / "y.onnx")

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -25,7 +26,7 @@ from models import ModelError, build, elsewhere, named, rebuild, spec_of, struct
 from pruning import Prune
 from quantization import Quantize
 from recipe import DataError, FolderOptions, Recipe, StepError, Technique, recipe_of
-from storage import ArchiveError, StorageError, load_archive, read_tensors, save_archive
+from storage import ArchiveError, StorageError, load_archive, load_weights, read_tensors, save_archive
 from training import Pretrained, Train, evaluate
 from training.pretrained import load_into
 
@@ -390,3 +391,33 @@ def test_timms_networks_are_timms():
     torch.manual_seed(0)
     theirs = timm.create_model("resnet18d", num_classes=5, in_chans=1, drop_rate=0.1)
     assert all(torch.equal(theirs.state_dict()[name], value) for name, value in own.state_dict().items())
+
+
+# --- Files of other things --------------------------------------------------------------------------------------------
+
+
+def test_damaged_pickles_are_one_sentence_in_words(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"a.weight": torch.ones(4, 4)}, path, _use_new_zipfile_serialization=False)
+    good = path.read_bytes()
+    for place in range(0, len(good), 3):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0x65]) + good[place + 1 :])
+        try:
+            read_tensors(path)
+        except StorageError as error:
+            assert re.fullmatch(r"\S+ (is|holds) [^\n]+: (fetch|save|only)?[^\n]+", str(error)), error
+            assert not re.search(r"\(\d+\)", str(error)), error
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_and_named(value):
+    state = tiny().state_dict()
+    state["blocks.1.conv1.weight"][0, 0] = value
+    with pytest.raises(StorageError, match=r"w.pth holds NaN or infinity in blocks.1.conv1.weight: take weights from"):
+        load_into(build("resnet8", shape=(1, 8, 8), classes=10), state, "w.pth")
+
+
+def test_a_file_of_another_program_is_not_called_damaged(tmp_path):
+    save_file(tiny().state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(StorageError, match=r"was not written by save_weights: .*Pretrained\(..., weights=PATH\) reads"):
+        load_weights(tmp_path / "w.safetensors")

@@ -78,7 +78,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, torch.Tensor], file: str) 
     """Load tensors into a network; return the names of those in its first and last layer that keep fresh weights.
 
     Raises:
-        StorageError: a tensor is missing or has another shape; the message names the first one.
+        StorageError: a tensor is missing, has another shape, or holds NaN or infinity; the message names the first one.
     """
     state = model.state_dict()
     tensors = _without_prefix(tensors, state)
@@ -101,6 +101,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, torch.Tensor], file: str) 
     if fresh_ones:
         warnings.warn(f"fresh weights, since the shape in {file} differs: {', '.join(fresh_ones)}", stacklevel=2)
     used = {name: tensors[name] for name in state if name in tensors and name not in fresh_ones}
+    if broken := [name for name, tensor in used.items() if not tensor.double().isfinite().all()]:
+        raise StorageError(f"{file} holds NaN or infinity in {broken[0]}: take weights from before training diverged")
     model.load_state_dict(used, strict=False)
     return fresh_ones
 
