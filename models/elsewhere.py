@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -160,18 +161,30 @@ def with_channels(model: nn.Module, channels: int) -> nn.Module:
 
 
 def _function(module: str, name: str) -> Callable[..., object]:
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise ModelError(
-            f"the module {module!r} cannot be imported ({error}){near(module, SOURCES) if _like(module) else ''}: put "
-            f"{module}.py next to the notebook, or into the folder where the command runs"
-        ) from None
+    found = imported(module)
     function = getattr(found, name, None)
     if not callable(function):
         functions = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
         raise ModelError(f"{module} has no function {name!r}{near(name, functions)}")
     return function
+
+
+def imported(module: str) -> ModuleType:
+    """Return a module of the user's, whose code runs. Raises ModelError if it cannot be imported."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"the module {module!r} cannot be imported ({error}){near(module, SOURCES) if _like(module) else ''}: put "
+            f"{module}.py next to the notebook, or into the folder where the command runs"
+        ) from None
+    except Exception as error:  # the module's code may raise anything
+        raise ModelError(f"the module {module!r} cannot be imported ({in_words(error)}): correct it") from error
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error of the user's code in one line: `ValueError: channels must be even`."""
+    return ": ".join(filter(None, [type(error).__name__, str(error).strip().partition("\n")[0]]))
 
 
 def _like(module: str) -> bool:
@@ -183,7 +196,10 @@ def _call(
 ) -> nn.Module:
     """Call the function with those of the usual arguments (shape, classes, width) that its signature names."""
     known = {"shape": shape, "in_channels": shape[0], "classes": classes, "num_classes": classes, "width": width}
-    takes = inspect.signature(function).parameters
+    try:
+        takes = inspect.signature(function).parameters
+    except ValueError:  # a function of C
+        raise ModelError(f"{name} does not say which arguments it takes: wrap it in a function of yours") from None
     if width != 1 and "width" not in takes:
         raise ModelError(f"{name} takes no width: leave width out, or give the function an argument width")
     if width != 1 and "width" in arguments:
@@ -195,8 +211,10 @@ def _call(
 def _built(name: str, function: Callable[..., object], fields: dict[str, Any]) -> nn.Module:
     try:
         model = function(**fields)
-    except TypeError as error:  # an unknown or a missing argument
-        raise ModelError(f"{name} cannot be called with {', '.join(fields)} ({error})") from None
+    except Exception as error:  # the network's code may raise anything
+        if isinstance(error, TypeError) and "argument" in str(error):  # an unknown or a missing one
+            raise ModelError(f"{name} cannot be called with {', '.join(fields) or 'no arguments'} ({error})") from None
+        raise ModelError(f"{name} raises {in_words(error)}: correct it, or its arguments in the name") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name} returns a {type(model).__name__}: return a torch.nn.Module")
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in model.parameters()):

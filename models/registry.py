@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from models.elsewhere import allow, check_allowed, check_name, factory, is_elsewhere, near
+from models.elsewhere import allow, check_allowed, check_name, factory, in_words, is_elsewhere, near
 from models.ensemble import Ensemble
 from models.errors import ModelError
 from models.operators import trace
@@ -62,12 +62,15 @@ def check_model(name: str, width: float) -> None:
 
 @torch.no_grad()
 def check_network(model: nn.Module, shape: Shape, classes: int) -> None:
-    """Raise ModelError unless a network maps images `[B, *shape]` to logits `[B, classes]` and can be traced.
+    """Raise ModelError unless a network maps images `[B, *shape]` to logits `[B, classes]`, can be traced and trained.
 
     This runs a forward pass of two images: call it once, before training.
     """
-    name, training = type(model).__name__, model.training
-    images = torch.zeros(2, *shape, device=next(model.parameters()).device)
+    name, training = getattr(model, "spec", {}).get("architecture", type(model).__name__), model.training
+    first = next(model.parameters(), None)
+    if first is None:
+        raise ModelError(f"{name} has no parameters, so there is nothing to train: give it a layer with weights")
+    images = torch.zeros(2, *shape, device=first.device)
     reached = [""]
     hooks = [
         module.register_forward_pre_hook(lambda *_, path=path: reached.append(path))
@@ -78,8 +81,8 @@ def check_network(model: nn.Module, shape: Shape, classes: int) -> None:
     except Exception as error:  # the network's code may raise anything
         where = f" at {reached[-1]}" if reached[-1] else ""
         raise ModelError(
-            f"{name} does not take images {tuple(shape)}: {str(error).splitlines()[0]}{where}; give it images "
-            "as large as it was made for"
+            f"{name} does not take images {tuple(shape)} ({in_words(error)}{where}): correct its forward, or give it "
+            "images as large as it was made for"
         ) from error
     finally:
         model.train(training)

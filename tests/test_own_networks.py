@@ -48,6 +48,26 @@ NETS = """
     def six_classes(shape):
         return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 6))
 
+    def raises(message="no such size"):
+        raise ValueError(message)
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(192, 3)
+
+        def forward(self, images):
+            raise ValueError
+
+    def forward_raises():
+        return Odd()
+
+    def no_parameters():
+        return nn.Flatten()
+
+    def wrong_inside():
+        return nn.Linear(None + 1, 3)
+
     def lazy():
         return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 """
@@ -117,7 +137,10 @@ def test_widths_are_refused_where_there_are_none(nets):
         ("no_module", "returns a int: return a torch.nn.Module"),
         ("lazy", "has lazy layers of unknown size"),
         ("flower_nt", "has no function 'flower_nt': did you mean flower_net"),
-        ("flower_net(channels=4, more=1)", "unexpected keyword argument 'more'"),
+        ("flower_net(channels=4, more=1)", "cannot be called with .* unexpected keyword argument 'more'"),
+        ("raises", "my_own_nets:raises raises ValueError: no such size: correct it, or its arguments in the name"),
+        ("raises(message='')", "my_own_nets:raises.* raises ValueError: correct it"),
+        ("wrong_inside", "my_own_nets:wrong_inside raises TypeError: unsupported operand"),
     ],
 )
 def test_functions_that_give_no_network(nets, function, said):
@@ -125,10 +148,25 @@ def test_functions_that_give_no_network(nets, function, said):
         build(f"{nets}:{function}", shape=(3, 8, 8), classes=3)
 
 
+def test_modules_that_cannot_be_imported(nets, tmp_path):
+    for source, said in (("1 +", "SyntaxError: invalid syntax"), ("int('a')", "ValueError: invalid literal")):
+        (tmp_path / "own" / "my_odd_nets.py").write_text(source)
+        with pytest.raises(ModelError, match=f"the module 'my_odd_nets' cannot be imported .{said}.*: correct it"):
+            build("my_odd_nets:net", shape=(3, 8, 8), classes=3)
+    with pytest.raises(ModelError, match="torch:relu does not say which arguments it takes"):
+        build("torch:relu", shape=(3, 8, 8), classes=3)
+
+
 def test_networks_of_other_classes_or_sides(nets, folders):
     with pytest.raises(ModelError, match="one logit per class"):
         run(Recipe("digits", (Train(f"{nets}:six_classes", epochs=1),)))
-    with pytest.raises(ModelError, match=r"AlexNet does not take images \(1, 8, 8\): .* at features.2; give"):
+    with pytest.raises(ModelError, match=r"my_own_nets:forward_raises does not take images .*\(ValueError\): correct"):
+        run(Recipe("digits", (Train(f"{nets}:forward_raises", epochs=1),)))
+    with pytest.raises(ModelError, match="my_own_nets:no_parameters has no parameters, so there is nothing to train"):
+        run(Recipe("digits", (Train(f"{nets}:no_parameters", epochs=1),)))
+    with pytest.raises(
+        ModelError, match=r"torchvision:alexnet does not take .*\(1, 8, 8\) .* at features.2\): correct"
+    ):
         run(Recipe("digits", (Train("torchvision:alexnet", epochs=1),)))
 
 
