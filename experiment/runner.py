@@ -19,7 +19,7 @@ from measurement import accuracy, agreement, answers, cost, latency, operator_co
 from measurement.timing import hardware, measuring_seconds
 from models import allow, spec_of
 from models.quantized import holds_integers, left_in_floats
-from recipe import Recipe, StepError
+from recipe import Recipe, StepError, returned
 from storage import (
     Checkpoint,
     StorageError,
@@ -139,7 +139,7 @@ def _made(recipe: Recipe, record: dict | None) -> tuple[nn.Module, dict]:
     checkpoint = Checkpoint(store.checkpoint, made)
     context = Context(scaled, recipe.seed, training_device(), checkpoint, make=other, cache=store.artifacts / "cache")
     started = time.perf_counter()
-    model = step.apply(model, context).cpu().eval()
+    model = returned(step, "apply", step.apply(model, context), nn.Module).cpu().eval()
     if step.continued is not None:
         _, earlier = _make(step.continued)
     log = {"train_seconds": time.perf_counter() - started, "made_on": _device_name()}

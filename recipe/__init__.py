@@ -21,7 +21,7 @@ from recipe.checks import (
 )
 from recipe.errors import CompressionError, DataError, StepError
 from recipe.names import FolderOptions, check_dataset, folder_of, folder_options, identity, readable, written
-from recipe.part import PARTS, Objective, Part, Technique
+from recipe.part import PARTS, Objective, Part, Technique, returned
 from recipe.step import STEPS, Step, traits
 from recipe.training import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TRAINING_FIELDS, Training, training_of
 
@@ -57,6 +57,7 @@ __all__ = [
     "recipe_of",
     "recipes_of",
     "refuse_unused",
+    "returned",
     "shared_fields",
     "step_of",
     "steps_of",

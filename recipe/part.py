@@ -1,9 +1,11 @@
 """`Part`: base class of what a recipe consists of: steps, and the techniques and objectives inside them."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from recipe.checks import default_of, fields_of, plain_fields
+from recipe.errors import StepError
 
 if TYPE_CHECKING:  # this package does not import torch
     from torch import nn
@@ -14,6 +16,9 @@ if TYPE_CHECKING:  # this package does not import torch
     from training.loop import Logits, Loss
 
 
+T = TypeVar("T")
+
+
 class Part:
     """Base class of frozen dataclasses whose fields are hyperparameters, checked on construction."""
 
@@ -22,7 +27,19 @@ class Part:
     def __init_subclass__(cls) -> None:
         cls.__repr__ = Part.__repr__  # type: ignore[method-assign]  # a dataclass would print every field
 
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise StepError(f"{self.name} is no dataclass: write @dataclass(frozen=True) above its class")
+
     def __post_init__(self) -> None:
+        if not type(self).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise StepError(
+                f"{self.name} must not change once it is made: write @dataclass(frozen=True) above its class"
+            )
+        for method in ("callback", "loss"):
+            if getattr(getattr(type(self), method, None), "__isabstractmethod__", False):
+                raise StepError(
+                    f"{self.name} does not define {method}, which recipe/part.py describes: add this method"
+                )
         plain_fields(self)
         self.check()
 
@@ -76,6 +93,7 @@ class Technique(Part):
         """Return the network to train: the float `model` itself, or another network that shares its weights."""
         return model
 
+    @abstractmethod
     def callback(
         self, model: "nn.Module", trained: "nn.Module", context: "Context", training: "Training"
     ) -> "Callback":
@@ -94,9 +112,17 @@ class Objective(Part):
         super().__init_subclass__()
         register(cls, PARTS)
 
+    @abstractmethod
     def loss(self, teacher: "Logits | None") -> "Loss":
         """Return the loss that `training.fit` takes; `teacher` (None if there is none) gives logits `[B, classes]`."""
         raise NotImplementedError
+
+
+def returned(part: Part, method: str, value: object, kind: type[T]) -> T:
+    """Return what a method of a part returned. Raises StepError if it is of another kind, such as None."""
+    if not isinstance(value, kind):
+        raise StepError(f"{method} of {part.name} returned a {type(value).__name__}: let it return a {kind.__name__}")
+    return value
 
 
 def register(cls: type, known: dict[str, Any]) -> None:

@@ -41,9 +41,11 @@ def fit(
     `context.log`.
 
     Raises:
-        StepError: batch norm would get a single value per channel, which has no variance.
+        StepError: batch norm would get a single value per channel, which has no variance; or the loss is no number.
         TrainingDiverged: the loss or a weight became NaN or infinite.
     """
+    if not callable(loss):
+        raise StepError(f"loss of an objective must return a function of logits and batch, not a {type(loss).__name__}")
     dataset, device = context.dataset, context.device
     train, validation = dataset.train.to(device), dataset.validation.to(device)
     image = normalize(train.images[:1], dataset)
@@ -178,10 +180,20 @@ def update(
     with autocast(images.device):
         logits = forward(model, images).float()
     value = loss(logits, batch)
+    _check_loss(value)
     optimizer.zero_grad()
     value.backward()
     optimizer.step()
     return logits, value
+
+
+def _check_loss(value: object) -> None:
+    """Raise StepError unless a loss is a number that depends on the weights."""
+    if not isinstance(value, torch.Tensor) or value.ndim:
+        what = f"one of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+        raise StepError(f"the loss of a batch must be one number, a tensor of shape [], not {what}: return its mean()")
+    if not value.requires_grad:
+        raise StepError("the loss does not depend on the weights: compute it from the logits, without detach or item")
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from recipe import StepError, Technique, Training, is_number
+from recipe import StepError, Technique, Training, is_number, returned
+from training.callbacks import Callback
 from training.context import Context
 from training.loop import Loss, fit
 
@@ -14,6 +15,9 @@ from training.loop import Loss, fit
 def check_techniques(training: Training, techniques: object) -> None:
     """Raise StepError unless `techniques` is a tuple of techniques that fit each other and the training."""
     if not isinstance(techniques, tuple) or not all(isinstance(technique, Technique) for technique in techniques):
+        classes = [one for one in techniques if isinstance(one, type)] if isinstance(techniques, tuple) else []
+        if classes:
+            raise StepError(f"during holds the class {classes[0].__name__}: write {classes[0].__name__}(), a value")
         raise StepError(f"during is a tuple of techniques, such as during=(Round(4),), not {techniques!r}")
     seen: set[str] = set()
     for technique in techniques:
@@ -29,11 +33,14 @@ def fit_with(
     """Train a float `model` with techniques and return the model to deploy."""
     trained = model
     for technique in techniques:
-        trained = technique.form(trained, context)
-    callbacks = [technique.callback(model, trained, context, training) for technique in techniques]
+        trained = returned(technique, "form", technique.form(trained, context), nn.Module)
+    callbacks = [
+        returned(technique, "callback", technique.callback(model, trained, context, training), Callback)
+        for technique in techniques
+    ]
     fit(trained, context, training, loss=loss, callbacks=callbacks, title=title)
     for technique in techniques:
-        model = technique.deployed(model, trained)
+        model = returned(technique, "deployed", technique.deployed(model, trained), nn.Module)
     return model
 
 

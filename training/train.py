@@ -75,6 +75,10 @@ class Train(Step, Training):
         if first is None or first.network is None or first.letter:
             what = getattr(self.start, "label", self.start)
             raise StepError(f"start is a recipe that ends in Train or Pretrained, not {what!r}")
+        if "integers" in first.given:
+            raise StepError(
+                f"{self.start.label} has integer weights, and Train trains floats: start from it without Round"
+            )
         if self.network != first.network:
             raise StepError(f"{self.model} cannot start from {self.start.label}, which is another network")
 
