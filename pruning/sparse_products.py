@@ -1,5 +1,6 @@
 """Times of sparse matrix products on the CPU: each layer's product with unfolded images, dense and as CSR."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
@@ -75,11 +76,10 @@ def _product_shapes(model: nn.Module, batch: int) -> dict[str, tuple[int, int, i
 
         return hook
 
-    hooks = [layer.module.register_forward_hook(note(name)) for name, layer in layers_of(model).items()]
-    with torch.no_grad():
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for name, layer in layers_of(model).items():
+            hooks.enter_context(layer.module.register_forward_hook(note(name)))
         model.eval()(torch.zeros(1, *spec_of(model)["shape"]))
-    for hook in hooks:
-        hook.remove()
     return found
 
 

@@ -1,6 +1,8 @@
 """Quantization noise: the signal-to-noise ratio of every weight and activation of an integer network."""
 
+import contextlib
 import math
+from functools import partial
 
 import torch
 from torch import fx, nn
@@ -25,14 +27,11 @@ def signal_to_noise(model: nn.Module, integer: nn.Module, images: torch.Tensor) 
     signals = _Outputs(floats)
     signals.run(images)
     rounded: dict[str, torch.Tensor] = {}
-    hooks = [
-        quantizer.register_forward_hook(lambda _, inputs, output, name=name: rounded.update({name: output}))
-        for name, quantizer in integer.named_modules()
-        if isinstance(quantizer, Quantizer)
-    ]
-    integer(images)
-    for hook in hooks:
-        hook.remove()
+    with contextlib.ExitStack() as hooks:
+        for name, quantizer in integer.named_modules():
+            if isinstance(quantizer, Quantizer):
+                hooks.enter_context(quantizer.register_forward_hook(partial(_note, rounded, name)))
+        integer(images)
     rows = []
     for name, layer in integer.named_modules():
         if isinstance(layer, QuantizedConv2d | QuantizedLinear):
@@ -42,6 +41,10 @@ def signal_to_noise(model: nn.Module, integer: nn.Module, images: torch.Tensor) 
         signal = signals.seen[name.removeprefix("quantizer_")]
         rows.append({"layer": name.removeprefix("quantizer_"), "what": "activations", "db": decibels(signal, output)})
     return rows
+
+
+def _note(seen: dict[str, torch.Tensor], name: str, _: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    seen[name] = output
 
 
 def decibels(signal: torch.Tensor, rounded: torch.Tensor) -> float:

@@ -1,5 +1,8 @@
 """Calibration: sets the scale of every activation from images."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import fx, nn
@@ -41,15 +44,13 @@ def calibrate(
         else:
             seen[quantizer].append(values.clone())
 
-    hooks = [quantizer.register_forward_hook(observe) for quantizer in quantizers]
-    _enable(quantizers, False)
     draws = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(dataset.train), generator=draws)[:images]
-    for chosen in tqdm(order.split(BATCH), desc="calibration", unit="batch", leave=False):
-        model(normalize(dataset.train.images[chosen], dataset))
-    _enable(quantizers, True)
-    for hook in hooks:
-        hook.remove()
+    with contextlib.ExitStack() as hooks, _unrounded(quantizers):
+        for quantizer in quantizers:
+            hooks.enter_context(quantizer.register_forward_hook(observe))
+        for chosen in tqdm(order.split(BATCH), desc="calibration", unit="batch", leave=False):
+            model(normalize(dataset.train.images[chosen], dataset))
     for quantizer, samples in seen.items():
         values = torch.cat(samples).numpy()
         if method == "mse":
@@ -70,9 +71,8 @@ def check_integer_form(model: nn.Module, integer: fx.GraphModule, dataset: Datas
     """
     quantizers = [module for module in integer.modules() if isinstance(module, Quantizer)]
     images = normalize(dataset.train.images[:BATCH], dataset)
-    _enable(quantizers, False)
-    logits, expected = integer(images), model(images)
-    _enable(quantizers, True)
+    with _unrounded(quantizers):
+        logits, expected = integer(images), model(images)
     difference = float((logits - expected).norm() / expected.norm())
     if not difference <= TOLERANCE:
         raise StepError(
@@ -106,6 +106,13 @@ def scale_and_zero_point(low: float, high: float) -> tuple[float, int]:
     return scale, min(max(round(-low / scale), 0), 255)
 
 
-def _enable(quantizers: list[Quantizer], enabled: bool) -> None:
+@contextlib.contextmanager
+def _unrounded(quantizers: list[Quantizer]) -> Iterator[None]:
+    """Let quantizers return their inputs as they are."""
     for quantizer in quantizers:
-        quantizer.enabled = enabled
+        quantizer.enabled = False
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.enabled = True

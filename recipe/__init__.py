@@ -13,6 +13,7 @@ from recipe.chain import (
     words_of,
 )
 from recipe.checks import (
+    check_fields,
     check_whole,
     fields_of,
     is_number,
@@ -44,6 +45,7 @@ __all__ = [
     "Training",
     "Unknown",
     "check_dataset",
+    "check_fields",
     "check_whole",
     "fields_of",
     "folder_of",

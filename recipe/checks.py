@@ -72,6 +72,13 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def check_fields(kind: type, names: Collection[str]) -> None:
+    """Raise StepError if a class of steps has no field of one of these names."""
+    known = [field.name for field in fields_of(kind)]
+    if unknown := [name for name in names if name not in known]:
+        raise StepError(f"{kind.__name__} has no field {unknown[0]!r}: use some of {', '.join(known)}")
+
+
 def refuse_unused(step: Any, names: Collection[str], why: str) -> None:
     """Raise StepError if a field in `names` is set although it has no effect here."""
     for field in dataclasses.fields(step):

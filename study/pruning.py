@@ -20,7 +20,7 @@ from pruning.graph import layer_graph, layers_of
 from pruning.masks import select
 from pruning.prune import Prune
 from pruning.sparse_products import median_seconds
-from recipe import Recipe, training_of
+from recipe import Recipe, check_fields, training_of
 from storage import Checkpoint
 from study.baseline import batch_size
 from training import Context, evaluate, scaled_for
@@ -33,6 +33,7 @@ BRIEF, DENSE = {"cifar10": 1}, 0.9  # epochs of a large network, which loses lit
 
 def pruned(base: Recipe, criterion: str, sparsity: float, **fields) -> Recipe:
     """Return a base pruned gradually during one training, by default with the epochs of this repository's study."""
+    check_fields(Prune, fields)
     return base.then(Prune(criterion, sparsity, **_training(base) | fields))
 
 
@@ -45,6 +46,7 @@ def under_itself(base: Recipe, criterion: str, sparsity: float, **fields) -> Rec
 
 def narrowed(base: Recipe, criterion: str, macs: float, **fields) -> Recipe:
     """Return a base whose channels are pruned to a share of its multiply-accumulates, trained equally long."""
+    check_fields(PruneChannels, fields)
     return base.then(PruneChannels(macs, criterion, **_training(base) | fields))
 
 

@@ -14,7 +14,7 @@ from quantization.paths import PATHS, paths
 from quantization.quantize import Quantize
 from quantization.static import METHODS
 from quantization.weights import Bits
-from recipe import Recipe
+from recipe import Recipe, check_fields
 from storage import Checkpoint
 from study.baseline import batch_size
 from training import Context, scaled_for
@@ -39,18 +39,22 @@ def trained(base: Recipe, bits: Bits, **fields) -> Recipe:
     if bits != "ternary" and bits not in RATES:
         known = max(width for width in RATES if width != "ternary" and width < bits)
     training = {"epochs": epochs[known], "learning_rate": RATES[known], "batch_size": batch_size(base.dataset)}
+    check_fields(Quantize, fields)
     return base.then(Quantize("qat", bits, **{"teacher": base} | training | fields))
 
 
 def calibrations(base: Recipe, images: Iterable[int]) -> list[Case]:
     """Return static INT8 with each calibration and number of images, and, for the last, with per-tensor weights."""
-    cases = []
-    for count in images:
-        for method in METHODS:
-            step = Quantize(calibration=method, images=count)
-            cases.append(({"calibration": method, "images": count, "weights": "per channel"}, base.then(step)))
-    step = Quantize(images=count, per_channel=False)
-    return [*cases, ({"calibration": "percentile", "images": count, "weights": "per tensor"}, base.then(step))]
+    counts = list(images)
+    cases = [
+        ({"calibration": method, "images": count, "weights": "per channel"}, Quantize(calibration=method, images=count))
+        for count in counts
+        for method in METHODS
+    ]
+    for count in counts[-1:]:
+        step = Quantize(images=count, per_channel=False)
+        cases.append(({"calibration": "percentile", "images": count, "weights": "per tensor"}, step))
+    return [(case, base.then(step)) for case, step in cases]
 
 
 def widths(base: Recipe, rows: Iterable[tuple[Bits, int, float]], **fields) -> list[Case]:
