@@ -12,6 +12,7 @@ from experiment.aside import outdated_ids, set_ids_aside
 from experiment.deploy import deploy_file
 from experiment.freshness import fingerprint
 from experiment.store import results_folder
+from models import ModelError, imported
 from recipe import DataError, check_dataset
 from storage import StorageError
 
@@ -28,9 +29,12 @@ def main() -> int:
     command.add_argument("record", type=Path, help="results/DATASET/ID.json")
     command.add_argument("-o", "--output", type=Path, required=True, help="the folder")
     command.add_argument("--network", help="MODULE:FUNCTION, if the network is yours: its code runs")
+    command.add_argument("--import", dest="modules", action="append", default=[], help="a module of yours, which runs")
     arguments = parser.parse_args()
     try:
         if arguments.command == "deploy":
+            for module in arguments.modules:
+                imported(module)
             for path in deploy_file(arguments.record, arguments.output, arguments.network):
                 print(f"{path}: {path.stat().st_size:,} bytes")
             return 0
@@ -45,7 +49,7 @@ def main() -> int:
             print(f"Put away in {results_folder(arguments.dataset) / 'set_aside'}: {', '.join(moved) or 'nothing'}")
         elif not stale:
             print(f"All records in {results_folder(arguments.dataset)} match the data and networks at hand.")
-    except (StorageError, DataError) as error:
+    except (StorageError, DataError, ModelError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

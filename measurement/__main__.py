@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data import load
 from measurement import accuracy, wilson_interval
-from models import ModelError, spec_of
+from models import ModelError, imported, spec_of
 from recipe import DataError
 from storage import StorageError, export_with_scale, load_archive, open_onnx
 
@@ -18,8 +18,11 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--dataset", required=True, help="digits, cifar10 or folder:PATH")
     parser.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
+    parser.add_argument("--import", dest="modules", action="append", default=[], help="a module of yours, which runs")
     arguments = parser.parse_args()
     try:
+        for module in arguments.modules:
+            imported(module)
         dataset = load(arguments.dataset)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"

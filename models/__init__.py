@@ -2,7 +2,7 @@
 
 import models.quantized  # noqa: F401 (registers its transformation)
 from models.channels import channel_table
-from models.elsewhere import allow, is_allowed, named
+from models.elsewhere import allow, imported, is_allowed, named
 from models.errors import ModelError
 from models.registry import ARCHITECTURES, build, check_model, check_network, combine, rebuild
 from models.resnet import ResNet
@@ -22,6 +22,7 @@ __all__ = [
     "check_network",
     "combine",
     "done_to",
+    "imported",
     "is_allowed",
     "named",
     "on_paper",

@@ -139,7 +139,10 @@ def rebuild(spec: Spec) -> nn.Module:
     spec_of(model).update(pixels)
     for transform, value in done_to(spec):
         if transform not in TRANSFORMATIONS:
-            raise ModelError(f"unknown transformation {transform!r} of the network: import the module that defines it")
+            raise ModelError(
+                f"unknown transformation {transform!r} of the network: import the module that defines it (as "
+                "--import MODULE on the command line)"
+            )
         before = spec_of(model)
         model = TRANSFORMATIONS[transform](model, value)
         set_spec(model, with_done(before, transform, value))

@@ -7,10 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from data import load
-from models import ModelError, spec_of
+from models import ModelError, imported, spec_of
 from recipe import DataError
 from storage import StorageError, archive_table, export_onnx, export_with_scale, load_archive, pixel_scale, sha256
 from storage.onnx_archive import is_onnx_archive, pack_onnx, unpack_onnx
+
+IMPORT = "a module of yours that registers a transformation of networks: its code runs"
 
 
 def info(path: Path, limit: int | None, network: str | None) -> None:
@@ -74,12 +76,15 @@ def main() -> int:
             continue
         command.add_argument("--limit", type=_bytes, help="maximum size of its tensors in memory, in bytes")
         command.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
+        command.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=IMPORT)
     commands.choices["unpack"].add_argument("--dataset", help="digits, cifar10 or folder:PATH")
     commands.choices["unpack"].add_argument(
         "--raw-images", action="store_true", help="let the model take uint8 images and normalize them itself"
     )
     arguments = parser.parse_args()
     try:
+        for module in getattr(arguments, "modules", []):
+            imported(module)
         if arguments.command == "info":
             info(arguments.file, arguments.limit, arguments.network)
         elif arguments.command == "pack":

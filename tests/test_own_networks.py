@@ -1,6 +1,7 @@
 """Networks of libraries and of the user, and weights from files."""
 
 import dataclasses
+import importlib
 import importlib.util
 import os
 import re
@@ -22,11 +23,24 @@ from distillation import Distill
 from experiment import load_records, make, run, store
 from experiment.deploy import deploy_file
 from experiment.records import archive_path
-from models import ModelError, build, elsewhere, named, rebuild, spec_of, structure, transformation
+from models import (
+    TRANSFORMATIONS,
+    ModelError,
+    build,
+    elsewhere,
+    named,
+    rebuild,
+    set_spec,
+    spec_of,
+    structure,
+    transformation,
+    with_done,
+)
 from pruning import Prune
 from quantization import Quantize
 from recipe import DataError, FolderOptions, Recipe, StepError, Technique, recipe_of
 from storage import ArchiveError, StorageError, load_archive, load_weights, read_tensors, save_archive
+from storage.__main__ import main as command
 from training import Pretrained, Train, evaluate
 from training.pretrained import load_into
 
@@ -219,6 +233,32 @@ def test_an_archive_of_another_network_than_named(tmp_path):
     save_archive(build("resnet8", shape=(1, 8, 8), classes=10), tmp_path / "a.nna")
     with pytest.raises(ArchiveError, match="it is of the network resnet8, not of torchvision:alexnet"):
         load_archive(tmp_path / "a.nna", network="torchvision:alexnet")
+
+
+def test_an_archive_of_a_transformation_of_ones_own_from_the_command_line(tmp_path, monkeypatch, capsys):
+    source = """
+from torch import nn
+from models import transformation
+
+@transformation("with_scales")
+def with_scales(model, channels):
+    model.scales = nn.Parameter(model.linear.weight[:channels, 0].detach().clone())
+    return model
+"""
+    (tmp_path / "my_scales.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = importlib.import_module("my_scales").with_scales(build("resnet8", shape=(1, 8, 8), classes=10), 4)
+    set_spec(model, with_done(spec_of(model), "with_scales", 4))
+    save_archive(model, tmp_path / "m.nna")
+    del TRANSFORMATIONS["with_scales"], sys.modules["my_scales"]
+    monkeypatch.setattr(sys, "argv", ["storage", "info", str(tmp_path / "m.nna")])
+    assert command() == 1 and "my_scales" not in sys.modules
+    assert "unknown transformation 'with_scales' of the network: import the module" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--import", "my_scals"])
+    assert command() == 1 and "the module 'my_scals' cannot be imported" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "my_scales"])
+    assert command() == 0 and "with_scales" in capsys.readouterr().out
+    del TRANSFORMATIONS["with_scales"], sys.modules["my_scales"]
 
 
 # --- Weights ----------------------------------------------------------------------------------------------------------
