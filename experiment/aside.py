@@ -1,6 +1,9 @@
 """Sets a recipe's files aside, on request only. No other module moves them."""
 
+import itertools
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,20 @@ def set_aside(recipe: Recipe) -> list[str]:
     """Move all files of a recipe, and of recipes made from it, to folders named `set_aside`; return the ids.
 
     These are records, archives, weights, ONNX files, and tables that contain one of the ids. Each moves to `set_aside`
-    in the results or artifacts folder that it was in, and can be restored from there. The next run makes them again.
-    """
-    return set_ids_aside(recipe.dataset, [recipe.id])
-
-
-def set_ids_aside(dataset: str, ids: list[str]) -> list[str]:
-    """Do the same as `set_aside` for several recipes, given by their ids.
+    in the results or artifacts folder that it was in, and can be restored from there. What was put there before stays:
+    then the files move to `set_aside/2`, and so on. The next run makes them again.
 
     Raises:
-        StorageError: an id is malformed, or has no files; nothing is moved then.
+        StorageError: a record is damaged, so that it might be made from the recipe; nothing is moved then.
+    """
+    return set_ids_aside(recipe.dataset, [recipe.id], {recipe.id: recipe.describe()})
+
+
+def set_ids_aside(dataset: str, ids: list[str], recipes: Mapping[str, dict] | None = None) -> list[str]:
+    """Do the same as `set_aside` for several recipes, given by their ids, and by their JSON if it is at hand.
+
+    Raises:
+        StorageError: an id is malformed or has no files, or a record is damaged; nothing is moved then.
     """
     ids = list(dict.fromkeys(ids))
     if wrong := [key for key in ids if not re.fullmatch("[0-9a-f]{12}", key)]:
@@ -33,7 +40,7 @@ def set_ids_aside(dataset: str, ids: list[str]) -> list[str]:
         raise StorageError(
             f"there are no files of {absent[0]} under {dataset}: its records are in {results_folder(dataset)}"
         )
-    known = _recipes(dataset)
+    known = _recipes(dataset, recipes or {})
     others = {key: recipe for key, recipe in known.items() if key not in ids}
     dependents = [key for key, recipe in others.items() if any(_contains(recipe, known.get(wanted)) for wanted in ids)]
     for path in sorted((results_folder(dataset) / "tables").glob("*.json")):
@@ -55,22 +62,32 @@ def outdated_ids(dataset: str) -> dict[str, str]:
 
 
 def _move(path: Path, folder: Path) -> None:
-    aside = folder / "set_aside" / path.relative_to(folder)
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    path.replace(aside)
+    """Move a file to `set_aside` in the folder, or to `set_aside/2` and so on if one of its name is there."""
+    aside, name = folder / "set_aside", path.relative_to(folder)
+    places = itertools.chain([aside / name], (aside / str(number) / name for number in itertools.count(2)))
+    place = next(place for place in places if not place.exists())
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(place)
 
 
-def _recipes(dataset: str) -> dict[str, Any]:
-    """Return the JSON of every recipe that has a record or weights, by its id."""
-    found = {}
+def _recipes(dataset: str, given: Mapping[str, dict]) -> dict[str, Any]:
+    """Return the JSON of the recipes given and of every one that has a record or weights, by its id.
+
+    An edited record still says what it is made from. Raises StorageError if one does not.
+    """
+    found, damaged = dict(given), []
     for path in sorted(results_folder(dataset).glob("*.json")):
-        if (record := read_record(path)) is not None:
-            found[path.stem] = record["recipe"]
+        try:
+            found[path.stem] = json.loads(path.read_text())["recipe"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            damaged.append(path)
     for path in sorted(artifacts_folder(dataset).glob("*.safetensors")):
         try:
             found.setdefault(path.stem, weights_of(path)["described"])
         except (StorageError, KeyError):
             continue  # damaged, or of an older format: the next run ignores it
+    if unknown := [path for path in damaged if path.stem not in found]:
+        raise StorageError(f"{unknown[0]} is damaged, so what it was made from is unknown: restore or delete it first")
     return found
 
 

@@ -467,3 +467,29 @@ def test_putting_away_that_is_interrupted_goes_on(folders, monkeypatch):
     monkeypatch.setattr(aside, "_move", move)
     assert base.id in set_aside(base)
     assert not list(folders[0].glob("*.json")) and not list(folders[1].glob("*.safetensors"))
+
+
+def test_what_was_put_away_before_is_kept(folders):
+    path = folders[0] / "models" / "a.nna"
+    for content in "123":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        aside._move(path, folders[0])
+    kept = {str(file.relative_to(folders[0])): file.read_text() for file in folders[0].rglob("a.nna")}
+    assert kept == {f"set_aside{number}/models/a.nna": text for number, text in (("", "1"), ("/2", "2"), ("/3", "3"))}
+
+
+def test_damaged_records_are_put_away_too_or_named(folders):
+    base, results = tiny(), folders[0]
+    integer, other = base.then(Quantize(images=64)), tiny(epochs=2)
+    results.mkdir(parents=True)
+    for recipe in (base, integer, other):
+        (results / f"{recipe.id}.json").write_text(json.dumps({"recipe": recipe.describe()}))  # without a seal
+    cut = results / f"{other.id}.json"
+    cut.write_text(cut.read_text()[:-9])
+    with pytest.raises(StorageError, match=f"{cut.name} is damaged, so what it was made from is unknown: rest"):
+        set_aside(base)
+    assert len(list(results.glob("*.json"))) == 3
+    cut.unlink()
+    (results / f"{base.id}.json").write_text("")  # what is put away may be damaged itself
+    assert set(set_aside(base)) == {base.id, integer.id}
