@@ -1,4 +1,4 @@
-"""Writes the README's results, from the records: `python -m report.readme`."""
+"""Writes the README's results, from the records and results/onnx_files.csv: `python -m report.readme`."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,6 @@ from report.published import published_study
 from report.tables import interval
 
 DATASET = "cifar10"
-PLACE = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
 HEAD = (
     "| CIFAR-10 | accuracy % (95 % interval) | points to ResNet-18 | seeds | archive KB | x smaller than ResNet-18 "
     "| ms, one thread |"
@@ -32,11 +31,12 @@ def results() -> str:
     whole = 1000 * study.loc["ResNet-18 teacher", "size_mb"]  # KB
     rows = candidates(records)  # one row per recipe, averaged over seeds
     base = rows.loc[rows["base_onnx_bytes"].idxmax()]
-    base = rows[rows["id"] == base["base"]].iloc[0]  # the ResNet-18
+    label = records.set_index("id")["label"]
+    base = rows[rows["label"] == label[base["base"]]].iloc[0]  # the ResNet-18; its seeds share a row
     lines = [smallest_within(records, base, (1, 2, 5)), "", HEAD, "|---|---|---|---|---|---|---|"]
     rows["seeds"] = rows["label"].map(records.groupby("label").size())
     bases = records.loc[records["id"] != records["base"], "base"]  # bases of at least one other record
-    shown = pareto_front(rows, ("archive_bytes",)) | rows["id"].isin(bases)
+    shown = pareto_front(rows, ("archive_bytes",)) | rows["label"].isin(label.reindex(bases))
     for row in rows[shown].sort_values("archive_bytes").to_dict("records"):
         kilobytes = row["archive_bytes"] / 1e3
         lines.append(
@@ -95,9 +95,45 @@ def seeds_in_words(count: int) -> str:
     return "one seed" if count == 1 else f"mean of {count} seeds"
 
 
+def onnx_files() -> str:
+    """Return Markdown: the bytes of ONNX files that packages ship, by general compressors and by ours.
+
+    The last two columns are of the integer tensors alone, by NNCodec and by ours: NNCodec does not keep floats.
+    """
+    table = pd.read_csv(ROOT / "results" / "onnx_files.csv").sort_values("bytes")
+    lines = [
+        "| file, of a package (licence) | KB | zstd -19 | xz -9 | `storage pack` | its integers by NNCodec | by ours |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in table.to_dict("records"):
+        columns = ["bytes", "zstd_bytes", "xz_bytes", "archive_bytes"]
+        columns += [f"integer_tensor_{kind}_bytes" for kind in ("nncodec", "archive") if row["integer_tensor_bytes"]]
+        sizes = [f"{row[column] / 1e3:,.1f}" for column in columns] + [""] * (6 - len(columns))
+        name = f"{row['file'].rpartition('/')[2]}, {row['package']} {row['version']} ({row['licence']})"
+        lines.append(f"| {name} | {' | '.join(sizes)} |")
+    saved = 1 - table["archive_bytes"] / table[["xz_bytes", "zstd_bytes"]].min(axis=1)
+    floats = table.filter(like="float_tensor").sum()
+    share = {
+        kind: f"{100 * floats[f'float_tensor_{kind}_bytes'] / floats['float_tensor_bytes']:.0f} %"
+        for kind in ("nncodec", "archive")
+    }
+    lines += [
+        "",
+        f"Ours is {100 * saved.min():.0f} to {100 * saved.max():.0f} % smaller than the better of xz and zstd. NNCodec "
+        "(ISO/IEC 15938-17) keeps integers exactly and rounds floats; given the bits of floats as integers, it takes "
+        f"{share['nncodec']} of their bytes, and ours {share['archive']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def written(readme: str) -> str:
-    """Return the README with its results replaced by those of the records."""
-    return PLACE.sub(lambda match: match[1] + results() + match[2], readme)
+    """Return the README with its tables replaced by those of the records and of the ONNX files."""
+    return _filled(_filled(readme, "results", results()), "onnx files", onnx_files())
+
+
+def _filled(readme: str, name: str, table: str) -> str:
+    place = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    return place.sub(lambda match: match[1] + table + match[2], readme)
 
 
 if __name__ == "__main__":

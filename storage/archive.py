@@ -120,7 +120,7 @@ def read_archive(path: Path, remedy: str = REMEDY) -> bytes:
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
             raise ArchiveError(f"cannot read it (a {kind}, not a file): {remedy}")
         if status.st_size > LIMIT:
-            raise ArchiveError(f"it is longer than the {LIMIT >> 20} MiB that are read: {remedy}")
+            raise ArchiveError(f"it is longer than {LIMIT >> 20} MiB, the limit: {remedy}")
         return path.read_bytes()
     except OSError as error:
         raise ArchiveError(f"cannot read it ({error.strerror or error}): {remedy}") from None

@@ -33,6 +33,17 @@ def test_a_small_model_of_little_accuracy_is_shown(monkeypatch):
     assert "/worse.json" in readme.results() and "/beaten.json" not in readme.results()
 
 
+def test_a_base_of_several_seeds_of_which_the_recorded_one_is_not_the_best(monkeypatch):
+    monkeypatch.delenv("RESULTS_DIR", raising=False)
+    records = experiment.load_records(readme.DATASET)
+    whole = records.loc[records["base_onnx_bytes"].idxmax(), "base"]
+    better = records[records["id"] == whole].assign(id="better", base="better", seed=7)
+    better["validation_accuracy"] += 0.01
+    monkeypatch.setattr(readme, "load_records", lambda name: pd.concat([records, better], ignore_index=True))
+    shown = readme.results()
+    assert "/better.json" in shown and f"/{whole}.json" not in shown
+
+
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
