@@ -88,7 +88,9 @@ def unpack_onnx(path: Path, output: Path) -> int:
 
 
 def is_onnx_archive(path: Path) -> bool:
-    """Return whether a file begins like an archive of an ONNX file."""
+    """Return whether a file begins like an archive of an ONNX file. A pipe, on which reading would block, does not."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             return file.read(4) == MAGIC
