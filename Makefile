@@ -22,7 +22,7 @@ ifneq ($(origin $(1)),undefined)
 override export $(1) := $$(value $(1))
 endif
 endef
-$(foreach name,DATASET RESULTS_DIR ARTIFACTS_DIR CIFAR10_ROOT,$(eval $(call as-given,$(name))))
+$(foreach name,DATASET RESULTS_DIR ARTIFACTS_DIR $(filter %_ROOT,$(.VARIABLES)),$(eval $(call as-given,$(name))))
 
 .PHONY: study test test-fast test-slow test-all test-networks lint format lab setup requirements
 setup: .venv/.ready

@@ -1,4 +1,4 @@
-"""Data sets by name, as tensors: `load("digits")`, `load("cifar10")`, `load("folder:PATH")`."""
+"""Data sets by name, as tensors: `load("digits")`, `load("cifar10")`, `load("folder:PATH")`, `load("parquet:PATH")`."""
 
 import data.telemetry  # noqa: F401 (before huggingface_hub is imported)
 from data.augmentation import Draw

@@ -49,7 +49,7 @@ def batches(
     all of its students. An incomplete last batch is dropped.
     """
     draws = torch.Generator().manual_seed(epoch_seed(seed, epoch))
-    count, device = len(split), split.images.device
+    count, device = len(split), split.labels.device
     order = torch.randperm(count, generator=draws)
     height, width = split.images.shape[2:]
     draw = Draw(count, height, width, draws, seed, epoch, dataset.flip, dataset.mean, device)
@@ -59,7 +59,7 @@ def batches(
     for index in range(count // size):
         part = slice(index * size, (index + 1) * size)
         chosen = order[part]
-        images = split.images[chosen]
+        images = split.at(chosen)
         for view in views:
             images = view(images, part, chosen)
         yield Batch(normalize(images, dataset), split.labels[chosen], epoch, index, seed, augmentation)

@@ -1,26 +1,21 @@
-"""Reads the pictures in a folder of the user's as a data set."""
+"""Finds the pictures in a folder of the user's, and their classes."""
 
 import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from tqdm.auto import tqdm
+from PIL import Image
 
-from data.sources import BROKEN, ImageArrays, first_line
+from data.pictures import Pictures, share_of
 from recipe import DataError, FolderOptions, readable
 
 # Formats that Pillow recognizes but does not decode itself: scientific data (BUFR, GRIB, HDF5), video (MPEG), and
 # vector graphics that it passes to Ghostscript (EPS, PostScript) or to Windows (WMF, EMF).
 NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"}
-NAMED = 5  # unreadable files that one message names; the rest are only counted
 # What the folders of a split may be called, in any case.
 PARTS = {
     "train": ("train", "training"),
@@ -28,11 +23,10 @@ PARTS = {
     "test": ("test", "testing"),
 }
 TEST_SHARE, SPLIT_SEED = 0.2, 20_201  # for a folder without test images
-DEEP = {"I", "I;16", "I;16B", "I;16L", "F"}  # Pillow's modes of more than 8 bits per channel
 Files = dict[str, list[Path]]  # the pictures of each class
 
 
-def read_folder(root: Path, options: FolderOptions) -> ImageArrays:
+def read_folder(root: Path, options: FolderOptions) -> Pictures:
     """Return the pictures below root/train/CLASS, root/test/CLASS and, if it exists, root/val/CLASS.
 
     Without test/, val/ takes its place. Without train/, each class root/CLASS is split by a fixed seed, with a warning.
@@ -43,8 +37,7 @@ def read_folder(root: Path, options: FolderOptions) -> ImageArrays:
     in a warning. A class is called after its folder, with composed accents (NFC), since macOS stores them decomposed.
 
     Raises:
-        DataError: there are fewer than two classes, a class has no picture, or pictures cannot be read; the message
-            names all of them.
+        DataError: there are fewer than two classes, or a class has no picture.
     """
     if not root.is_dir():
         raise DataError(f"{readable(root)} is not a folder: put images there as train/CLASS/*.png and test/CLASS/*.png")
@@ -52,8 +45,15 @@ def read_folder(root: Path, options: FolderOptions) -> ImageArrays:
     classes = tuple(sorted(parts["train"]))
     _check_classes(root, classes, parts)
     _warn_of_others(root, {file for files in parts.values() for own in files.values() for file in own})
-    read = _read({part: [files.get(name, []) for name in classes] for part, files in parts.items()}, options)
-    return ImageArrays(*read["train"], *read["test"], classes, read.get("validation"))
+    files, labels = {}, {}
+    for part, by_class in parts.items():
+        owners = [(label, file) for label, name in enumerate(classes) for file in by_class.get(name, [])]
+        if owners:  # an empty val/ is as none
+            labels[part] = torch.tensor([label for label, _ in owners])
+            files[part] = [file for _, file in owners]
+    every = [file for own in files.values() for file in own]
+    rows = dict(zip(files, torch.arange(len(every)).split([len(own) for own in files.values()]), strict=True))
+    return Pictures(root, options, every, classes, labels, rows, lambda: ((readable(file), file) for file in every))
 
 
 def _parts(root: Path) -> dict[str, Files]:
@@ -87,10 +87,8 @@ def _split(root: Path) -> dict[str, Files]:
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     parts: dict[str, Files] = {"train": {}, "test": {}}
     for name, files in classes.items():
-        order = torch.randperm(len(files), generator=generator).tolist()
-        held = min(len(files) - 1, max(1, round(TEST_SHARE * len(files)))) if files else 0
-        parts["test"][name] = [files[index] for index in sorted(order[:held])]
-        parts["train"][name] = [files[index] for index in sorted(order[held:])]
+        test, train = share_of(len(files), TEST_SHARE, generator)
+        parts["test"][name], parts["train"][name] = [files[i] for i in test], [files[i] for i in train]
     counts = {part: sum(map(len, files.values())) for part, files in parts.items()}
     warnings.warn(
         f"{readable(root)} has no folders train/ and test/: its {sum(counts.values())} pictures are split by a fixed "
@@ -156,49 +154,3 @@ def _warn_of_others(root: Path, pictures: set[Path]) -> None:
             "have a format that Pillow decodes",
             stacklevel=3,
         )
-
-
-def _read(parts: dict[str, list[list[Path]]], options: FolderOptions) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return the images `[N, C, side, side]` and labels `[N]` of each part, from its files by class.
-
-    Raises:
-        DataError: files cannot be read; the message counts them and names the first `NAMED`.
-    """
-    files = [file for part in parts.values() for own in part for file in own]
-    unreadable: list[str] = []
-
-    def read(file: Path) -> np.ndarray | None:
-        try:
-            return read_picture(file, options)
-        except BROKEN as error:
-            unreadable.append(f"{readable(file)} ({readable(first_line(error))})")
-            return None
-
-    with ThreadPoolExecutor() as pool:
-        found_or_none = tqdm(pool.map(read, files), "pictures", len(files), leave=False, disable=len(files) < 1000)
-        pictures = [picture for picture in found_or_none if picture is not None]
-    if unreadable:
-        more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
-        what = "file is not a readable image" if len(unreadable) == 1 else "files are not readable images"
-        named = ", ".join(sorted(unreadable)[:NAMED])
-        raise DataError(f"{len(unreadable)} {what}: replace or remove {named}{more}")
-    left, found = iter(pictures), {}
-    for part, by_class in parts.items():
-        labels = [label for label, own in enumerate(by_class) for _ in own]
-        images = torch.from_numpy(np.stack(list(islice(left, len(labels))))).permute(0, 3, 1, 2).contiguous()
-        found[part] = images, torch.tensor(labels)
-    return found
-
-
-def read_picture(file: Path, options: FolderOptions) -> np.ndarray:
-    """Return a picture `[side, side, C]`, uint8. `experiment/deployed/predict.py` reads pictures in the same way."""
-    with Image.open(file) as opened:
-        image: Image.Image = ImageOps.exif_transpose(opened)
-        if image.mode in DEEP:
-            values = np.asarray(image, dtype=np.float64)
-            image = Image.fromarray((values.clip(min=0) * (255 / (values.max() or 1))).round().astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-        image = ImageOps.fit(image.convert("L" if options.grey else "RGB"), (options.side, options.side))
-        return np.asarray(image).reshape(options.side, options.side, -1)

@@ -95,10 +95,14 @@ def best_weights(ensemble: nn.Module, dataset: Dataset) -> np.ndarray:
 
     If the optimizer fails, the weights are equal, with a warning.
     """
-    images = normalize(dataset.validation.images, scaled_for(ensemble, dataset)).split(500)
-    labels = dataset.validation.labels
-    members = ensemble.eval().get_submodule("members").children()
-    probabilities = [torch.cat([member(part) for part in images]).softmax(1) for member in members]
+    scaled, labels = scaled_for(ensemble, dataset), dataset.validation.labels
+    members = list(ensemble.eval().get_submodule("members").children())
+    logits: list[list[torch.Tensor]] = [[] for _ in members]
+    for images, _ in dataset.validation.parts(500):
+        normalized = normalize(images, scaled)
+        for own, member in zip(logits, members, strict=True):
+            own.append(member(normalized))
+    probabilities = [torch.cat(own).softmax(1) for own in logits]
     # The probability that each member gives to the right class, `[members, images]`.
     right = torch.stack([p[torch.arange(len(labels)), labels] for p in probabilities]).double().numpy()
 

@@ -80,8 +80,8 @@ def _answers(recipe: Recipe) -> np.ndarray:
     """Return the classes that a model predicts for the test images."""
     model = make(recipe)
     dataset = scaled_for(model, load(recipe.dataset))
-    parts = normalize(dataset.test.images, dataset).split(500)
-    return torch.cat([model(part).argmax(1) for part in parts]).numpy()
+    found = [model(normalize(images, dataset)).argmax(1) for images, _ in dataset.test.parts(500)]
+    return torch.cat(found).numpy()
 
 
 def _ids(recipes: Mapping[str, Recipe]) -> dict[str, str]:

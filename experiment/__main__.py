@@ -23,7 +23,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, words in (("stale", "list records whose data or networks changed"), ("set-aside", "put records away")):
         command = commands.add_parser(name, help=words)
-        command.add_argument("dataset", help="digits, cifar10 or folder:PATH")
+        command.add_argument("dataset", help="cifar10 and the like, folder:PATH or parquet:PATH")
     commands.choices["set-aside"].add_argument("ids", nargs="*", help="ids of records; without any, all stale ones")
     command = commands.add_parser("deploy", help="write a folder with a model and all that is needed to run it")
     command.add_argument("record", type=Path, help="results/DATASET/ID.json")

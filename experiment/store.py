@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from recipe import Recipe, identity
+from recipe import Recipe, artifacts_root, identity, slug
 from storage import StorageError, atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,11 +23,6 @@ PATIENCE = 5  # seconds of waiting for a lock before saying who holds it
 def results_root() -> Path:
     """Return the folder of all records: results/, or $RESULTS_DIR."""
     return Path(os.environ.get("RESULTS_DIR") or ROOT / "results")
-
-
-def artifacts_root() -> Path:
-    """Return the folder of everything that can be made again: artifacts/, or $ARTIFACTS_DIR."""
-    return Path(os.environ.get("ARTIFACTS_DIR") or ROOT / "artifacts")
 
 
 def results_folder(dataset: str) -> Path:
@@ -49,11 +43,6 @@ def graphs_folder() -> Path:
 def figures_folder() -> Path:
     """Return the folder of charts and exported tables."""
     return results_root() / "figures"
-
-
-def slug(name: str) -> str:
-    """Turn a name into a file name of ASCII letters, digits, dots, dashes and underscores."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
 
 
 def folder_name(dataset: str) -> str:

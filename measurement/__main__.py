@@ -16,7 +16,7 @@ def main() -> int:
     """Run the command; return 0 if the file could be measured."""
     parser = argparse.ArgumentParser(prog="python -m measurement", description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--dataset", required=True, help="digits, cifar10 or folder:PATH")
+    parser.add_argument("--dataset", required=True, help="cifar10 and the like, folder:PATH or parquet:PATH")
     parser.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
     parser.add_argument("--import", dest="modules", action="append", default=[], help="a module of yours, which runs")
     arguments = parser.parse_args()

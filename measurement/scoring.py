@@ -12,7 +12,7 @@ from storage import run_onnx
 def answers(session: onnxruntime.InferenceSession, dataset: Dataset, split: Split, batch_size: int = 100) -> np.ndarray:
     """Return the class `[N]` that the file predicts for each image of `split`."""
     return np.concatenate(
-        [run_onnx(session, normalize(images, dataset).numpy()).argmax(1) for images in split.images.split(batch_size)]
+        [run_onnx(session, normalize(images, dataset).numpy()).argmax(1) for images, _ in split.parts(batch_size)]
     )
 
 
@@ -24,7 +24,7 @@ def accuracy(session: onnxruntime.InferenceSession, dataset: Dataset, split: Spl
 @torch.no_grad()
 def agreement(model: nn.Module, answered: np.ndarray, dataset: Dataset, split: Split, batch_size: int = 100) -> float:
     """Return the share (0..1) of images for which `model` in PyTorch predicts the class that its file `answered`."""
-    predicted = [model(normalize(images, dataset)).argmax(1) for images in split.images.split(batch_size)]
+    predicted = [model(normalize(images, dataset)).argmax(1) for images, _ in split.parts(batch_size)]
     return float((torch.cat(predicted).numpy() == answered).mean())
 
 

@@ -82,7 +82,7 @@ def check_network(model: nn.Module, shape: Shape, classes: int) -> None:
         where = f" at {reached[-1]}" if reached[-1] else ""
         raise ModelError(
             f"{name} does not take images {tuple(shape)} ({in_words(error)}{where}): correct its forward, or give it "
-            "images as large as it was made for"
+            "images as large as it was made for (?side= behind the path of a folder)"
         ) from error
     finally:
         model.train(training)

@@ -25,11 +25,11 @@ from typing import Any, TypeGuard
 import nbformat
 import papermill
 
-from recipe import CompressionError, check_dataset
+from recipe import DATASETS, CompressionError, check_dataset, root_variable
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-PATHS = ("RESULTS_DIR", "ARTIFACTS_DIR", "CIFAR10_ROOT")
+PATHS = ("RESULTS_DIR", "ARTIFACTS_DIR", *map(root_variable, DATASETS))
 SIDE_BY_SIDE = 4  # notebooks at most, each with torch in memory
 DIGITS_SECONDS = "0.1"  # of each latency timing on digits, whose networks take a tenth of a millisecond
 
@@ -75,7 +75,9 @@ def _arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
         prog="python -m notebooks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     dataset = os.environ.get("DATASET", "digits")
-    parser.add_argument("--dataset", default=dataset, help="digits, cifar10 or folder:PATH (default: $DATASET)")
+    parser.add_argument(
+        "--dataset", default=dataset, help="cifar10 and the like, folder:PATH or parquet:PATH ($DATASET)"
+    )
     parser.add_argument("--only", default="", help="run only notebooks whose name contains this")
     constant: dict[str, Any] = {"nargs": 2, "metavar": ("NAME", "VALUE"), "help": "a constant; JSON or text"}
     parser.add_argument("-p", action="append", default=[], **constant)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from data import Dataset, normalize
+from data import Dataset, Split, normalize
 from models.operators import integer_layers, trace
 from models.quantized import by_channel
 from quantization.weights import Bits, best_scale, round_weight
@@ -26,11 +26,12 @@ def sensitivity(model: nn.Module, dataset: Dataset, bits: Iterable[Bits], images
     """
     model = copy.deepcopy(model).eval()
     scaled = scaled_for(model, dataset)
-    inputs = normalize(dataset.validation.images[:images], scaled).contiguous(memory_format=torch.channels_last)
-    labels = dataset.validation.labels[:images]
+    first = Split(dataset.validation.images[:images], dataset.validation.labels[:images])
+    labels = first.labels
 
     def measure() -> tuple[float, float]:
-        logits = torch.cat([model(part) for part in inputs.split(250)])
+        parts = (normalize(part, scaled).contiguous(memory_format=torch.channels_last) for part, _ in first.parts(250))
+        logits = torch.cat([model(part) for part in parts])
         return (logits.argmax(1) == labels).float().mean().item(), cross_entropy(logits, labels).item()
 
     _, float_loss = measure()

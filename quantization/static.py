@@ -50,7 +50,7 @@ def calibrate(
         for quantizer in quantizers:
             hooks.enter_context(quantizer.register_forward_hook(observe))
         for chosen in tqdm(order.split(BATCH), desc="calibration", unit="batch", leave=False):
-            model(normalize(dataset.train.images[chosen], dataset))
+            model(normalize(dataset.train.at(chosen), dataset))
     for quantizer, samples in seen.items():
         values = torch.cat(samples).numpy()
         if method == "mse":

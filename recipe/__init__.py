@@ -21,13 +21,27 @@ from recipe.checks import (
     shared_fields,
 )
 from recipe.errors import CompressionError, DataError, StepError
-from recipe.names import FolderOptions, check_dataset, folder_of, folder_options, identity, readable, written
+from recipe.names import (
+    DATASETS,
+    FolderOptions,
+    NamedSet,
+    check_dataset,
+    folder_of,
+    folder_options,
+    identity,
+    kind_of,
+    readable,
+    root_variable,
+    written,
+)
 from recipe.part import PARTS, Objective, Part, Technique, returned
+from recipe.places import artifacts_root, slug
 from recipe.step import STEPS, Step, traits
 from recipe.training import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TRAINING_FIELDS, Training, training_of
 
 __all__ = [
     "AUGMENTATIONS",
+    "DATASETS",
     "OPTIMIZERS",
     "PARTS",
     "SCHEDULES",
@@ -36,6 +50,7 @@ __all__ = [
     "CompressionError",
     "DataError",
     "FolderOptions",
+    "NamedSet",
     "Objective",
     "Part",
     "Recipe",
@@ -44,6 +59,7 @@ __all__ = [
     "Technique",
     "Training",
     "Unknown",
+    "artifacts_root",
     "check_dataset",
     "check_fields",
     "check_whole",
@@ -53,6 +69,7 @@ __all__ = [
     "identity",
     "identity_of",
     "is_number",
+    "kind_of",
     "label_of",
     "letters_of",
     "readable",
@@ -60,7 +77,9 @@ __all__ = [
     "recipes_of",
     "refuse_unused",
     "returned",
+    "root_variable",
     "shared_fields",
+    "slug",
     "step_of",
     "steps_of",
     "training_of",

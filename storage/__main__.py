@@ -77,7 +77,7 @@ def main() -> int:
         command.add_argument("--limit", type=_bytes, help="maximum size of its tensors in memory, in bytes")
         command.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
         command.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=IMPORT)
-    commands.choices["unpack"].add_argument("--dataset", help="digits, cifar10 or folder:PATH")
+    commands.choices["unpack"].add_argument("--dataset", help="cifar10 and the like, folder:PATH or parquet:PATH")
     commands.choices["unpack"].add_argument(
         "--raw-images", action="store_true", help="let the model take uint8 images and normalize them itself"
     )

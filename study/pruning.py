@@ -100,7 +100,8 @@ def recalibrated(model: nn.Module, dataset: Dataset, seed: int, images: int = 20
     """Return a copy of the model with batch norm statistics of `images` random training images."""
     model = copy.deepcopy(model)
     drawn = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))[:images]
-    update_bn(normalize(dataset.train.images[drawn], scaled_for(model, dataset)).chunk(8), model)
+    scaled = scaled_for(model, dataset)
+    update_bn((normalize(dataset.train.at(part), scaled) for part in drawn.chunk(8)), model)
     return model
 
 

@@ -60,6 +60,14 @@ def artifacts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def own_artifacts(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of artifacts, outside that of the test: decoded pictures go there."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    monkeypatch.setenv("ARTIFACTS_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
 def folders(tmp_path: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Results and artifacts of the digits in folders of this test alone, and the network `tiny` to train."""
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import pickle
 import shutil
@@ -19,11 +20,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data import Dataset, Split, batches, load, normalize, sources
+from data import Dataset, Split, batches, load, normalize, signature, sources
 from data.folders import picture_endings
-from recipe import AUGMENTATIONS, DataError, Recipe, Training
+from recipe import AUGMENTATIONS, DATASETS, DataError, Recipe, Training
 from training import Train
 
+pytestmark = pytest.mark.usefixtures("own_artifacts")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
@@ -234,8 +236,8 @@ LABELS = [i % 10 for i in range(30)]
 def cifar(tmp_path, monkeypatch):
     """20 training images in two shards and 10 for testing; nothing can be downloaded."""
     monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
-    monkeypatch.setattr(sources, "CIFAR10_IMAGES", {"train": 20, "test": 10})
-    monkeypatch.setattr(sources, "_download_cifar10", lambda root: pytest.fail("downloads"))
+    monkeypatch.setitem(DATASETS, "cifar10", dataclasses.replace(DATASETS["cifar10"], images=(20, 10)))
+    monkeypatch.setattr(sources, "_download", lambda name, row, root: pytest.fail("downloads"))
     folder = tmp_path / "plain_text"
     write_parquet(folder / "train-00000-of-00002.parquet", IMAGES[:12], LABELS[:12])
     write_parquet(folder / "train-00001-of-00002.parquet", IMAGES[12:20], LABELS[12:20])
@@ -310,10 +312,13 @@ def test_wrong_label(cifar, label):
     refused("cifar10", "label")
 
 
-@pytest.mark.parametrize("rows", [{"label": [1]}, {"img": [b"flat"], "label": [1]}])
-def test_another_layout(cifar, rows):
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [({"label": [1]}, "no column of pictures"), ({"img": [b"flat"], "label": [1]}, "fetch it again")],
+)
+def test_another_layout(cifar, rows, said):
     pyarrow.parquet.write_table(pyarrow.table(rows), cifar / SHARD)
-    refused("cifar10", SHARD, "fetch it again")
+    refused("cifar10", SHARD, said)
 
 
 def test_unknown_name():
@@ -347,7 +352,7 @@ def test_a_pickle_with_a_wrong_checksum_is_never_executed(tmp_path, monkeypatch)
     trap.unlink()
     write_batches(tmp_path / "root", lambda name: bomb)
     monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "root"))
-    refused("cifar10", "cifar-10-batches-py", "checksums differ", "delete that folder")
+    refused("cifar10", "cifar-10-batches-py", "another checksum", "delete what there is")
     assert not trap.exists()
 
 
@@ -356,7 +361,7 @@ def test_cifar10_from_torchvisions_batches(tmp_path, monkeypatch):
 
     def payload(name):
         if name == "batches.meta":
-            return pickle.dumps({"label_names": list(sources.CIFAR10_CLASSES)})
+            return pickle.dumps({"label_names": list(DATASETS["cifar10"].classes)})
         first = 25 if name == "test_batch" else 5 * (int(name[-1]) - 1)
         rows = IMAGES[first : first + 5].transpose(0, 3, 1, 2).reshape(5, -1)
         return pickle.dumps({"data": rows, "labels": LABELS[first : first + 5]})
@@ -370,7 +375,7 @@ def test_cifar10_from_torchvisions_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "test_list", listed("test_batch"))
     meta = {"filename": "batches.meta", "key": "label_names", "md5": listed("batches.meta")[0][1]}
     monkeypatch.setattr(CIFAR10, "meta", meta)
-    arrays = sources.read_cifar10(tmp_path)
+    arrays = sources.read_published("cifar10", tmp_path)
     np.testing.assert_array_equal(arrays.train_images.permute(0, 2, 3, 1).numpy(), IMAGES[:25])
     np.testing.assert_array_equal(arrays.test_images.permute(0, 2, 3, 1).numpy(), IMAGES[25:])
     assert arrays.train_labels.tolist() == LABELS[:25] and arrays.test_labels.tolist() == LABELS[25:]
@@ -413,7 +418,7 @@ def origins(tmp_path, monkeypatch):
         state.torchvision()
 
     monkeypatch.setenv("CIFAR10_ROOT", str(root))
-    monkeypatch.setattr(sources, "CIFAR10_IMAGES", {"train": 20, "test": 10})
+    monkeypatch.setitem(DATASETS, "cifar10", dataclasses.replace(DATASETS["cifar10"], images=(20, 10)))
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_tree", list_repo_tree)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", torchvision_cifar10)
@@ -430,8 +435,8 @@ def test_the_hub_comes_first_and_only_once(origins):
 def test_then_torchvision(origins, monkeypatch):
     came = object()
     origins.torchvision = lambda: (origins.root / "cifar-10-batches-py").mkdir(parents=True)
-    monkeypatch.setattr(sources, "_read_cifar10_batches", lambda root: came)
-    assert sources.read_cifar10(origins.root) is came
+    monkeypatch.setattr(sources, "_read_torchvision", lambda row, root: came)
+    assert sources.read_published("cifar10", origins.root) is came
     assert origins.asked == ["hub", "torchvision"]
 
 
@@ -450,6 +455,124 @@ def test_a_download_that_leaves_nothing_behind_ends(origins):
     origins.torchvision = lambda: None
     refused("cifar10", "0 of 20")
     assert origins.asked == ["hub", "torchvision"]
+
+
+# Other published data sets
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def write_cifar100(root, monkeypatch):
+    from torchvision.datasets import CIFAR100
+
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for name, part in (("train", slice(0, 20)), ("test", slice(20, 30))):
+        rows = IMAGES[part].transpose(0, 3, 1, 2).reshape(-1, 3072)
+        content = {"data": rows, "fine_labels": LABELS[part], "coarse_labels": [0] * len(rows)}
+        (folder / name).write_bytes(pickle.dumps(content))
+        monkeypatch.setattr(CIFAR100, f"{name}_list", [[name, md5(folder / name)]])
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{i}" for i in range(10)]}))
+    meta = {"filename": "meta", "key": "fine_label_names", "md5": md5(folder / "meta")}
+    monkeypatch.setattr(CIFAR100, "meta", meta)
+
+
+def write_svhn(root, monkeypatch):
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    root.mkdir(parents=True)
+    sums = {}
+    for name, part in (("train", slice(0, 20)), ("test", slice(20, 30))):
+        labels = np.array([[label or 10] for label in LABELS[part]], np.uint8)  # as published: a zero is called 10
+        savemat(root / f"{name}_32x32.mat", {"X": IMAGES[part].transpose(1, 2, 3, 0), "y": labels})
+        sums[name] = ["", f"{name}_32x32.mat", md5(root / f"{name}_32x32.mat")]
+    monkeypatch.setattr(SVHN, "split_list", sums)
+
+
+def write_fashionmnist(root, monkeypatch):
+    folder = root / "FashionMNIST/raw"
+    folder.mkdir(parents=True)
+    for name, part in (("train", slice(0, 20)), ("t10k", slice(20, 30))):
+        images, labels = IMAGES[part, :28, :28, 0], np.array(LABELS[part], np.uint8)
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):  # a magic number, the shape, the bytes
+            header = np.array([0x800 + values.ndim, *values.shape], ">i4").tobytes()
+            (folder / f"{name}-{kind}-ubyte").write_bytes(header + values.tobytes())
+
+
+PUBLISHED = {"cifar100": write_cifar100, "svhn": write_svhn, "fashionmnist": write_fashionmnist}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_torchvisions_files(name, tmp_path, monkeypatch):
+    PUBLISHED[name](tmp_path / "root", monkeypatch)
+    monkeypatch.setenv(f"{name.upper()}_ROOT", str(tmp_path / "root"))
+    dataset = load(name)
+    images = IMAGES[20:, :28, :28, :1] if name == "fashionmnist" else IMAGES[20:]
+    np.testing.assert_array_equal(dataset.test.images.permute(0, 2, 3, 1).numpy(), images)
+    assert dataset.test.labels.tolist() == LABELS[20:] and dataset.test.labels.dtype == torch.int64
+    classes = {"cifar100": ["c0", "c1"], "svhn": ["0", "1"], "fashionmnist": ["T-shirt/top", "Trouser"]}
+    assert list(dataset.classes[:2]) == classes[name] and len(dataset.classes) == 10
+    assert dataset.flip == (name != "svhn")  # a mirrored digit is no digit
+    assert sorted(dataset.validation.labels.tolist()) == list(range(10))  # one of the two of each class
+    before = signature(name)
+    os.utime(max((tmp_path / "root").rglob("*t*")), ns=(1, 1))
+    assert signature(name) != before
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_damaged_files_of_torchvision(name, tmp_path, monkeypatch):
+    PUBLISHED[name](tmp_path / "root", monkeypatch)
+    monkeypatch.setenv(f"{name.upper()}_ROOT", str(tmp_path / "root"))
+    for file in (path for path in (tmp_path / "root").rglob("*") if path.is_file()):
+        file.write_bytes(file.read_bytes()[:-100])
+    refused(name, DATASETS[name].stored, "damaged", "delete what there is and run again")
+
+
+def test_the_hubs_files_of_several_data_sets_in_one_folder(tmp_path, monkeypatch):
+    """data/raw/ is that of all: each is found by its folder in the hub's repository."""
+    for name in ("CIFAR10", "CIFAR100", "SVHN", "FASHIONMNIST"):
+        monkeypatch.setenv(f"{name}_ROOT", str(tmp_path))
+        row = DATASETS[name.lower()]
+        monkeypatch.setitem(DATASETS, name.lower(), dataclasses.replace(row, images=(20, 10)))
+    names = [f"c{i}" for i in range(10)]
+    features = {"img": {"_type": "Image"}, "fine_label": {"_type": "ClassLabel", "names": names}}
+    features["coarse_label"] = {"_type": "ClassLabel", "names": ["all"]}
+    for part, rows in (("train", slice(0, 20)), ("test", slice(20, 30))):
+        file = f"{part}-00000-of-00001.parquet"
+        write_parquet(tmp_path / "plain_text" / file, IMAGES[rows], LABELS[rows])
+        write_parquet(tmp_path / "cropped_digits" / file, 255 - IMAGES[rows], LABELS[rows])
+        write_parquet(tmp_path / "fashion_mnist" / file, IMAGES[rows, :28, :28, 0], LABELS[rows])
+        rows = {"img": [png(image[::-1]) for image in IMAGES[rows]], "fine_label": LABELS[rows]}
+        table = pyarrow.table(rows | {"coarse_label": [0] * len(rows["img"])})
+        (tmp_path / "cifar100").mkdir(exist_ok=True)
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        pyarrow.parquet.write_table(table, tmp_path / "cifar100" / file)
+    expected = {
+        "cifar10": IMAGES[20:], "cifar100": IMAGES[20:, ::-1], "svhn": 255 - IMAGES[20:],
+        "fashionmnist": IMAGES[20:, :28, :28, :1],
+    }  # fmt: skip
+    for name, images in expected.items():
+        dataset = load(name)
+        np.testing.assert_array_equal(dataset.test.images.permute(0, 2, 3, 1).numpy(), images)
+        assert dataset.test.labels.tolist() == LABELS[20:]
+    assert load("cifar100").classes == tuple(names) and load("svhn").classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files_that_are_nowhere(name, tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    def no_network(*given):
+        raise OSError("no network\nat all")
+
+    monkeypatch.setenv(f"{name.upper()}_ROOT", str(tmp_path / "root"))
+    monkeypatch.setattr(sources, "_download_from_hub", no_network)
+    monkeypatch.setattr(getattr(torchvision.datasets, DATASETS[name].torchvision), "download", no_network)
+    where = (str(tmp_path / "root"), DATASETS[name].stored, f"{name.upper()}_ROOT")
+    refused(name, "cannot be downloaded (hub: no network; origin: no network)", *where)
 
 
 # One's own images

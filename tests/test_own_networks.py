@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data import load
-from data.folders import read_picture
+from data.pictures import read_picture
 from distillation import Distill
 from experiment import load_records, make, run, store
 from experiment.deploy import deploy_file

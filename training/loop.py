@@ -48,7 +48,7 @@ def fit(
         raise StepError(f"loss of an objective must return a function of logits and batch, not a {type(loss).__name__}")
     dataset, device = context.dataset, context.device
     train, validation = dataset.train.to(device), dataset.validation.to(device)
-    image = normalize(train.images[:1], dataset)
+    image = normalize(train.images[:1].to(device), dataset)
     lay_out(model.to(device), image)
     if min(training.batch_size, len(train)) == 1:
         _check_batch_norm(model, image, training.batch_size)
@@ -201,12 +201,11 @@ def evaluate(model: nn.Module, dataset: Dataset, split: Split, batch_size: int =
     """Return the accuracy (0..1) of a model in PyTorch. Reported accuracies use the ONNX file: see `measurement`."""
     model.eval()
     dataset = scaled_for(model, dataset)
-    device, correct = split.labels.device, 0
-    for start in range(0, len(split), batch_size):
-        images = normalize(split.images[start : start + batch_size], dataset)
-        with autocast(device):
-            logits = forward(model, images)
-        correct += int((logits.argmax(1) == split.labels[start : start + batch_size]).sum())
+    correct = 0
+    for images, labels in split.parts(batch_size):
+        with autocast(labels.device):
+            logits = forward(model, normalize(images, dataset))
+        correct += int((logits.argmax(1) == labels).sum())
     return correct / len(split)
 
 
