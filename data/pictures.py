@@ -187,7 +187,7 @@ def _picture(one: Encoded, options: FolderOptions) -> tuple[int, np.ndarray | st
     place, name, encoded = one
     try:
         if encoded is None:
-            raise ValueError("it is empty")
+            raise ValueError("it has no bytes")
         return place, read_picture(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, options)
     except BROKEN as error:
         return place, f"{name} ({readable(first_line(error))})"

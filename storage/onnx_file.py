@@ -68,7 +68,7 @@ def export_with_scale(
     if of_model != of_data:
         raise StorageError(
             f"the network takes images {of_model[0]} of {of_model[1]} classes, {dataset.name} has {of_data[0]} of "
-            f"{of_data[1]}: name the data set that it was trained on"
+            f"{of_data[1]}: name the data set that it was trained on, with its ?side= if that is a folder"
         )
     scale, images = pixel_scale(spec_of(model), dataset), dataset.validation.images[:64]
     metadata = {"classes": dataset.classes} | scale
