@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from data.pictures import Pictures, share_of
+from data.pictures import Pictures, split_classes
 from recipe import DataError, FolderOptions, readable
 
 # Formats that Pillow recognizes but does not decode itself: scientific data (BUFR, GRIB, HDF5), video (MPEG), and
@@ -22,7 +22,6 @@ PARTS = {
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-TEST_SHARE, SPLIT_SEED = 0.2, 20_201  # for a folder without test images
 Files = dict[str, list[Path]]  # the pictures of each class
 
 
@@ -84,10 +83,9 @@ def _folders_named(root: Path, names: tuple[str, ...]) -> list[Path]:
 def _split(root: Path) -> dict[str, Files]:
     """Split the classes of a folder without train/ and test/: a fifth of each for testing, never its only picture."""
     classes = _pictures_by_class([root])
-    generator = torch.Generator().manual_seed(SPLIT_SEED)
     parts: dict[str, Files] = {"train": {}, "test": {}}
-    for name, files in classes.items():
-        test, train = share_of(len(files), TEST_SHARE, generator)
+    split = split_classes([len(files) for files in classes.values()])
+    for (name, files), (test, train) in zip(classes.items(), split, strict=True):
         parts["test"][name], parts["train"][name] = [files[i] for i in test], [files[i] for i in train]
     counts = {part: sum(map(len, files.values())) for part, files in parts.items()}
     warnings.warn(

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import torch
 from pyarrow import types
 
-from data.pictures import BROKEN, Pictures, first_line, share_of
+from data.pictures import BROKEN, Pictures, first_line, split_classes
 from recipe import DataError, FolderOptions, readable
 
 # The words of a split in the name of a file or of a folder around it, as the hub reads them.
@@ -24,7 +24,6 @@ WORDS = {
     "test": {"test", "testing", "eval", "evaluation"},
 }
 IMAGE_NAMES, LABEL_NAMES = ("image", "img", "picture", "photo"), ("label", "labels", "class", "category", "target")
-TEST_SHARE, SPLIT_SEED = 0.2, 20_201  # for files without test images, as for a folder
 AT_ONCE = 64  # rows read at once
 DAMAGED = (pyarrow.ArrowException, AttributeError, KeyError, *BROKEN)
 
@@ -240,11 +239,10 @@ def _split(
     root: Path, labels: torch.Tensor, rows: torch.Tensor, classes: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Split the training rows: a fifth of each class for testing, never its only picture."""
-    generator = torch.Generator().manual_seed(SPLIT_SEED)
     is_test = torch.zeros(len(labels), dtype=torch.bool)
-    for label in range(classes):
-        own = (labels == label).nonzero().flatten()
-        is_test[own[share_of(len(own), TEST_SHARE, generator)[0]]] = True
+    places = [(labels == label).nonzero().flatten() for label in range(classes)]
+    for own, (test, _) in zip(places, split_classes([len(own) for own in places]), strict=True):
+        is_test[own[test]] = True
     if not bool(is_test.any()):
         raise DataError(f"{readable(root)} has a single picture of each class, so none is left to test on: add some")
     warnings.warn(

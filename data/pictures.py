@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -29,6 +29,7 @@ VERSION = 1  # of `read_picture` and of the file; another one lets all pictures 
 AT_ONCE = 64  # pictures being decoded
 NAMED = 5  # unreadable pictures that one message names; the rest are only counted
 PATIENCE = 5  # seconds of waiting for another process before saying so
+TEST_SHARE, SPLIT_SEED = 0.2, 20_201  # for pictures none of which are for testing
 DEEP = {"I", "I;16", "I;16B", "I;16L", "F"}  # Pillow's modes of more than 8 bits per channel
 # What Pillow raises for damaged files and for decompression bombs.
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -74,11 +75,11 @@ def decoded(pictures: Pictures, rows: torch.Tensor) -> torch.Tensor:
     with _alone(path.with_name(f"{place}.lock")):
         if not path.is_file() or path.stat().st_size != math.prod(shape):
             _remove(path.parent.glob(f".{place}-*.tmp"))  # left by processes that were killed
+            _remove(path.parent.glob(f"{place}-*.images"))  # of what the pictures were before: it may make room
             _decode(pictures, rows, path, shape)
             if _keys(pictures, rows) != (place, content):
                 _remove([path])
                 raise DataError(f"{readable(pictures.root)} was changed while its pictures were decoded: run again")
-            _remove(other for other in path.parent.glob(f"{place}-*.images") if other != path)
         return _mapped(path, shape)
 
 
@@ -103,11 +104,17 @@ def read_picture(file: Path | io.BytesIO, options: FolderOptions) -> np.ndarray:
         return np.asarray(image).reshape(options.side, options.side, -1)
 
 
-def share_of(count: int, share: float, generator: torch.Generator) -> tuple[list[int], list[int]]:
-    """Split the numbers below `count` at random: a share, at least one but never all, and the others; both sorted."""
-    order = torch.randperm(count, generator=generator).tolist()
-    held = min(count - 1, max(1, round(share * count))) if count else 0
-    return sorted(order[:held]), sorted(order[held:])
+def split_classes(counts: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Split each class of so many pictures by a fixed seed: a fifth for testing, never its only picture, and the rest.
+
+    Both are sorted places among the pictures of the class.
+    """
+    generator, split = torch.Generator().manual_seed(SPLIT_SEED), []
+    for count in counts:
+        order = torch.randperm(count, generator=generator).tolist()
+        held = min(count - 1, max(1, round(TEST_SHARE * count))) if count else 0
+        split.append((sorted(order[:held]), sorted(order[held:])))
+    return split
 
 
 def first_line(error: BaseException) -> str:
@@ -160,7 +167,7 @@ def _decode(pictures: Pictures, rows: torch.Tensor, path: Path, shape: tuple[int
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with (
-            open(temporary, "wb", buffering=0) as file,
+            open(temporary, "wb") as file,
             ThreadPoolExecutor() as pool,
             tqdm(total=count, desc="decoding pictures", unit="picture", leave=False, delay=1) as bar,
         ):
@@ -172,6 +179,7 @@ def _decode(pictures: Pictures, rows: torch.Tensor, path: Path, shape: tuple[int
                         file.seek(place * size)
                         file.write(picture.transpose(2, 0, 1).tobytes())
                 bar.update(len(some))
+            file.flush()
             os.fsync(file.fileno())
         if unreadable:
             raise DataError(_named(unreadable))

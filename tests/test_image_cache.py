@@ -118,6 +118,15 @@ def test_a_changed_folder_is_decoded_anew_and_the_old_file_deleted(folder, cache
     assert before.test.images.amax() == 250  # what is mapped can be read on
 
 
+def test_the_old_file_makes_room_for_the_new_one(folder, cache, monkeypatch):
+    load(f"folder:{folder}")
+    os.utime(folder / "test/cat/1.png", ns=(1, 1))
+    left = []
+    monkeypatch.setattr(pictures, "_check_room", lambda path, needed: left.append(cache()))
+    load(f"folder:{folder}")
+    assert left == [[]] and len(cache()) == 1
+
+
 def test_another_file_in_the_folder_changes_nothing(folder, decoding):
     load(f"folder:{folder}")
     (folder / "notes.txt").write_text("of no concern")
