@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import ipywidgets
@@ -35,6 +36,7 @@ def pareto_chart(
     *,
     reported: pd.DataFrame | None = None,
     budget: Mapping[str, float] | None = None,
+    names: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Plot test accuracy (%) with its 95 % interval against `column`, one mark per record, coloured by method.
@@ -45,6 +47,7 @@ def pareto_chart(
         reported: published figures, drawn as hollow marks: columns `accuracy` (%) and `x` (in the unit of the axis).
         budget: bounds as for `recommend`. Those of `column` and of validation accuracy are drawn as lines, the latter
             at the same test accuracy.
+        names: the column, if any, with a short name of each record, written at its mark.
 
     The line joins the records on the Pareto front of validation accuracy and `column`. A record far below the best is a
     hollow mark at the lower edge, with its accuracy; the line to it leaves the chart.
@@ -54,6 +57,10 @@ def pareto_chart(
     ax.legend(*_legend_of([ax]), fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     figure_of(ax).draw_without_rendering()  # since a constrained layout moves the axes
     _write_accuracies(records, column, ax)
+    if names is not None:
+        unit = AXES[column][1]
+        shown = records[~_below(records, ax.get_ylim()[0])]
+        write_names(zip(shown[names], shown[column] / unit, 100 * shown["accuracy"], repeat("black")), ax)
     return ax
 
 

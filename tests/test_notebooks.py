@@ -30,14 +30,14 @@ def study(environment: dict, *arguments: str) -> None:
 def kept(environment: dict) -> dict[Path, tuple[int, int]]:
     """Each file of what is made, and when it was written: a training, a measurement or a search writes some of them."""
     made = {".json", ".safetensors", ".checkpoint", ".onnx", ".nna", ".journal"}
-    roots = (Path(environment[name]) / "digits" for name in ("RESULTS_DIR", "ARTIFACTS_DIR"))
+    roots = (root for name in ("RESULTS_DIR", "ARTIFACTS_DIR") for root in Path(environment[name]).glob("*digits*"))
     files = [file for root in roots for file in root.rglob("*") if file.suffix in made]
     assert files
     return {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
 
 
 @pytest.mark.longest
-@pytest.mark.parametrize("numbers", ["27", *(pytest.param(own, marks=pytest.mark.slow) for own in ("13", "456"))])
+@pytest.mark.parametrize("numbers", ["27", *(pytest.param(own, marks=pytest.mark.slow) for own in ("0", "13", "456"))])
 def test_notebooks_run_in_a_small_way_and_the_last_reads_back(numbers, environment):
     """The last of them reads everything back: nothing is trained, measured or written again.
 
@@ -90,6 +90,12 @@ def test_no_constant_follows_from_another_but_the_data_set(tmp_path):
             assert not any(other in value.split("#")[0].replace("[", " ").split() for other in own - {name}), line
 
 
+def test_a_study_of_cifar10_leaves_out_the_notebook_for_images_of_ones_own():
+    assert runner._chosen("digits", "") == runner._chosen("folder:pictures", "") == NOTEBOOKS
+    assert runner._chosen("cifar10", "") == NOTEBOOKS[1:] and NOTEBOOKS[0].stem == "0_your_network"
+    assert runner._chosen("cifar10", "0_") == NOTEBOOKS[:1]
+
+
 def test_parameters_go_to_the_notebooks_that_have_them():
     given = runner._parameters(NOTEBOOKS, {"SEEDS": "[0]", "MODEL": "resnet8", "TRY": "true"}, smoke=False)
     assert given["1_baseline"] == {"SEEDS": [0], "TRY": True}
@@ -101,7 +107,7 @@ def test_parameters_go_to_the_notebooks_that_have_them():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--only", "zzz"], "no notebook's name contains 'zzz': choose from 1_baseline, 2_quantization, 3_pruning"),
+        (["--only", "zzz"], "no notebook's name contains 'zzz': choose from 0_your_network, 1_baseline"),
         (["-p", "TEACHER_", "x"], "TEACHER_ is no constant"),
         (["-p", "SPARSITIES", "[]"], "SPARSITIES is empty: give at least one"),
         (["-p", "DATASET", "cifar10"], "use --dataset"),
