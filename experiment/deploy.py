@@ -9,6 +9,7 @@ from pathlib import Path
 from data import PIXELS
 from experiment.freshness import outdated_record
 from experiment.records import archive_path, read_record
+from experiment.store import graphs_folder
 from models import allow, spec_of
 from storage import StorageError, atomic_write, export_onnx, load_archive, pixel_scale, sha256
 
@@ -38,7 +39,7 @@ def deploy(record: Mapping, folder: Path, network: str | None = None, archive: P
     except OSError as error:
         raise StorageError(f"cannot write to {folder} ({error.strerror}): name another folder") from None
     scale = pixel_scale(spec_of(model) | {"pixels": spec_of(model).get("pixels") or PIXELS.get(record["dataset"])})
-    export_onnx(model, folder / "model.onnx", {"classes": classes}, raw_scale=scale)
+    export_onnx(model, folder / "model.onnx", {"classes": classes}, raw_scale=scale, graphs=graphs_folder())
     texts = {"labels.txt": "\n".join(classes) + "\n", "record.json": json.dumps(dict(record), indent=1) + "\n"}
     for name, text in texts.items():
         with atomic_write(folder / name) as temporary:

@@ -131,8 +131,8 @@ def methods(base: Recipe, student: str = "", **fields) -> list[Case]:
         "FP32": base,
         "INT8": base.then(Quantize()),
         "INT8, trained": base.then(Quantize("qat", **{"teacher": base} | further(settings, slower=20))),
-        f"{sparsity:.0%} pruned": sparse,
-        f"{sparsity:.0%} pruned, INT8": sparse.then(Quantize()),
+        f"{100 * sparsity:g} % pruned": sparse,
+        f"{100 * sparsity:g} % pruned, INT8": sparse.then(Quantize()),
         "half the MACs": narrow,
         "half the MACs, INT8": narrow.then(Quantize()),
         "student": small,
@@ -160,13 +160,15 @@ def estimate(cases: Sequence[Case]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "epochs", "minutes"])
 
 
-def check_minutes(expected: pd.DataFrame, minutes: float) -> None:
-    """Raise StepError if what `estimate` expects takes longer."""
-    if (total := expected["minutes"].sum()) > minutes:
+def check_minutes(expected: pd.DataFrame, minutes: float) -> str:
+    """Return in words how long what `estimate` expects takes. Raises StepError if that is more than so many minutes."""
+    total = expected["minutes"].sum()
+    if total > minutes:
         raise StepError(
             f"this would take about {total:.0f} minutes here, and MINUTES allows {minutes:g}: raise it, or take a "
             "smaller network, smaller images or fewer epochs"
         )
+    return f"{total:.1f} minutes in all" if total else "Everything is read back."
 
 
 def records(cases: Sequence[Case], expected: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -187,7 +189,7 @@ def records(cases: Sequence[Case], expected: pd.DataFrame) -> tuple[pd.DataFrame
                 if recipe == cases[0][1]:
                     raise
                 refused[words["what"]] = str(error).splitlines()[0]
-            bar.update(seconds.get(words["what"], 0.0))
+            bar.update(round(seconds.get(words["what"], 0.0)))
     words = pd.DataFrame([words for words, _ in made])
     return pd.concat([words, told_apart([record for _, record in made])], axis=1), refused
 
@@ -198,7 +200,7 @@ def figures(table: pd.DataFrame, refused: Mapping[str, str]) -> pd.DataFrame:
     columns = {
         "what": table["what"],
         "accuracy %": (100 * table["accuracy"]).round(2),
-        "points": (100 * (table["accuracy"] - base["accuracy"])).round(2),
+        "points to FP32": (100 * (table["accuracy"] - base["accuracy"])).round(2),
         "archive KB": (table["archive_bytes"] / 1e3).round(1),
         "x smaller": (base["onnx_bytes"] / table["archive_bytes"]).round(1),
         "ms, one image": table["latency_ms.batch1_one_thread.median"].round(3),

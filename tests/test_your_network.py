@@ -102,14 +102,14 @@ def test_methods_fit_the_network(folders):
     base = study.base_recipe("digits", "resnet18", epochs=7)
     cases = {words["what"]: recipe for words, recipe in study.methods(base, epochs=7)}
     assert cases["FP32"] == base and base.last(Train).epochs == 7
-    assert cases["90% pruned"].last(Prune).sparsity == 0.9 and cases["90% pruned"].last(Prune).epochs == 2
+    assert cases["90 % pruned"].last(Prune).sparsity == 0.9 and cases["90 % pruned"].last(Prune).epochs == 2
     assert cases["student"].last(Distill).model == "resnet20" and cases["student"].last(Distill).epochs == 14
     assert cases["half the MACs"].last(PruneChannels).teacher == base
     assert {name for name, recipe in cases.items() if isinstance(recipe.steps[-1], Quantize)} == {
         name for name in cases if "INT8" in name
     }
     small = {words["what"]: recipe for words, recipe in study.methods(study.base_recipe("digits", "resnet8"))}
-    assert small["50% pruned"].last(Prune).sparsity == 0.5  # 78,000 parameters
+    assert small["50 % pruned"].last(Prune).sparsity == 0.5  # 78,000 parameters
     own = {words["what"]: recipe for words, recipe in study.methods(base, "ds_cnn")}
     assert own["student"].last(Distill).model == "ds_cnn"
 
@@ -151,7 +151,8 @@ def test_minutes_are_summed_and_refused(pictures, nets, monkeypatch):
     monkeypatch.setattr(study, "_training_seconds", lambda step, model, dataset: (3, 30.0))
     expected = study.estimate(cases)
     assert expected.columns.tolist() == ["what", "epochs", "minutes"] and expected["minutes"].tolist() == [1.5] * 9
-    study.check_minutes(expected, 14)
+    assert study.check_minutes(expected, 14) == "13.5 minutes in all"
+    assert study.check_minutes(expected[:0], 1) == "Everything is read back."
     with pytest.raises(StepError, match="this would take about 14 minutes here, and MINUTES allows 5: raise it, or"):
         study.check_minutes(expected, 5)
 
@@ -194,22 +195,22 @@ def test_what_is_refused_is_said_in_its_row_and_the_rest_is_made(pictures, nets,
     base = study.base_recipe(pictures, f"{nets}:normed", epochs=3)
     cases = [case for case in study.methods(base, "resnet8", epochs=3) if case[0]["what"] in WANTED]
     expected = study.estimate(cases)
-    assert expected.set_index("what")["epochs"].to_dict() == {"FP32": 3, "50% pruned": 1, "half the MACs": 0}
+    assert expected.set_index("what")["epochs"].to_dict() == {"FP32": 3, "50 % pruned": 1, "half the MACs": 0}
     assert (expected["minutes"] > 0).all()
     table, refused = study.records(cases, expected)
     assert list(refused) == ["half the MACs"] and "cannot be reached" in refused["half the MACs"]
     shown = study.figures(table, refused)
-    assert shown["what"].tolist() == ["FP32", "50% pruned", "half the MACs"]
+    assert shown["what"].tolist() == ["FP32", "50 % pruned", "half the MACs"]
     assert shown["not made, since"].tolist() == ["", "", refused["half the MACs"]]
-    assert shown["points"].tolist()[0] == 0 and shown["points"].tolist()[2] == ""
+    assert shown["points to FP32"].tolist()[0] == 0 and shown["points to FP32"].tolist()[2] == ""
     kilobytes = recommend(table, size_kb=1e6).model["archive_bytes"] / 1e3
     assert kilobytes in table["archive_bytes"].to_numpy() / 1e3
     ax = pareto_chart(compared(table), names="what")
-    assert {"FP32", "50% pruned"} <= {text.get_text() for text in ax.texts}
+    assert {"FP32", "50 % pruned"} <= {text.get_text() for text in ax.texts}
     assert study.estimate(cases)["what"].tolist() == ["half the MACs"]  # only what has no record
 
 
-WANTED = ("FP32", "50% pruned", "half the MACs")
+WANTED = ("FP32", "50 % pruned", "half the MACs")
 
 
 def test_without_the_network_itself_nothing_is_made(pictures, nets):
