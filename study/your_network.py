@@ -25,7 +25,7 @@ from measurement.timing import BATCHES, measuring_seconds
 from models import allow, build, check_network, spec_of
 from pruning import Prune, PruneChannels
 from quantization import Quantize
-from recipe import CompressionError, Recipe, Step, StepError, Training, folder_of
+from recipe import TRAINING_FIELDS, CompressionError, Recipe, Step, StepError, Training, folder_of
 from storage import Checkpoint, export_with_scale, read_tensors, save_archive
 from study.distillation import first_images
 from training import Context, Pretrained, Train, round_weights
@@ -59,11 +59,14 @@ def base_recipe(dataset: str, network: str, weights: str | Path = "", pixels: st
     """Return the FP32 network: that in a file of weights, trained first if its last layer fits other classes.
 
     Without a file, it is trained from fresh weights. `pixels` is the scale of the file's network (see `Pretrained`);
-    `fields` of `Train` override `usual`.
+    `fields` of `Training` override `usual`.
 
     Raises:
         DataError, ModelError, StorageError: there is no such folder, network or file, or they do not fit.
+        StepError: not every training has such a field.
     """
+    if unknown := sorted(fields.keys() - set(TRAINING_FIELDS)):
+        raise StepError(f"{unknown[0]!r} is no setting of every training: use some of {', '.join(TRAINING_FIELDS)}")
     settings = usual(dataset, network) | fields
     if not weights:
         return Recipe(dataset, (Train(network, **settings),))

@@ -114,6 +114,11 @@ def test_methods_fit_the_network(folders):
     assert own["student"].last(Distill).model == "ds_cnn"
 
 
+def test_settings_that_only_some_trainings_have_are_refused(folders):
+    with pytest.raises(StepError, match="'label_smoothing' is no setting of every training: use some of epochs, "):
+        study.base_recipe("digits", "resnet8", label_smoothing=0.0)
+
+
 @pytest.mark.parametrize("side", [24, 96])
 def test_a_student_is_smaller(side, pictures, nets):
     whole = "torchvision:mobilenet_v3_small"
