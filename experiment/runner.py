@@ -3,7 +3,7 @@
 import shutil
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,12 +12,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from data import Dataset
+from experiment.behaviour import keep_answers
 from experiment.freshness import RecordError, dataset_at_hand, made_of, outdated, outdated_record, refusal
-from experiment.records import current_commit, read_record, write_record
+from experiment.records import archive_path, current_commit, read_record, write_record
 from experiment.store import Store, graphs_folder
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
+from measurement.kept_answers import answers_kept
 from measurement.timing import hardware, measuring_seconds
-from models import allow, spec_of
+from models import ModelError, allow, spec_of
 from models.quantized import holds_integers, left_in_floats
 from recipe import Recipe, StepError, returned
 from storage import (
@@ -72,7 +74,9 @@ def run(recipe: Recipe, *, remeasure: bool = False) -> dict:
     with store.locked():
         record = _current(recipe, images=not remeasure)  # another process may have written it while this one waited
         if record is None or remeasure:
-            record = write_record(store.record, _measure(recipe, record))
+            record, answered = _measure(recipe, record)
+            keep_answers(store, record, answered)
+            record = write_record(store.record, record)
     return record
 
 
@@ -92,6 +96,29 @@ def make(recipe: Recipe) -> nn.Module:
     """
     allow(name for name, _ in recipe.networks())
     return _make(recipe)[0]
+
+
+def deployed_file(record: Mapping, dataset: str) -> Path | None:
+    """Return the path of a record's ONNX file, exported again from its weights or archive if it is not there.
+
+    None if neither is at hand, or with a warning if they cannot be read. `dataset` is as for `run`.
+    """
+    store, weights = Store(dataset, record["id"]), record["weights_sha256"]
+    path = store.onnx(weights, record["onnx_sha256"])
+    if path.exists() and sha256(path) == record["onnx_sha256"]:
+        return path
+    archive = archive_path(record, dataset)
+    try:
+        if archive.exists():
+            model = load_archive(archive)
+        elif store.weights.exists() and weights_of(store.weights)["sha256"] == weights:
+            model = load_weights(store.weights, weights)[0]
+        else:
+            return None
+        return _onnx(store, model, dataset_at_hand(dataset)) if weights_checksum(model) == weights else None
+    except (StorageError, ModelError) as error:
+        warnings.warn(f"{record['label']} ({record['id']}) cannot be measured: {error}", stacklevel=2)
+        return None
 
 
 def _current(recipe: Recipe, *, images: bool = True) -> dict | None:
@@ -256,8 +283,11 @@ def _archive(recipe: Recipe, model: nn.Module) -> dict:
     return {"archive_bytes": path.stat().st_size, "archive_sha256": sha256(path)}
 
 
-def _measure(recipe: Recipe, earlier: dict | None) -> dict:
-    """Return the record of a recipe. `earlier` is the record with the same weights that it replaces, if any."""
+def _measure(recipe: Recipe, earlier: dict | None) -> tuple[dict, dict[str, str]]:
+    """Return the record of a recipe, and its `answers_kept`.
+
+    `earlier` is the record with the same weights that it replaces, if any.
+    """
     base_recipe, images = recipe.base, earlier is None
     measuring_seconds()  # raises an error for an invalid setting before anything is trained
     base, log = _make(base_recipe, images=images)
@@ -267,7 +297,7 @@ def _measure(recipe: Recipe, earlier: dict | None) -> dict:
         raise RecordError(_other_weights(recipe, earlier, weights))
     dataset = dataset_at_hand(recipe.dataset)
     scaled = scaled_for(model, dataset)
-    file, base_file = _onnx(recipe, model, dataset), _base_onnx(base_recipe, base, dataset)
+    file, base_file = _onnx(Store.of(recipe), model, dataset), _base_onnx(base_recipe, base, dataset)
     session = open_onnx(file)
     operators = operator_counts(file)
     if holds_integers(spec_of(model)) and operators["convolutions"] and not operators["integer_convolutions"]:
@@ -284,7 +314,7 @@ def _measure(recipe: Recipe, earlier: dict | None) -> dict:
         )
     test_accuracy = float((answered == dataset.test.labels.numpy()).mean())
     low, high = wilson_interval(test_accuracy, len(dataset.test))
-    return log | {
+    record = log | {
         "id": recipe.id,
         "label": recipe.label,
         "model": spec_of(model)["architecture"],
@@ -315,11 +345,12 @@ def _measure(recipe: Recipe, earlier: dict | None) -> dict:
         "commit": current_commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    return record, answers_kept(answered, dataset.test.labels.numpy())
 
 
-def _onnx(recipe: Recipe, model: nn.Module, dataset: Dataset) -> Path:
+def _onnx(store: Store, model: nn.Module, dataset: Dataset) -> Path:
     """Export the model to ONNX, checked against the model, and return the path, which contains the checksum."""
-    store, weights = Store.of(recipe), weights_checksum(model)
+    weights = weights_checksum(model)
     with store.locked():
         draft = store.onnx(weights, "draft")
         export_with_scale(model, draft, dataset, graphs=graphs_folder())
@@ -339,7 +370,7 @@ def _base_onnx(recipe: Recipe, model: nn.Module, dataset: Dataset) -> Path:
         content = sha256(path)
         if content == expected or (expected is None and path == store.onnx(weights, content)):
             return path
-    return _onnx(recipe, model, dataset)
+    return _onnx(store, model, dataset)
 
 
 def training_device() -> torch.device:

@@ -83,6 +83,11 @@ class Store:
         return self.results / "models" / f"{self.id}.nna"
 
     @property
+    def behaviour(self) -> Path:
+        """What the deployed file answers: see `experiment.behaviour`."""
+        return self.results / "behaviour" / f"{self.id}.json"
+
+    @property
     def weights(self) -> Path:
         return self.artifacts / f"{self.id}.safetensors"
 
@@ -100,7 +105,7 @@ class Store:
 
     def files(self) -> list[Path]:
         """Return the files that exist, in a safe order of removal: the record first, as the rest depends on it."""
-        paths = [self.record, self.committed_archive, self.checkpoint, self.weights]
+        paths = [self.record, self.behaviour, self.committed_archive, self.checkpoint, self.weights]
         return [path for path in [*paths, *sorted(self.artifacts.glob(f"{self.id}-*"))] if path.exists()]
 
     @contextlib.contextmanager
@@ -134,7 +139,7 @@ class Store:
             lock.release()
 
     def _remove_leftovers(self) -> None:
-        for folder in (self.artifacts, self.results, self.results / "models"):
+        for folder in (self.artifacts, self.results, self.results / "models", self.results / "behaviour"):
             for path in folder.glob(f".{self.id}*.tmp"):
                 path.unlink(missing_ok=True)
 

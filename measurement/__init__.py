@@ -2,6 +2,7 @@
 
 import data.telemetry  # noqa: F401 (before ONNX Runtime is imported)
 from measurement.costs import cost, operator_counts
+from measurement.paired import mcnemar, paired_interval
 from measurement.scoring import accuracy, agreement, answers, wilson_interval
 from measurement.timing import available_cores, hardware, latency, machine, time_by_turns
 
@@ -14,7 +15,9 @@ __all__ = [
     "hardware",
     "latency",
     "machine",
+    "mcnemar",
     "operator_counts",
+    "paired_interval",
     "time_by_turns",
     "wilson_interval",
 ]

@@ -9,11 +9,15 @@ from data import Dataset, Split, normalize
 from storage import run_onnx
 
 
-def answers(session: onnxruntime.InferenceSession, dataset: Dataset, split: Split, batch_size: int = 100) -> np.ndarray:
+def logits(session: onnxruntime.InferenceSession, dataset: Dataset, split: Split, batch_size: int = 100) -> np.ndarray:
+    """Return the file's logits `[N, classes]` of the images of `split`, on the data set's scale of pixels."""
+    parts = (images for images, _ in split.parts(batch_size))
+    return np.concatenate([run_onnx(session, normalize(images, dataset).numpy()) for images in parts])
+
+
+def answers(session: onnxruntime.InferenceSession, dataset: Dataset, split: Split) -> np.ndarray:
     """Return the class `[N]` that the file predicts for each image of `split`."""
-    return np.concatenate(
-        [run_onnx(session, normalize(images, dataset).numpy()).argmax(1) for images, _ in split.parts(batch_size)]
-    )
+    return logits(session, dataset, split).argmax(1)
 
 
 def accuracy(session: onnxruntime.InferenceSession, dataset: Dataset, split: Split) -> float:
