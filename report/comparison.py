@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from combination.recommendation import pareto_front
-from experiment.chance import intervals_overlap, near_best
+from experiment.chance import difference, near_best
 from recipe import steps_of
 from report.tables import interval
 from study.one_training import AT_ONCE
@@ -55,13 +55,13 @@ def compared(records: pd.DataFrame) -> pd.DataFrame:
 def beside(records: pd.DataFrame, reference: Mapping, *words: str) -> pd.DataFrame:
     """Compare each record with one of them: columns `words`, test accuracy (%), and the difference in points.
 
-    `intervals overlap`: whether the 95 % intervals do, so that the difference may be due to chance.
+    `test`: McNemar's exact one of equal accuracy, or whether the intervals overlap: see `experiment.chance.difference`.
     """
     figures = {
         "accuracy %": 100 * records["accuracy"],
         "interval": records.apply(interval, axis="columns"),
         "points": 100 * (records["accuracy"] - reference["accuracy"]),
-        "intervals overlap": records.apply(intervals_overlap, axis="columns", other=reference),
+        "test": [difference(record, reference) for record in records.to_dict("records")],
     }
     return pd.concat([records[list(words)], pd.DataFrame(figures)], axis="columns").round(2)
 
@@ -69,7 +69,7 @@ def beside(records: pd.DataFrame, reference: Mapping, *words: str) -> pd.DataFra
 def pairs(records: pd.DataFrame, name: str, kind: str, one: str, other: str) -> pd.DataFrame:
     """Compare, for each `name` with records of both kinds, their test accuracies (%), with the difference in points.
 
-    `intervals overlap` as in `beside`.
+    `test` as in `beside`.
     """
     ours, others = (records[records[kind] == own].drop_duplicates(name).set_index(name) for own in (one, other))
     names = [own for own in ours.index if own in others.index]
@@ -120,8 +120,8 @@ def chosen_on_validation(table: pd.DataFrame, images: int) -> pd.DataFrame:
 def beside_the_chain(table: pd.DataFrame) -> pd.DataFrame:
     """Compare each single training of `at_once_or_in_a_row` with the chains of its seeds: points, and share of time.
 
-    `points` are the mean over seeds; if there are several, they are listed too. `intervals overlap` is that of the
-    first seed. Seeds without a chain, whose training may have diverged, are left out.
+    `points` are the mean over seeds; if there are several, they are listed too. `test` is that of the first seed. Seeds
+    without a chain, whose training may have diverged, are left out.
     """
     together = table["how"] == AT_ONCE
     chains = table[~together].set_index("seed")
@@ -133,7 +133,7 @@ def beside_the_chain(table: pd.DataFrame) -> pd.DataFrame:
         row = dict(zip(words, key, strict=True)) | {"points to the chain": round(apart.mean(), 2)}
         if len(chains) > 1:
             row["points by seed"] = ", ".join(f"{seed}: {value:+.2f}" for seed, value in apart.items())
-        row["intervals overlap"] = intervals_overlap(once.iloc[0], chain.iloc[0])
+        row["test"] = difference(once.iloc[0], chain.iloc[0])
         row["% of its time"] = round(100 * (once["seconds"].to_numpy() / chain["seconds"]).mean())
         rows.append(row)
     return pd.DataFrame(rows)

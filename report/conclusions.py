@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from combination.recommendation import candidates
-from experiment.chance import intervals_overlap
+from experiment.chance import difference
 from pruning import Prune, PruneChannels
 from quantization import Quantize
 from quantization.weights import bits_in_words
@@ -304,7 +304,7 @@ def ensembles(measured: Measured) -> Answer:
     text = (
         f"{percent(best)} with {best['parameters'] / 1e3:,.0f} K against {percent(single)} with "
         f"{single['parameters'] / 1e3:,.0f} K ({single['words']}, {single['macs'] / best['macs']:.2f} of its MACs); "
-        f"the intervals {'overlap' if intervals_overlap(best, single) else 'do not overlap'}"
+        f"{difference(best, single)}"
     )
     return text, bool(best["accuracy"] > single["accuracy"])
 

@@ -89,4 +89,4 @@ def test_one_training_beside_the_chain_of_its_seed():
         (row,) = beside_the_chain(table.iloc[: 2 * seeds]).to_dict("records")
         assert (row["epochs"], row["prunes from"], row["rounds from"]) == ("56%", "20%", "85%")
         assert (row["points to the chain"], row["% of its time"]) == (points, share)
-        assert row.get("points by seed") == one_by_one and row["intervals overlap"]
+        assert row.get("points by seed") == one_by_one and row["test"] == "intervals overlap"

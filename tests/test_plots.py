@@ -302,11 +302,11 @@ def test_records_beside_one_of_them_by_hand():
     table["accuracy_low"], table["accuracy_high"] = table["accuracy"] - 0.004, table["accuracy"] + 0.004
     found = beside(table, table.iloc[1], "student")
     assert found["points"].tolist() == [1, 0, -40, -30] and found["student"].tolist() == ["a", "a", "b", "c"]
-    assert found["intervals overlap"].tolist() == [False, True, False, False]
+    assert found["test"].tolist() == ["intervals apart", "intervals overlap", "intervals apart", "intervals apart"]
     assert found["interval"][0] == "90.60 - 91.40"
     (pair,) = pairs(table, "student", "kind", "with", "without").to_dict("records")
     assert (pair["student"], pair["with %"], pair["without %"], pair["points"]) == ("a", 91, 90, 1)
-    assert not pair["intervals overlap"]
+    assert pair["test"] == "intervals apart"
 
 
 def test_what_validation_chooses_by_hand():
