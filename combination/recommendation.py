@@ -21,14 +21,24 @@ BUDGETS = {
     "size_kb": ("archive_bytes", 1e3),
     "latency_ms": ("latency_ms.batch1_one_thread.median", 1.0),
     "macs": ("macs", 1.0),
+    "worst_class": ("validation_worst_class_accuracy", 1.0),
+    "robustness": ("validation_robustness", 1.0),
 }
 COLUMNS = {name: column for name, (column, _) in BUDGETS.items()}
-COSTS = tuple(column for name, column in COLUMNS.items() if name != "accuracy")
+LEAST = ("accuracy", "worst_class", "robustness")  # shares of right answers, of which a budget is the least
+COSTS = tuple(column for name, column in COLUMNS.items() if name not in LEAST)
+ALWAYS = (COLUMNS["accuracy"], *COSTS)  # what every complete record has
 BEST = {
     "accuracy": "most accurate on validation",
     "size_kb": "smallest archive",
     "latency_ms": "fastest",
     "macs": "fewest multiply-accumulates",
+}
+
+AT_LEAST = {
+    "accuracy": "validation accuracy",
+    "worst_class": "validation accuracy of the worst class",
+    "robustness": "accuracy on corrupted validation images",
 }
 
 
@@ -58,12 +68,18 @@ class Recommendation:
     def table(self) -> pd.DataFrame:
         """Return one row for the selected model and one for the next better."""
         rows = {self.name: self.model} | ({} if self.next_better is None else {"next better": self.next_better})
+        behaviour = {
+            f"{words} %": [round(100 * row[column], 2) for row in rows.values()]
+            for column, words in (("worst_class_accuracy", "worst class"), ("robustness", "corrupted"))
+            if column in self.model
+        }
         return pd.DataFrame(
             {
                 "": list(rows),
                 "model": [row["words"] for row in rows.values()],
                 "validation %": [round(100 * row["validation_accuracy"], 2) for row in rows.values()],
                 "accuracy %": [round(100 * row["accuracy"], 2) for row in rows.values()],
+                **behaviour,
                 "archive KB": [round(row["archive_bytes"] / 1e3, 1) for row in rows.values()],
                 "latency ms": [round(row["latency_ms.batch1_one_thread.median"], 3) for row in rows.values()],
                 "MACs M": [round(row["macs"] / 1e6, 2) for row in rows.values()],
@@ -80,6 +96,8 @@ def recommend(
     size_kb: float | None = None,
     latency_ms: float | None = None,
     macs: float | None = None,
+    worst_class: float | None = None,
+    robustness: float | None = None,
     **unknown: float,
 ) -> Recommendation:
     """Return the Pareto-optimal model that keeps every budget given.
@@ -90,11 +108,14 @@ def recommend(
         size_kb: largest archive, in kilobytes (1,000 bytes).
         latency_ms: largest median latency at batch 1 on one thread.
         macs: most multiply-accumulates per image.
+        worst_class: least validation accuracy (0..1) of the class with the least.
+        robustness: least accuracy (0..1) on corrupted validation images. These two need the columns of
+            `experiment.behaviour.with_behaviour`; records without them are left out.
 
-    If no accuracy is asked for, or all four budgets are given, this is the most accurate model within the budgets. Else
-    it is the smallest archive; the fastest if the archive is bounded; the fewest MACs if both are. If no model keeps
-    all budgets, it is the one with the smallest factor by which its worst budget is exceeded (for accuracy, the factor
-    is that of its errors).
+    If no accuracy is asked for, or it and all costs are bounded, this is the most accurate model within the budgets.
+    Else it is the smallest archive; the fastest if the archive is bounded; the fewest MACs if both are. If no model
+    keeps all budgets, it is the one with the smallest factor by which its worst budget is exceeded (for shares of right
+    answers, the factor is that of the errors).
 
     Raises:
         BudgetError: there is no budget, one is unknown or impossible, or there are no records or several data sets.
@@ -102,20 +123,22 @@ def recommend(
     if unknown:
         raise BudgetError(f"unknown budget {', '.join(unknown)}: use {', '.join(BUDGETS)}")
     given = {"accuracy": accuracy, "size_kb": size_kb, "latency_ms": latency_ms, "macs": macs}
+    given |= {"worst_class": worst_class, "robustness": robustness}
     budget = {name: _number(name, value) for name, value in given.items() if value is not None}
     _check(budget)
-    table = candidates(records)
+    table = candidates(records, tuple(COLUMNS[name] for name in budget))
     excess = _excess(table, budget)
     kept = excess.max(axis=1) <= 1
-    front = pareto_front(table)
+    front = pareto_front(table[kept] if kept.any() else table).reindex(table.index, fill_value=False)
     if kept.any():
         objective = _objective(budget)
         order = [COLUMNS[objective], COLUMNS["size_kb"]]  # of equal models the smallest
-        chosen = table[front & kept].sort_values(order, ascending=[objective != "accuracy", True]).iloc[0]
+        chosen = table[front].sort_values(order, ascending=[objective != "accuracy", True]).iloc[0]
         missed: tuple[str, ...] = ()
         reason = f"The {BEST[objective]} of {kept.sum()} that keep {_say(budget)}."
     else:
-        nearest = excess.max(axis=1).where(front, np.inf).idxmin()
+        worst = excess.max(axis=1)
+        nearest = (worst + ~front * 1e-9).idxmin()  # of equals, one that no other beats
         chosen = table.loc[nearest]
         missed = tuple(excess.columns[excess.loc[nearest] > 1])
         reason = f"No model keeps {_say(budget)}; this one is nearest. " + _binding(excess)
@@ -123,12 +146,20 @@ def recommend(
     return Recommendation(chosen, missed, next_better, reason + _price(chosen, next_better))
 
 
-def candidates(records: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per completely measured recipe: numbers are means over seeds, words and `id` of the best seed."""
+def candidates(records: pd.DataFrame, bounded: Sequence[str] = ()) -> pd.DataFrame:
+    """Return one row per completely measured recipe: numbers are means over seeds, words and `id` of the best seed.
+
+    Records that lack one of the columns `bounded` are left out.
+    """
     if not isinstance(records, pd.DataFrame):
         raise BudgetError(f"records must be a table as returned by load_records, not {reprlib.repr(records)}")
-    needed = list(COLUMNS.values())
+    needed = list(dict.fromkeys([*ALWAYS, *bounded]))
     whole = records.dropna(subset=needed) if set(needed) <= set(records.columns) else records.iloc[:0]
+    if whole.empty and not {*bounded} <= {*ALWAYS}:
+        raise BudgetError(
+            "no record has its worst class and robustness measured: run `python -m experiment behaviour DATASET`, and "
+            "give with_behaviour(load_records(DATASET), DATASET)"
+        )
     if whole.empty:
         raise BudgetError("no measured records to choose from: run the notebooks (`make study`) first")
     if "dataset" in whole and whole["dataset"].nunique() > 1:
@@ -158,9 +189,9 @@ def _check(budget: dict[str, float]) -> None:
     if not budget:
         raise BudgetError(f"no budget given: bound at least one of {', '.join(BUDGETS)}")
     for name, value in budget.items():
-        if name == "accuracy" and not 0 <= value < 1:
-            raise BudgetError(f"accuracy must be from 0 to below 1, not {value:g}: write 0.9 for 90 %")
-        if name != "accuracy" and not value > 0:
+        if name in LEAST and not 0 <= value < 1:
+            raise BudgetError(f"{name} must be from 0 to below 1, not {value:g}: write 0.9 for 90 %")
+        if name not in LEAST and not value > 0:
             raise BudgetError(f"{name} must be above 0, not {value:g}: nothing could keep it")
 
 
@@ -198,7 +229,7 @@ def _excess(table: pd.DataFrame, budget: dict[str, float]) -> pd.DataFrame:
     factors = {}
     for name, value in budget.items():
         column, unit = BUDGETS[name]
-        factors[name] = (1 - table[column]) / (1 - value) if name == "accuracy" else table[column] / unit / value
+        factors[name] = (1 - table[column]) / (1 - value) if name in LEAST else table[column] / unit / value
     return pd.DataFrame(factors)
 
 
@@ -231,6 +262,5 @@ def _price(chosen: pd.Series, better: pd.Series | None) -> str:
 
 def _say(budget: dict[str, float]) -> str:
     return ", ".join(
-        f"validation accuracy >= {value:g}" if name == "accuracy" else f"{name} <= {value:g}"
-        for name, value in budget.items()
+        f"{AT_LEAST[name]} >= {value:g}" if name in LEAST else f"{name} <= {value:g}" for name, value in budget.items()
     )

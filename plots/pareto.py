@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from combination import Recommendation, pareto_front, recommend
-from combination.recommendation import BUDGETS
+from combination.recommendation import BUDGETS, LEAST
 from plots.names import write_names
 from plots.style import FAILED, PALETTE, REPORTED, Style, figure_of, log_scale, method_names, method_style
 from report.comparison import compared
@@ -69,7 +69,7 @@ def budget_charts(records: pd.DataFrame, choice: Recommendation, budget: Mapping
 
     `records` as there; `choice` is the result of `recommend` for `budget`.
     """
-    columns = [BUDGETS[name][0] for name in budget if name != "accuracy"] or ["archive_bytes"]
+    columns = [BUDGETS[name][0] for name in budget if name not in LEAST] or ["archive_bytes"]
     size: Style = {"figsize": (5 * len(columns), 5.2), "layout": "constrained"}  # makes room for the legend
     figure, axes = plt.subplots(1, len(columns), sharey=True, squeeze=False, **size)
     for column, ax in zip(columns, axes[0], strict=True):
@@ -121,9 +121,11 @@ def budget_sliders(records: pd.DataFrame) -> dict[str, ipywidgets.FloatSlider | 
     """
     sliders = {}
     for name, (column, unit) in BUDGETS.items():
+        if column not in records:
+            continue
         low, high = records[column].min() / unit, records[column].max() / unit
         style = {"description": name, "continuous_update": False}  # the charts take a second to draw
-        if name == "accuracy":
+        if name in LEAST:
             high = min(high, 0.999)  # a budget must be below 1
             span = {"min": low, "max": high, "step": 0.001, "readout_format": ".3f"}
             sliders[name] = ipywidgets.FloatSlider(low, **span, **style)
