@@ -7,7 +7,9 @@ import pandas as pd
 
 from combination.recommendation import candidates, pareto_front
 from experiment import load_records
+from experiment.behaviour import labels_of_test
 from experiment.store import ROOT
+from report.forgetting import in_words, observed
 from report.published import published_study
 from report.tables import interval
 
@@ -126,9 +128,21 @@ def onnx_files() -> str:
     return "\n".join(lines) + "\n"
 
 
+def behaviour() -> str:
+    """Return Markdown: what compression forgets, in three sentences."""
+    records = load_records(DATASET)
+    table = observed(records, DATASET) if len(records) else records
+    if table.empty:
+        return "No behaviour measured yet.\n"
+    classes = list(table["class_accuracy"].iloc[0])
+    return "".join(f"- {sentence}\n" for sentence in in_words(table, labels_of_test(DATASET), classes))
+
+
 def written(readme: str) -> str:
-    """Return the README with its tables replaced by those of the records and of the ONNX files."""
-    return _filled(_filled(readme, "results", results()), "onnx files", onnx_files())
+    """Return the README with its tables and sentences replaced by those of the records and of the ONNX files."""
+    for name, text in (("results", results()), ("behaviour", behaviour()), ("onnx files", onnx_files())):
+        readme = _filled(readme, name, text)
+    return readme
 
 
 def _filled(readme: str, name: str, table: str) -> str:
