@@ -343,11 +343,15 @@ def _classes_in_words(table: pd.DataFrame, labels: np.ndarray, classes: list[str
     overall = np.mean(_lost(pd.concat([whole, table[table["id"] == table["base"]]]))["all"])
     shown = most["low"] > 0
     found, chance = shared_forgetting(table)
+    same = (
+        f"; half of the models forget the same {found:,} test images, where chance would have {chance:.1f}"
+        if len(near) > 2
+        else ""
+    )
     return (
         f"Of {len(near)} models at most {NEAR:g} points below their bases, {most['class']} suffers most: "
         f"{most['points']:.1f} points, where all classes together lose {overall:.1f}"
-        f"{'' if shown else ', which may be chance'}; half of the models forget the same {found:,} test images, where "
-        f"chance would have {chance:.1f}."
+        f"{'' if shown else ', which may be chance'}{same}."
     )
 
 

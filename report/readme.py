@@ -9,11 +9,12 @@ from combination.recommendation import candidates, pareto_front
 from experiment import load_records
 from experiment.behaviour import labels_of_test
 from experiment.store import ROOT
-from report.forgetting import in_words, observed
+from report.forgetting import in_words, little_changed, observed
 from report.published import published_study
 from report.tables import interval
 
 DATASET = "cifar10"
+FEWEST = 10  # little-changed models, for anything to be said of what compression forgets
 HEAD = (
     "| CIFAR-10 | accuracy % (95 % interval) | points to ResNet-18 | seeds | archive KB | x smaller than ResNet-18 "
     "| ms, one thread |"
@@ -129,13 +130,15 @@ def onnx_files() -> str:
 
 
 def behaviour() -> str:
-    """Return Markdown: what compression forgets, in three sentences."""
+    """Return Markdown: what compression forgets, in three sentences and a chart; little until enough is measured."""
     records = load_records(DATASET)
     table = observed(records, DATASET) if len(records) else records
-    if table.empty:
-        return "No behaviour measured yet.\n"
+    if table.empty or len(little_changed(table)) < FEWEST:
+        return f"Too few networks are measured yet: `python -m experiment behaviour {DATASET}` measures the others.\n"
     classes = list(table["class_accuracy"].iloc[0])
-    return "".join(f"- {sentence}\n" for sentence in in_words(table, labels_of_test(DATASET), classes))
+    lines = [f"- {sentence}" for sentence in in_words(table, labels_of_test(DATASET), classes)]
+    lines += ["", f"![Accuracy on corrupted images](results/figures/robustness_{DATASET}.png)"]
+    return "\n".join(lines) + "\n"
 
 
 def written(readme: str) -> str:
