@@ -25,7 +25,7 @@ from measurement.timing import BATCHES, measuring_seconds
 from models import allow, build, check_network, spec_of
 from pruning import Prune, PruneChannels
 from quantization import Quantize
-from recipe import TRAINING_FIELDS, CompressionError, Recipe, Step, StepError, Training, folder_of
+from recipe import TRAINING_FIELDS, CompressionError, Recipe, Step, StepError, Training, folder_of, is_of_pictures
 from storage import Checkpoint, export_with_scale, read_tensors, save_archive
 from study.distillation import first_images
 from training import Context, Pretrained, Train, round_weights
@@ -87,7 +87,8 @@ def usual(dataset: str, network: str) -> dict:
     check_network(model, images.shape, len(images.classes))
     norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     count, (least, most) = len(images.train), EPOCHS
-    epochs = DIGITS_EPOCHS if folder_of(dataset).name == DIGITS else min(most, max(least, round(SEEN / count)))
+    demonstration = is_of_pictures(dataset) and folder_of(dataset).name == DIGITS
+    epochs = DIGITS_EPOCHS if demonstration else min(most, max(least, round(SEEN / count)))
     batch = 2 ** int(math.log2(max(1, count / UPDATES)))
     settings = {"learning_rate": 0.05} if norms else {"learning_rate": 1e-3, "optimizer": "adamw"}
     return settings | {"epochs": epochs, "batch_size": min(BATCH[1], max(BATCH[0], batch))}
