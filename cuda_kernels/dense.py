@@ -16,13 +16,15 @@ from .launch import (
     check_not_empty,
     check_same_device,
     check_tensor,
+    choose_tiles,
     multiprocessors,
     output_like,
+    scratch,
 )
 
 GEMV_KERNELS = ("gemv_thread_per_row", "gemv_warp_per_row", "gemv_vector4")
 GEMM_KERNELS = ("gemm_naive", "gemm_tiled", "gemm_blocked", "gemm_split_k")
-INT8_KERNELS = ("gemm_int8_tiled", "gemm_int8_dp4a", "gemm_int8_mma", "gemm_int8_skinny")
+INT8_KERNELS = ("gemm_int8_tiled", "gemm_int8_dp4a", "gemm_int8_mma", "gemm_int8_skinny", "gemm_int8_tiles")
 TILES = (8, 16, 32)
 EPILOGUE_MODES = {torch.int32: 0, torch.float32: 1, torch.int8: 2}
 
@@ -101,7 +103,7 @@ def prepare_gemm_int8(
     zero_point: int = 0,
     output: torch.dtype = torch.int32,
     kernel: str = "gemm_int8_mma",
-    tile: int = 16,
+    tile: int | tuple[int, int] = 16,
     splits: int | None = None,
     out: torch.Tensor | None = None,
 ) -> Launch:
@@ -109,6 +111,7 @@ def prepare_gemm_int8(
 
     output int32: the exact sums of x W^T. float32: sum * scale + offset, then ReLU if `relu`. int8: the same rounded to
     even, plus zero_point, clamped: the next layer's input. scale, offset: (n,) float32, see `fold_layer`.
+    gemm_int8_tiles chooses rows and columns of a tile, and how many blocks share k, unless tile and splits say so.
     """
     check_kernel(kernel, INT8_KERNELS)
     check_tensor("x", x, torch.int8, (None, None))
@@ -124,6 +127,8 @@ def prepare_gemm_int8(
     arguments = (x, w, *epilogue)
     if kernel == "gemm_int8_skinny":
         return _skinny(arguments, m, n, k, splits)
+    if kernel == "gemm_int8_tiles":
+        return _tiles(arguments, (m, n, k), splits, tile if isinstance(tile, tuple) else None)
     if kernel == "gemm_int8_tiled":
         grid, block, defines = _tiled_shape(m, n, tile)
         return Launch("gemm_int8", kernel, grid, block, (*arguments, m, n, k), epilogue[0], defines=defines)
@@ -158,7 +163,7 @@ def fold_layer(
     return (product_scale / output_scale).float(), (offset / output_scale).float()
 
 
-def _tiled_shape(m: int, n: int, tile: int) -> tuple[tuple, tuple, tuple]:
+def _tiled_shape(m: int, n: int, tile: int | tuple[int, int]) -> tuple[tuple, tuple, tuple]:
     if not isinstance(tile, int) or tile not in TILES:
         raise ValueError(f"tile is {tile}, but must be one of {TILES}: a block has tile x tile threads, at most 1024")
     return (ceil_div(n, tile), ceil_div(m, tile), 1), (tile, tile, 1), (("TILE", tile),)
@@ -200,6 +205,14 @@ def _skinny(arguments: tuple, m: int, n: int, k: int, asked: int | None) -> Laun
     grid = (channels, splits, groups)
     everything = (*arguments, parts, tickets, m, n, k)
     return Launch("gemm_int8", "gemm_int8_skinny", grid, (256, 1, 1), everything, arguments[2])
+
+
+def _tiles(arguments: tuple, sizes: tuple[int, int, int], asked: int | None, tile: tuple[int, int] | None) -> Launch:
+    (m, n, _), device = sizes, arguments[0].device
+    tiling = choose_tiles(*sizes, multiprocessors(device), tile, asked)
+    grid = (ceil_div(n, tiling.columns), ceil_div(m, tiling.rows), tiling.splits)
+    everything = (*arguments, *scratch(tiling, m, n, device), *sizes)
+    return Launch("gemm_int8", f"gemm_int8_tiles_{tiling.name}", grid, (128, 1, 1), everything, arguments[2])
 
 
 def _output_type(output: torch.dtype) -> torch.dtype:

@@ -12,9 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import torch
-
-from .launch import RUNNERS, SOURCES, Launch, kernel_names
+from .launch import RUNNERS, SOURCES, Argument, Launch, kernel_names
 
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-w", "-DCUDA_EMULATOR")
 
@@ -44,15 +42,16 @@ def launch(work: Launch, reverse: bool = False) -> None:
         raise RuntimeError(f"kernel {work.kernel} failed in the emulator: {error.decode()}")
 
 
-def _value(argument: torch.Tensor | int | None) -> ctypes._SimpleCData:
-    if isinstance(argument, int):
-        return ctypes.c_int(argument)
+def _value(argument: Argument) -> ctypes._SimpleCData:
+    if isinstance(argument, int | float):
+        return ctypes.c_int(argument) if isinstance(argument, int) else ctypes.c_float(argument)
     return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 
 @functools.cache
 def _library(source: str, defines: tuple[tuple[str, int], ...], stamp: int) -> ctypes.CDLL:
-    texts = "".join((SOURCES / name).read_text() for name in (f"{source}.cu", "device.cuh", "emulator.h"))
+    headers = sorted([*SOURCES.glob("*.cuh"), *SOURCES.glob("*.h")])
+    texts = "".join(path.read_text() for path in (SOURCES / f"{source}.cu", *headers))
     macros = [f"-D{name}={value}" for name, value in defines]
     key = hashlib.sha256("\n".join([texts, *compiler(), *FLAGS, *macros]).encode()).hexdigest()[:16]
     try:

@@ -94,7 +94,7 @@ def launch(work: Launch) -> None:
             f"kernels run on the first GPU, but the tensors are on {work.output.device}; choose the "
             "card with CUDA_VISIBLE_DEVICES"
         )
-    formats = "".join("i" if isinstance(argument, int) else "P" for argument in work.arguments)
+    formats = "".join({int: "i", float: "f"}.get(type(argument), "P") for argument in work.arguments)
     function = _function(work.source, work.kernel, work.defines, formats, work.stamp)
     current = torch.cuda.current_stream(work.output.device).cuda_stream
     if current not in (0, stream().handle):
@@ -103,8 +103,7 @@ def launch(work: Launch) -> None:
             "other stream's context before calling them"
         )
     values = [
-        argument if isinstance(argument, int) else 0 if argument is None else argument.data_ptr()
-        for argument in work.arguments
+        argument.data_ptr() if isinstance(argument, torch.Tensor) else argument or 0 for argument in work.arguments
     ]
     function.prepared_async_call(
         work.grid, work.block, stream() if current else None, *values, shared_size=work.shared_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ SOURCES = Path(__file__).parent / "kernels"
 LARGEST_INDEX = 2**31 - 4096  # leaves room for what kernels add to an index before they compare it
 
 
+Argument = torch.Tensor | int | float | None
 Checked = tuple[tuple[torch.Tensor, int], ...]  # index arrays, each with torch's count of in-place changes
 RUNNERS: dict[str, Callable[[Launch], None]] = {}  # by device type; `gpu` and `emulator` register themselves
 
@@ -23,7 +24,7 @@ RUNNERS: dict[str, Callable[[Launch], None]] = {}  # by device type; `gpu` and `
 class Launch:
     """A kernel with everything it needs. Built only by functions that have checked the arguments.
 
-    source: the .cu file's stem; arguments: tensors (passed as pointers), None (a null pointer) and ints (32-bit);
+    source: the .cu file's stem; arguments: tensors (passed as pointers), None (a null pointer), ints, floats (32-bit);
     defines: macros such as (("TILE", 8),) with which the source is compiled; output: what `run` returns.
     checked: a sparse matrix's index arrays; `run` raises ValueError if they were written to since they were checked.
     """
@@ -32,7 +33,7 @@ class Launch:
     kernel: str
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
-    arguments: tuple[torch.Tensor | int | None, ...]
+    arguments: tuple[Argument, ...]
     output: torch.Tensor
     shared_bytes: int = 0
     defines: tuple[tuple[str, int], ...] = ()
@@ -169,3 +170,67 @@ def shared_memory_limit(device: torch.device) -> int:
         return 64 << 10
     properties = torch.cuda.get_device_properties(device)
     return properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a product is cut: outputs of a block (rows x columns), and blocks that share k."""
+
+    rows: int
+    columns: int
+    splits: int = 1
+
+    @property
+    def name(self) -> str:
+        """The end of the kernels' names."""
+        return f"{self.rows}x{self.columns}"
+
+
+# Outputs of a block, and those of each of its four warps, as compiled in gemm_int8.cu and conv_int8.cu.
+TILES = {(128, 128): (64, 64), (128, 32): (32, 32), (64, 64): (32, 32), (64, 16): (16, 16), (16, 64): (16, 16)}
+DEPTH = 64  # of k in a tile
+MOST_SPLITS = 8  # one block adds up all parts of a tile
+
+
+def choose_tiles(
+    m: int, n: int, k: int, processors: int, tile: tuple[int, int] | None = None, splits: int | None = None
+) -> Tiling:
+    """Return the tiles of an INT8 product (m, k) by (k, n) that a simple model of the time finds fastest.
+
+    The model: blocks run in waves of one per multiprocessor. A block's time is that of its products, and of the bytes
+    that its warps read from shared memory, which weigh more the smaller their tiles are; plus the parts of the sums
+    that the last block of a tile adds up. It ranks tiles and predicts no time. A given tile or number of splits stands.
+    """
+    if tile is not None and tile not in TILES:
+        raise ValueError(f"there is no tile {tile}; choose one of {', '.join(map(str, TILES))}")
+    chunks = ceil_div(k, DEPTH)
+    if splits is not None and not (isinstance(splits, int) and 1 <= splits <= chunks):
+        raise ValueError(f"splits is {splits}, but must be a whole number in 1 to {chunks}, the pieces that k has")
+
+    def tilings() -> Iterator[Tiling]:
+        for rows, columns in [tile] if tile else TILES:
+            blocks = ceil_div(m, rows) * ceil_div(n, columns)
+            most = max(1, min(MOST_SPLITS, chunks, processors // blocks))
+            for parts in [splits] if splits else range(1, most + 1):
+                yield Tiling(rows, columns, parts)
+
+    def cost(tiling: Tiling) -> float:
+        warp_rows, warp_columns = TILES[tiling.rows, tiling.columns]
+        blocks = ceil_div(m, tiling.rows) * ceil_div(n, tiling.columns) * tiling.splits
+        outputs = tiling.rows * tiling.columns
+        read = 1 + 16 * (warp_rows + warp_columns) / (warp_rows * warp_columns)
+        work = outputs * DEPTH * ceil_div(chunks, tiling.splits) * read
+        return ceil_div(blocks, processors) * work + (tiling.splits > 1) * outputs * DEPTH * tiling.splits / 2
+
+    return min(tilings(), key=cost)
+
+
+def scratch(tiling: Tiling, m: int, n: int, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return buffers for the parts of split sums, and one ticket per tile (zero; the kernel leaves it zero)."""
+    if tiling.splits == 1:
+        return None, None
+    tiles = ceil_div(m, tiling.rows) * ceil_div(n, tiling.columns)
+    size = tiles * tiling.splits * tiling.rows * tiling.columns
+    if size > LARGEST_INDEX:
+        raise ValueError(f"{tiling.splits} splits of {m} x {n} outputs overflow 32-bit indexing; choose fewer splits")
+    return torch.empty(size, dtype=torch.int32, device=device), torch.zeros(tiles, dtype=torch.int32, device=device)

@@ -114,16 +114,15 @@ __device__ __forceinline__ float warp_sum(float v) {
 // For blocks that each hold a part of the same output tile: true in every thread of the block that arrives last, which
 // may then read the other blocks' parts. The ticket is left at zero for the next launch. One thread's fences serve the
 // whole block: its threads' writes before the first barrier come before the ticket, and their reads after the second
-// barrier come after it.
-__device__ __forceinline__ bool last_block_of_tile(int* ticket, int blocks) {
-    __shared__ int arrived;
+// barrier come after it. arrived: in shared memory, free from the first barrier on.
+__device__ __forceinline__ bool last_block_of_tile(int* ticket, int blocks, int* arrived) {
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
-        arrived = atomicAdd(ticket, 1);
+        *arrived = atomicAdd(ticket, 1);
         __threadfence();
-        if (arrived == blocks - 1) *ticket = 0;
+        if (*arrived == blocks - 1) *ticket = 0;
     }
     __syncthreads();
-    return arrived == blocks - 1;
+    return *arrived == blocks - 1;
 }

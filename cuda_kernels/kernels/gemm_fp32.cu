@@ -203,7 +203,8 @@ extern "C" __global__ void __launch_bounds__(SK_WARPS * 32, 1)
 #pragma unroll
     for (int i = 0; i < 2; ++i)
         if (out_row < m && out_col + i < n) out[(size_t)out_row * n + out_col + i] = sum[i];
-    if (splits == 1 || !last_block_of_tile(tickets + blockIdx.z * gridDim.x + blockIdx.x, splits)) return;
+    __shared__ int arrived;
+    if (splits == 1 || !last_block_of_tile(tickets + blockIdx.z * gridDim.x + blockIdx.x, splits, &arrived)) return;
     for (int i = threadIdx.x; i < SK_TILE_ROWS * SK_COLS; i += SK_WARPS * 32) {
         int r = row0 + i / SK_COLS, j = col0 + i % SK_COLS;
         if (r >= m || j >= n) continue;

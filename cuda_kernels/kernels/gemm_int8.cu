@@ -1,6 +1,6 @@
 // An INT8 layer: out = epilogue(X W^T), summed exactly in int32. X is (m, k), one row per image or pixel; W is (n, k),
 // one row per output channel; out is (m, n). Both have k contiguous: the instructions take 4 or 32 k at once.
-#include "device.cuh"
+#include "int8_tiles.cuh"
 
 #ifndef TILE
 #define TILE 16
@@ -96,84 +96,25 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // Step 3: the tensor cores. A block computes 128 x 128 outputs with 4 warps of 64 x 64: for one step of 32 k, a warp
-// reads 4 KB of shared memory for 32 matrix instructions. Shared memory holds three tiles of 64 k; two are being loaded
-// while one is used. The order of the 16-byte pieces of a row depends on the row, so that the eight rows of an ldmatrix
-// are in different banks.
-constexpr int MM_TILE = 128, MM_DEPTH = 64, MM_STAGES = 3, MM_THREADS = 128;
+// reads 4 KB of shared memory for 32 matrix instructions.
+constexpr int MM_THREADS = 128;
 
-__device__ __forceinline__ int swizzled(int row, int piece) { return row * MM_DEPTH + (piece ^ (row / 2 & 3)) * 16; }
-
-__device__ __forceinline__ void stage_rows(signed char* to, const signed char* from, int row0, int rows, int k, int k0) {
-    bool aligned = k % 16 == 0;
-#pragma unroll
-    for (int i = 0; i < MM_TILE * MM_DEPTH / 16 / MM_THREADS; ++i) {
-        int at = i * MM_THREADS + threadIdx.x, row = at / 4, piece = at % 4;
-        const signed char* source = from + (size_t)(row0 + row) * k;
-        bool inside = row0 + row < rows;
-        if (inside && aligned && k0 + piece * 16 + 16 <= k)
-            copy_async16(to + swizzled(row, piece), source + k0 + piece * 16);
-        else
-            *(int4*)(to + swizzled(row, piece)) = load16(source, k0 + piece * 16, inside ? k : 0, false);
-    }
-}
-
-__device__ __forceinline__ void multiply_tile(int (&sum)[4][8][4], const signed char* xs, const signed char* ws,
-                                              int warp, int lane) {
-#pragma unroll
-    for (int step = 0; step < MM_DEPTH / 32; ++step) {
-        unsigned a[4][4], b[8][2];
-#pragma unroll
-        for (int i = 0; i < 4; ++i)  // rows 0-7 and 8-15 of the first 16 k, then of the second
-            load_matrix_x4(a[i], xs + swizzled(warp / 2 * 64 + i * 16 + lane % 16, step * 2 + lane / 16));
-#pragma unroll
-        for (int j = 0; j < 8; j += 2) {  // both halves of k for 8 channels, then for the next 8
-            unsigned r[4];
-            load_matrix_x4(r, ws + swizzled(warp % 2 * 64 + j * 8 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
-            b[j][0] = r[0], b[j][1] = r[1], b[j + 1][0] = r[2], b[j + 1][1] = r[3];
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-            for (int j = 0; j < 8; ++j) mma_16x8x32(sum[i][j], a[i], b[j]);
-    }
+template <int BM, int BN, int WM, int WN, int STAGES>
+__device__ __forceinline__ void tiles(signed char* shared, const signed char* x, const signed char* w, Epilogue epilogue,
+                                      int* parts, int* tickets, int m, int n, int k) {
+    MatrixRows<BM, MM_THREADS> xs{x, (int)blockIdx.y * BM, m, k, 0};
+    MatrixRows<BN, MM_THREADS> ws{w, (int)blockIdx.x * BN, n, k, 0};
+    product<BM, BN, WM, WN, STAGES>(shared, xs, ws, k, parts, tickets, [&](int row, int col, int first, int second) {
+        if (row < m && col < n) finish(epilogue, row, col, n, first);
+        if (row < m && col + 1 < n) finish(epilogue, row, col + 1, n, second);
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(MM_THREADS, 2)
     gemm_int8_mma(const signed char* __restrict__ x, const signed char* __restrict__ w, EPILOGUE_ARGUMENTS, int m,
                   int n, int k) {
-    __shared__ __align__(16) signed char xs[MM_STAGES][MM_TILE * MM_DEPTH];
-    __shared__ __align__(16) signed char ws[MM_STAGES][MM_TILE * MM_DEPTH];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int row0 = blockIdx.y * MM_TILE, col0 = blockIdx.x * MM_TILE, tiles = (k + MM_DEPTH - 1) / MM_DEPTH;
-    int sum[4][8][4] = {};
-#pragma unroll
-    for (int t = 0; t < MM_STAGES - 1; ++t) {
-        stage_rows(xs[t], x, row0, m, k, t * MM_DEPTH);
-        stage_rows(ws[t], w, col0, n, k, t * MM_DEPTH);
-        copy_async_commit();
-    }
-    for (int t = 0, now = 0; t < tiles; ++t) {
-        copy_async_wait<MM_STAGES - 2>();
-        __syncthreads();
-        int ahead = t + MM_STAGES - 1, free = now == 0 ? MM_STAGES - 1 : now - 1;
-        if (ahead < tiles) {
-            stage_rows(xs[free], x, row0, m, k, ahead * MM_DEPTH);
-            stage_rows(ws[free], w, col0, n, k, ahead * MM_DEPTH);
-        }
-        copy_async_commit();  // also when empty, so that the count of groups in flight stays right
-        multiply_tile(sum, xs[now], ws[now], warp, lane);
-        now = now == MM_STAGES - 1 ? 0 : now + 1;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 8; ++j)
-#pragma unroll
-            for (int q = 0; q < 4; ++q) {
-                int row = row0 + warp / 2 * 64 + i * 16 + lane / 4 + q / 2 * 8;
-                int col = col0 + warp % 2 * 64 + j * 8 + lane % 4 * 2 + q % 2;
-                if (row < m && col < n) finish(EPILOGUE, row, col, n, sum[i][j][q]);
-            }
+    __shared__ __align__(16) signed char shared[3 * 256 * DEPTH];
+    tiles<128, 128, 64, 64, 3>(shared, x, w, EPILOGUE, nullptr, nullptr, m, n, k);
 }
 
 // Step 4, for at most 16 rows of X at a time: bound by the bytes of W. A warp takes 16 channels; W goes from memory to
@@ -258,7 +199,8 @@ extern "C" __global__ void __launch_bounds__(SN_WARPS * 32, 2)
             else
                 parts[((size_t)blockIdx.y * m + row) * n + col] = sum[j][q];
         }
-    if (splits == 1 || !last_block_of_tile(tickets + blockIdx.z * gridDim.x + blockIdx.x, splits)) return;
+    int* arrived = (int*)xs;
+    if (splits == 1 || !last_block_of_tile(tickets + blockIdx.z * gridDim.x + blockIdx.x, splits, arrived)) return;
     for (int i = threadIdx.x; i < SN_ROWS * SN_WARPS * 16; i += SN_WARPS * 32) {
         int row = row0 + i / (SN_WARPS * 16), col = col0 + i % (SN_WARPS * 16);
         if (row >= m || col >= n) continue;
@@ -266,4 +208,35 @@ extern "C" __global__ void __launch_bounds__(SN_WARPS * 32, 2)
         for (int s = 0; s < splits; ++s) total += __ldcg(parts + ((size_t)s * m + row) * n + col);
         finish(EPILOGUE, row, col, n, total);
     }
+}
+
+// Step 5: tiles as small as the output asks for, and k split over blocks where there are fewer tiles than
+// multiprocessors: a layer of 16 pixels has work for 8 of 132 of them otherwise.
+#define TILE_ARGUMENTS                                                                                          \
+    const signed char *__restrict__ x, const signed char *__restrict__ w, EPILOGUE_ARGUMENTS, int *parts,      \
+        int *tickets, int m, int n, int k
+
+extern "C" __global__ void __launch_bounds__(MM_THREADS) gemm_int8_tiles_128x128(TILE_ARGUMENTS) {
+    __shared__ __align__(16) signed char shared[3 * 256 * DEPTH];
+    tiles<128, 128, 64, 64, 3>(shared, x, w, EPILOGUE, parts, tickets, m, n, k);
+}
+
+extern "C" __global__ void __launch_bounds__(MM_THREADS) gemm_int8_tiles_128x32(TILE_ARGUMENTS) {
+    __shared__ __align__(16) signed char shared[4 * 160 * DEPTH];
+    tiles<128, 32, 32, 32, 4>(shared, x, w, EPILOGUE, parts, tickets, m, n, k);
+}
+
+extern "C" __global__ void __launch_bounds__(MM_THREADS) gemm_int8_tiles_64x64(TILE_ARGUMENTS) {
+    __shared__ __align__(16) signed char shared[4 * 128 * DEPTH];
+    tiles<64, 64, 32, 32, 4>(shared, x, w, EPILOGUE, parts, tickets, m, n, k);
+}
+
+extern "C" __global__ void __launch_bounds__(MM_THREADS) gemm_int8_tiles_64x16(TILE_ARGUMENTS) {
+    __shared__ __align__(16) signed char shared[4 * 80 * DEPTH];
+    tiles<64, 16, 16, 16, 4>(shared, x, w, EPILOGUE, parts, tickets, m, n, k);
+}
+
+extern "C" __global__ void __launch_bounds__(MM_THREADS) gemm_int8_tiles_16x64(TILE_ARGUMENTS) {
+    __shared__ __align__(16) signed char shared[4 * 80 * DEPTH];
+    tiles<16, 64, 16, 16, 4>(shared, x, w, EPILOGUE, parts, tickets, m, n, k);
 }
