@@ -1,15 +1,19 @@
-"""python -m cuda_kernels check | measure: see the package's docstring."""
+"""python -m cuda_kernels check | measure | measure-networks | resources | run FILE.nna: see the package's docstring."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
+from pathlib import Path
 
 import torch
 
-from . import check, gpu, measure
+from recipe import CompressionError
+
+from . import check, gpu, measure, measure_networks, resources
 from .cpu import measure_cpu
+from .run import run_archive
 
 
 def run_check() -> bool:
@@ -41,16 +45,45 @@ def run_measure() -> None:
     print(frame[columns].to_string(index=False))
 
 
+def run_measure_networks() -> None:
+    """Time whole networks on the GPU; records go to results/kernels/."""
+    frame = measure_networks.measure_networks()
+    print(frame[["case", "kernel", "time_ms", "time_ms_p5", "time_ms_p95", "timing"]].to_string(index=False))
+
+
+def run_resources() -> None:
+    """Compile every kernel for every generation, and write what each one uses to results/kernel_resources.csv."""
+    table = resources.write_resources()
+    print(table.to_string(index=False))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images: give a whole number above 0")
+    return int(text)
+
+
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m cuda_kernels", description="Check or measure the CUDA kernels.")
-    parser.add_argument("command", choices=["check", "measure"])
-    command = parser.parse_args().command
+    parser = argparse.ArgumentParser(prog="python -m cuda_kernels", description="Check, measure or use the kernels.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = {"measure": run_measure, "measure-networks": run_measure_networks, "resources": run_resources}
+    for name, function in {"check": run_check, **runs}.items():
+        commands.add_parser(name, help=function.__doc__)
+    run = commands.add_parser("run", help="run the integer network of an archive on the kernels")
+    run.add_argument("file", type=Path)
+    run.add_argument("--dataset", required=True, help="digits, cifar10 or folder:PATH")
+    run.add_argument("--images", type=_count, help="how many test images; by default all on a GPU, few in the emulator")
+    run.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
+    given = parser.parse_args()
     try:
-        if command == "check":
+        if given.command == "check":
             return 0 if run_check() else 1
-        run_measure()
-    except RuntimeError as error:  # no compiler, or a wrong kernel
+        if given.command == "run":
+            run_archive(given.file, given.dataset, given.images, given.network)
+        else:
+            runs[given.command]()
+    except (CompressionError, RuntimeError, ValueError) as error:  # no compiler, bad input, or a wrong kernel
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -11,26 +11,12 @@ import numpy as np
 import torch
 
 from . import dense, sparse
-from .launch import Launch
+from .cases import Case
+from .check_layers import layer_cases
+from .launch import TILES, Launch
 
 MARGIN = 64  # elements around an output that no kernel may touch; keeps the output on a 16-byte boundary
 POISON = {torch.float32: float("nan"), torch.int32: -(2**31), torch.int8: 85}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One product: `prepare(out=...)` makes the launch, `truth` is the float64 or int64 result.
-
-    size: the sums of the terms' magnitudes, to which errors are relative; None if every element must be equal.
-    """
-
-    kernel: str
-    what: str
-    prepare: Callable[..., Launch]
-    dtype: torch.dtype
-    truth: np.ndarray
-    size: np.ndarray | None
-    terms: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +60,7 @@ def all_cases(device: str, seed: int) -> Iterator[Case]:
         yield from int8_cases(rng, device, m, n, k)
     for m, k, density in ((1, 1, 1.0), (40, 33, 0.0), (67, 1000, 0.004), (33, 2000, 0.1), (35, 131, 0.5)):
         yield from sparse_cases(rng, device, m, k, density)
+    yield from layer_cases(rng, device)
 
 
 def gemv_cases(rng: np.random.Generator, device: str, m: int, k: int) -> Iterator[Case]:
@@ -129,17 +116,18 @@ def int8_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) ->
         ("float", torch.float32, real.astype(np.float64), np.abs(real).astype(np.float64) + 1, layer),
         ("int8", torch.int8, bytes_, None, {**layer, "relu": True, "zero_point": -100}),
     )
-    for kernel in dense.INT8_KERNELS:
-        for name, dtype, truth, size, options in kinds:
-            yield Case(
-                kernel,
-                f"{m}x{n}x{k} {name}",
-                partial(dense.prepare_gemm_int8, xs, ws, kernel=kernel, output=dtype, **options),
-                dtype,
-                truth,
-                size,
-                1,
-            )
+    others = [(kernel, 16, kind) for kernel in dense.INT8_KERNELS[:-1] for kind in kinds]
+    tiles = [("gemm_int8_tiles", tile, kinds[index % 3]) for index, tile in enumerate((*TILES, *TILES))]
+    for kernel, tile, (name, dtype, truth, size, options) in others + tiles:
+        yield Case(
+            kernel,
+            f"{m}x{n}x{k} {name}",
+            partial(dense.prepare_gemm_int8, xs, ws, kernel=kernel, tile=tile, output=dtype, **options),
+            dtype,
+            truth,
+            size,
+            1,
+        )
 
 
 def sparse_cases(rng: np.random.Generator, device: str, m: int, k: int, density: float) -> Iterator[Case]:

@@ -441,7 +441,7 @@ def _images(result: Activation, low: int, high: int) -> Layer:
 
 
 def _sum(a: Activation, b: Activation, result: Activation, bounds: tuple[int, int]) -> Residual:
-    """Return how a + b is rounded, without the tensor. In float32, operation by operation, as the runtime computes them."""
+    """Return how a + b is rounded, without the tensor: in float32, operation by operation, as the runtime does."""
     ratio, other = a.scale / result.scale, b.scale / result.scale
     fixed = np.float32(result.zero_point) - (ratio * np.float32(a.zero_point) + other * np.float32(b.zero_point))
     return Residual(torch.empty(0), float(ratio), float(other), float(fixed), *bounds)
@@ -490,15 +490,16 @@ def _pool(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module:
     if module is None:
         kind = POOLS.get("".join(part.capitalize() for part in str(getattr(node.target, "__name__", "")).split("_")))
         names = ("kernel_size", "stride", "padding") if kind in (nn.MaxPool2d, nn.AvgPool2d) else ("output_size",)
-        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-        if kind is None or len(node.args) > 1 + len(names) or given.keys() - {*names}:
+        if kind is None or len(node.args) > 1 + len(names):
             raise no_kernel(node, "it is a pooling with options that the kernels do not have")
-        module = kind(**given)
+        module = kind(**dict(zip(names, node.args[1:], strict=False)), **node.kwargs)
     return module
 
 
 def _pool_window(node: fx.Node, pool: nn.Module, shape: Shape) -> Window:
     """Return a pooling's window. Average pools must not reach over the edge, and no window may be dilated."""
+    if getattr(pool, "return_indices", False):
+        raise no_kernel(node, "it returns indices too")
     output = tuple(pool(torch.empty(1, *shape, device="meta")).shape[2:])
     if isinstance(pool, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
         if shape[1] % output[0] or shape[2] % output[1]:

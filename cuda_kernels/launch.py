@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,6 +190,9 @@ class Tiling:
 TILES = {(128, 128): (64, 64), (128, 32): (32, 32), (64, 64): (32, 32), (64, 16): (16, 16), (16, 64): (16, 16)}
 DEPTH = 64  # of k in a tile
 MOST_SPLITS = 8  # one block adds up all parts of a tile
+# What `choose_tiles` assumes of a multiprocessor, in ns: one multiply-accumulate, one byte of the sums' parts, the
+# least time of a tile's 64 k (the loads' latency over the stages), and passing a ticket on. Nominal for an H100.
+MAC_NS, BYTE_NS, LATENCY_NS, TICKET_NS = 1 / 3750, 1 / 40, 200.0, 1000.0
 
 
 def choose_tiles(
@@ -197,32 +200,37 @@ def choose_tiles(
 ) -> Tiling:
     """Return the tiles of an INT8 product (m, k) by (k, n) that a simple model of the time finds fastest.
 
-    The model: blocks run in waves of one per multiprocessor. A block's time is that of its products, and of the bytes
-    that its warps read from shared memory, which weigh more the smaller their tiles are; plus the parts of the sums
-    that the last block of a tile adds up. It ranks tiles and predicts no time. A given tile or number of splits stands.
+    k is split only where there are fewer tiles than multiprocessors. The model ranks tiles and predicts no time. A
+    given tile or number of splits stands.
     """
     if tile is not None and tile not in TILES:
         raise ValueError(f"there is no tile {tile}; choose one of {', '.join(map(str, TILES))}")
     chunks = ceil_div(k, DEPTH)
     if splits is not None and not (isinstance(splits, int) and 1 <= splits <= chunks):
         raise ValueError(f"splits is {splits}, but must be a whole number in 1 to {chunks}, the pieces that k has")
+    tilings = [
+        Tiling(*shape, parts)
+        for shape in ([tile] if tile else TILES)
+        for parts in ([splits] if splits else range(1, _most_splits(m, n, chunks, processors, shape) + 1))
+    ]
+    return min(tilings, key=lambda tiling: (_nanoseconds(tiling, m, n, chunks, processors), tiling.rows))
 
-    def tilings() -> Iterator[Tiling]:
-        for rows, columns in [tile] if tile else TILES:
-            blocks = ceil_div(m, rows) * ceil_div(n, columns)
-            most = max(1, min(MOST_SPLITS, chunks, processors // blocks))
-            for parts in [splits] if splits else range(1, most + 1):
-                yield Tiling(rows, columns, parts)
 
-    def cost(tiling: Tiling) -> float:
-        warp_rows, warp_columns = TILES[tiling.rows, tiling.columns]
-        blocks = ceil_div(m, tiling.rows) * ceil_div(n, tiling.columns) * tiling.splits
-        outputs = tiling.rows * tiling.columns
-        read = 1 + 16 * (warp_rows + warp_columns) / (warp_rows * warp_columns)
-        work = outputs * DEPTH * ceil_div(chunks, tiling.splits) * read
-        return ceil_div(blocks, processors) * work + (tiling.splits > 1) * outputs * DEPTH * tiling.splits / 2
+def _most_splits(m: int, n: int, chunks: int, processors: int, shape: tuple[int, int]) -> int:
+    return max(1, min(MOST_SPLITS, chunks, processors // (ceil_div(m, shape[0]) * ceil_div(n, shape[1]))))
 
-    return min(tilings(), key=cost)
+
+def _nanoseconds(tiling: Tiling, m: int, n: int, chunks: int, processors: int) -> float:
+    """Return the model's time. Smaller warp tiles read more of shared memory for each product."""
+    warp_rows, warp_columns = TILES[tiling.rows, tiling.columns]
+    outputs, resident = tiling.rows * tiling.columns, 2 if tiling.rows * tiling.columns > 8192 else 4
+    blocks = ceil_div(m, tiling.rows) * ceil_div(n, tiling.columns) * tiling.splits
+    macs = outputs * DEPTH * (1 + 16 * (warp_rows + warp_columns) / (warp_rows * warp_columns))
+    together = min(resident, ceil_div(blocks, processors))
+    time = ceil_div(chunks, tiling.splits) * max(LATENCY_NS, together * macs * MAC_NS)
+    if tiling.splits > 1:
+        time += TICKET_NS + (1 + tiling.splits) * 4 * outputs * BYTE_NS
+    return ceil_div(blocks, resident * processors) * time
 
 
 def scratch(tiling: Tiling, m: int, n: int, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:

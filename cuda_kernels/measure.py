@@ -38,8 +38,8 @@ def measure(sizes: Sizes | None = None, folder: Path | None = None, again: bool 
     for work in progress:
         progress.set_postfix_str(f"{work.case}: {work.kernel}")
         stored = None if again else records.read({**shared, **_fields(work)}, folder)
-        done.append(stored or _finish(measure_work(work), shared, folder))
-    done += [_finish(record, shared, folder) for record in copy_records()]  # last: they mark a complete run
+        done.append(stored or finish(measure_work(work), shared, folder))
+    done += [finish(record, shared, folder) for record in copy_records()]  # last: they mark a complete run
     return pd.DataFrame(done)
 
 
@@ -85,6 +85,14 @@ def time_runs(runs: Sequence[Callable[[], object]]) -> tuple[list[float], str]:
         for _ in range(3):
             replay()
         return [_events_ms(replay) / len(queue) for _ in range(SAMPLES)], method
+
+
+def time_queued(run: Callable[[], object]) -> list[float]:
+    """Return SAMPLES times of one run in ms, queued on the default stream as a user's program does it."""
+    for _ in range(5):
+        run()
+    rounds = max(1, math.ceil(SAMPLE_MS / max(_events_ms(run), 1e-3)))
+    return [_events_ms(lambda: [run() for _ in range(rounds)]) / rounds for _ in range(SAMPLES)]
 
 
 def _graph(queue: Sequence[Callable[[], object]], stream: torch.cuda.Stream) -> tuple[Callable[[], None], str]:
@@ -180,7 +188,8 @@ def _fields(work: Work) -> dict:
     return {name: getattr(work, name) for name in FIELDS}
 
 
-def _finish(record: dict, shared: dict, folder: Path | None) -> dict:
+def finish(record: dict, shared: dict, folder: Path | None) -> dict:
+    """Add what all records of a run share and the rates, write the record, and return it."""
     record = {**record, **shared, **records.provenance()}
     record.update(records.rates(record))
     records.write(record, folder)

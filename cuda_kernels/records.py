@@ -82,7 +82,7 @@ def rates(record: dict) -> dict:
     out = {"gbytes_per_s": record["bytes"] / seconds / 1e9, "gops_per_s": record["operations"] / seconds / 1e9}
     if record.get("copy_gbytes_per_s"):
         out["share_of_copy"] = out["gbytes_per_s"] / record["copy_gbytes_per_s"]
-        kind = "int8" if record["family"] == "gemm_int8" else "fp32"
+        kind = "int8" if record["family"].endswith("int8") else "fp32"
         out["share_of_rate"] = out["gops_per_s"] / record[f"{kind}_gops_per_s"]
     return out
 

@@ -38,8 +38,8 @@ class Network:
     Make it with `network`. Each batch size is prepared once: buffers, launches, and on a GPU their CUDA graph.
     """
 
-    def __init__(self, program: Program, device: torch.device):
-        self.program, self.device = program, device
+    def __init__(self, program: Program, device: torch.device, sparse_below: float):
+        self.program, self.device, self.sparse_below = program, device, sparse_below
         self._plans: dict[int, Plan] = {}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,7 @@ def network(
     if where.type == "cuda":
         gpu.require()
     below = measured_crossover() if sparse_below is None else sparse_below
-    return Network(compile_network(model, where, below, fuse), where)
+    return Network(compile_network(model, where, below, fuse), where, below)
 
 
 def measured_crossover() -> float:
