@@ -52,7 +52,7 @@ def run_measure_networks() -> None:
 
 
 def run_resources() -> None:
-    """Compile every kernel for every generation, and write what each one uses to results/kernel_resources.csv."""
+    """Compile every kernel for every generation, and write what each one uses to cuda_kernels/resources.csv."""
     table = resources.write_resources()
     print(table.to_string(index=False))
 

@@ -11,6 +11,7 @@ from torch import nn
 from . import gpu, records
 from .compiling import Buffers, Program, compile_network
 from .launch import Launch
+from .work import Sizes
 
 KEPT = 4  # batch sizes whose buffers and graphs are kept
 
@@ -120,19 +121,32 @@ def network(
     return Network(compile_network(model, where, below, fuse), where, below)
 
 
+def least_times(table: pd.DataFrame, batch: int, gbytes_per_s: float, gops_per_s: float) -> pd.DataFrame:
+    """Return the operations and least bytes of each layer for a batch, and the time in ms that no kernel can beat.
+
+    table: from `Network.table`. A layer takes at least the time of its bytes (weights once, activations of every image)
+    and that of its operations at the GPU's measured rates.
+    """
+    found = table[["layer", "kernel"]].copy()
+    found["operations"] = 2 * batch * table["macs"]
+    found["bytes"] = table["weight_bytes"] + batch * table["activation_bytes"]
+    by_bytes, by_operations = found["bytes"] / gbytes_per_s / 1e6, found["operations"] / gops_per_s / 1e6
+    found["least_ms"] = by_bytes.where(by_bytes > by_operations, by_operations)
+    return found
+
+
 def measured_crossover() -> float:
     """Return the density below which a sparse product was measured to be faster than any dense INT8 one; 0 if unknown.
 
     From the newest GPU's records of the square product: `spmm_row_split` against the fastest INT8 product, ours or the
     library's. A sparse layer's unfolding and epilogue are not in it.
     """
-    stored = records.load()
-    stored = stored[(stored["kind"] == "gpu") & stored["case"].str.fullmatch(r"square \d+")] if len(stored) else stored
+    edge = Sizes().square_spmm
+    stored = records.load(files=f"*{edge}x{edge}x{edge}*.json")
     if stored.empty:
         return 0.0
     here = stored[stored["device"] == stored.sort_values("time")["device"].iloc[-1]]
-    sparse = here[here["kernel"] == "spmm_row_split"]
-    dense = here[(here["family"] == "gemm_int8") & here["m"].isin(sparse["m"])]
+    sparse, dense = here[here["kernel"] == "spmm_row_split"], here[here["family"] == "gemm_int8"]
     if sparse.empty or dense.empty:
         return 0.0
     return records.crossover(sparse, dense["time_ms"].min()) or 0.0

@@ -46,9 +46,12 @@ def read(record: dict, folder: Path | None = None) -> dict | None:
     return _read(record_path(record, folder))
 
 
-def load(folder: Path | None = None) -> pd.DataFrame:
-    """Return all records as a DataFrame, one row each. Damaged ones are skipped with a warning that names them."""
-    return pd.DataFrame(list(filter(None, map(_read, sorted(_folder(folder).glob("*.json"))))))
+def load(folder: Path | None = None, files: str = "*.json") -> pd.DataFrame:
+    """Return all records as a DataFrame, one row each. Damaged ones are skipped with a warning that names them.
+
+    files: read only those whose names match.
+    """
+    return pd.DataFrame(list(filter(None, map(_read, sorted(_folder(folder).glob(files))))))
 
 
 def _read(path: Path) -> dict | None:

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiment.store import results_root
-
 from .launch import SOURCES, sources
 
+TABLE = Path(__file__).parent / "resources.csv"  # committed
 TARGETS = ("75", "80", "90a")  # Turing, Ampere, Hopper
 FLAGS = ("-std=c++17", "-O3", "-cubin", "-Xptxas", "-v")
 COLUMNS = ["source", "kernel", "target", "registers", "shared_bytes", "stack_bytes", "spill_stores", "spill_loads"]
@@ -58,16 +57,11 @@ def _row(
     return (source, kernel, f"sm_{target}", *numbers)
 
 
-def resources_path() -> Path:
-    """Return the file of the committed table."""
-    return results_root() / "kernel_resources.csv"
-
-
 def write_resources() -> pd.DataFrame:
     """Compile everything, and write the table with the compiler's version; takes minutes."""
     table = pd.concat([compile_source(source, target) for source in sources() for target in TARGETS])
     table["nvcc"] = _version()
-    table.to_csv(resources_path(), index=False)
+    table.to_csv(TABLE, index=False)
     return table
 
 

@@ -37,6 +37,34 @@ def roofline(frame: pd.DataFrame, bandwidth: float, rates: Mapping[str, float], 
     return ax
 
 
+def layer_roofline(
+    layers: pd.DataFrame, bandwidth: float, rate: float, measured: pd.DataFrame, ax: Axes | None = None
+) -> Axes:
+    """Mark each layer of networks on the roofline, at the rate that it cannot exceed, and at the measured ones.
+
+    layers: columns network, operations and bytes, one row per layer; bandwidth: GB/s; rate: Gop/s; measured: columns
+    kernel, operations, bytes and time_ms, may be empty.
+    """
+    ax = ax or plt.subplots(figsize=(7.5, 4.8))[1]
+    intensity = layers.operations / layers.bytes
+    low, high = intensity.min() / 3, max(intensity.max() * 3, 2 * rate / bandwidth)
+    x = np.geomspace(low, high, 200)
+    ax.plot(x, np.minimum(x * bandwidth, rate), color="#444", lw=1.2)
+    ax.annotate(f"{rate:,.0f} Gop/s", (high, rate), ha="right", va="bottom", fontsize=8)
+    for i, (network, rows) in enumerate(layers.groupby("network", sort=False)):
+        at = rows.operations / rows.bytes
+        marks = line_style(i) | {"linestyle": "none", "fillstyle": "none"}
+        label = f"{network}: the bound of each layer"
+        ax.plot(at, np.minimum(at * bandwidth, rate), **marks, markersize=6, zorder=3, label=label)
+    for i, (kernel, rows) in enumerate(measured.groupby("kernel", sort=False) if len(measured) else ()):
+        marks = line_style(i) | {"linestyle": "none"}
+        ax.plot(rows.operations / rows.bytes, rows.operations / rows.time_ms / 1e6, **marks, markersize=4, label=kernel)
+    log_scale(ax, "xy")
+    ax.set(xlabel="operations a byte (least bytes)", ylabel="Gop/s")
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
 def time_over_density(
     frame: pd.DataFrame, dense_ms: float, crossovers: Mapping[str, float | None], ax: Axes | None = None
 ) -> Axes:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from cuda_kernels import check, emulator
+from cuda_kernels import check, check_layers, emulator
 from cuda_kernels import launch as launching
 from cuda_kernels.launch import SOURCES, Launch, sources
 
@@ -21,7 +21,7 @@ pytestmark = [
 
 WEAKER = {"__syncthreads": ("", "__syncwarp();"), "__syncwarp": ("",)}
 # A barrier that says that a buffer is free, and the lines after it that stage the next tile there.
-STAGED = {"gemm_fp32": 1, "gemm_int8": 2}  # how many a source has
+STAGED = {"gemm_fp32": 1, "gemm_int8": 2, "conv_int8": 1}  # how many a source has
 STAGING = re.compile(r"__syncthreads\(\);(\s+(?:if \(chunk \+ 1 < end\) stage[^;]*;|int ahead[^}]*}))")
 
 
@@ -50,6 +50,11 @@ def mutated(text: str) -> tuple[str, list[str]]:
     return 'extern "C" { int mutant = 0; }\n' + text, made
 
 
+def with_main_loop(text: str) -> str:
+    """The source with the header in it that holds the barriers of the INT8 products."""
+    return text.replace('#include "int8_tiles.cuh"', (SOURCES / "int8_tiles.cuh").read_text())
+
+
 def small_cases(source: str, rng: np.random.Generator) -> Iterator[check.Case]:
     """Sizes at which a loop goes round often enough for a buffer to be used again."""
     if source == "gemv_fp32":
@@ -59,6 +64,12 @@ def small_cases(source: str, rng: np.random.Generator) -> Iterator[check.Case]:
     elif source == "gemm_int8":
         cases = check.int8_cases(rng, "cpu", 33, 16, 1040)
         yield from (case for case in cases if case.what.endswith("sums"))
+    elif source == "conv_int8":
+        window = check_layers._window((3, 3), (5, 4), (1, 1), (1, 1))
+        for tile in ((64, 16), (16, 64)):
+            yield from check_layers.conv_cases(rng, "cpu", (1, 5, 4, 64), 16, window, tile)
+    elif source == "layers_int8":
+        yield from check_layers.sparse_layer_cases(rng, "cpu", (1, 5, 4, 16))
     else:
         cases = check.sparse_cases(rng, "cpu", 9, 131, 0.5)
         yield from (case for case in cases if case.kernel.startswith(source[:4]))
@@ -83,7 +94,7 @@ def right(case: check.Case, number: int, reverse: bool) -> bool:
 @pytest.mark.parametrize("source", sources())
 def test_no_barrier_can_be_left_out(source: str, rng, tmp_path, monkeypatch) -> None:
     folder = shutil.copytree(SOURCES, tmp_path / "kernels")
-    text, made = mutated((folder / f"{source}.cu").read_text())
+    text, made = mutated(with_main_loop((folder / f"{source}.cu").read_text()))
     (folder / f"{source}.cu").write_text(text)
     for module in (emulator, launching):
         monkeypatch.setattr(module, "SOURCES", folder)

@@ -360,11 +360,13 @@ def test_the_crossover_is_read_from_the_newest_records(monkeypatch) -> None:
             {**shared, "family": "gemm_int8", "kernel": "torch._int_mm", "density": 1.0, "time_ms": dense_ms},
         ]
 
-    monkeypatch.setattr(records, "load", lambda: pd.DataFrame(rows("old", "2025", 0.3) + rows("new", "2026", 0.04)))
+    monkeypatch.setattr(
+        records, "load", lambda files: pd.DataFrame(rows("old", "2025", 0.3) + rows("new", "2026", 0.04))
+    )
     assert networks.measured_crossover() == pytest.approx(0.04)
-    monkeypatch.setattr(records, "load", lambda: pd.DataFrame(rows("slow", "2025", 9.0)))
+    monkeypatch.setattr(records, "load", lambda files: pd.DataFrame(rows("slow", "2025", 9.0)))
     assert networks.measured_crossover() == 0.0
-    monkeypatch.setattr(records, "load", pd.DataFrame)
+    monkeypatch.setattr(records, "load", lambda files: pd.DataFrame())
     assert networks.measured_crossover() == 0.0
 
 
@@ -456,7 +458,7 @@ def test_the_compilers_report_is_read(monkeypatch) -> None:
 
 
 def test_the_committed_table_has_every_kernel() -> None:
-    table = pd.read_csv(ROOT / "results" / "kernel_resources.csv")
+    table = pd.read_csv(resources.TABLE)
     expected = {
         (name, target) for source in sources() for name in kernel_names(source) for target in ("75", "80", "90a")
     }
