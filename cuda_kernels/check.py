@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import dense, sparse
+from . import dense, hopper, sparse
 from .cases import Case
 from .check_layers import layer_cases
 from .launch import TILES, Launch
@@ -118,7 +118,8 @@ def int8_cases(rng: np.random.Generator, device: str, m: int, n: int, k: int) ->
     )
     others = [(kernel, 16, kind) for kernel in dense.INT8_KERNELS[:-1] for kind in kinds]
     tiles = [("gemm_int8_tiles", tile, kinds[index % 3]) for index, tile in enumerate((*TILES, *TILES))]
-    for kernel, tile, (name, dtype, truth, size, options) in others + tiles:
+    wgmma = [(dense.HOPPER, 16, kind) for kind in kinds if hopper.unusable(xs.device) is None]
+    for kernel, tile, (name, dtype, truth, size, options) in others + tiles + wgmma:
         yield Case(
             kernel,
             f"{m}x{n}x{k} {name}",

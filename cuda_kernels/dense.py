@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from . import hopper
 from .launch import (
     LARGEST_INDEX,
     Launch,
@@ -25,6 +26,7 @@ from .launch import (
 GEMV_KERNELS = ("gemv_thread_per_row", "gemv_warp_per_row", "gemv_vector4")
 GEMM_KERNELS = ("gemm_naive", "gemm_tiled", "gemm_blocked", "gemm_split_k")
 INT8_KERNELS = ("gemm_int8_tiled", "gemm_int8_dp4a", "gemm_int8_mma", "gemm_int8_skinny", "gemm_int8_tiles")
+HOPPER = "gemm_int8_wgmma"  # where hopper.unusable says nothing against it
 TILES = (8, 16, 32)
 EPILOGUE_MODES = {torch.int32: 0, torch.float32: 1, torch.int8: 2}
 
@@ -112,8 +114,9 @@ def prepare_gemm_int8(
     output int32: the exact sums of x W^T. float32: sum * scale + offset, then ReLU if `relu`. int8: the same rounded to
     even, plus zero_point, clamped: the next layer's input. scale, offset: (n,) float32, see `fold_layer`.
     gemm_int8_tiles chooses rows and columns of a tile, and how many blocks share k, unless tile and splits say so.
+    gemm_int8_wgmma lays w out anew when it is prepared (`pack_tiles`).
     """
-    check_kernel(kernel, INT8_KERNELS)
+    check_kernel(kernel, (*INT8_KERNELS, HOPPER))
     check_tensor("x", x, torch.int8, (None, None))
     m, k = x.shape
     check_tensor("w", w, torch.int8, (None, k))
@@ -127,6 +130,8 @@ def prepare_gemm_int8(
     arguments = (x, w, *epilogue)
     if kernel == "gemm_int8_skinny":
         return _skinny(arguments, m, n, k, splits)
+    if kernel == HOPPER:
+        return _wgmma(arguments, m, n, k)
     if kernel == "gemm_int8_tiles":
         return _tiles(arguments, (m, n, k), splits, tile if isinstance(tile, tuple) else None)
     if kernel == "gemm_int8_tiled":
@@ -140,6 +145,19 @@ def prepare_gemm_int8(
 def gemm_int8(x: torch.Tensor, w: torch.Tensor, **options) -> torch.Tensor:
     """Compute an INT8 layer, x W^T and its epilogue; see `prepare_gemm_int8` for the shapes and options."""
     return prepare_gemm_int8(x, w, **options).run()
+
+
+def pack_tiles(w: torch.Tensor) -> torch.Tensor:
+    """Return w (n, k) int8 as Hopper's tensor cores read it: tiles of 128 rows and 128 k, filled up with zeros.
+
+    A tile lies in one piece, as core matrices of 8 rows and 16 bytes: 16 of them along the rows, then the next 16 k.
+    """
+    n, k = w.shape
+    rows, depth = ceil_div(n, 128), ceil_div(k, 128)
+    whole = w.new_zeros(rows * 128, depth * 128)
+    whole[:n, :k] = w
+    cores = whole.view(rows, 16, 8, depth, 8, 16)  # tile, group of 8 rows, row; tile, 16 bytes, byte
+    return cores.permute(0, 3, 4, 1, 2, 5).contiguous().flatten()
 
 
 def fold_layer(
@@ -213,6 +231,16 @@ def _tiles(arguments: tuple, sizes: tuple[int, int, int], asked: int | None, til
     grid = (ceil_div(n, tiling.columns), ceil_div(m, tiling.rows), tiling.splits)
     everything = (*arguments, *scratch(tiling, m, n, device), *sizes)
     return Launch("gemm_int8", f"gemm_int8_tiles_{tiling.name}", grid, (128, 1, 1), everything, arguments[2])
+
+
+def _wgmma(arguments: tuple, m: int, n: int, k: int) -> Launch:
+    x, w, *rest = arguments
+    reason = hopper.unusable(x.device)
+    if reason is not None:
+        raise ValueError(f"{HOPPER} cannot be used here: {reason}; use gemm_int8_mma")
+    grid, shared = (ceil_div(n, 128), ceil_div(m, 128), 1), 2 * 4 * 128 * 128 + 8 * 4
+    everything = (x, pack_tiles(w), *rest, m, n, k)
+    return Launch("gemm_int8_hopper", HOPPER, grid, (256, 1, 1), everything, rest[0], shared)
 
 
 def _output_type(output: torch.dtype) -> torch.dtype:

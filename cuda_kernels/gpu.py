@@ -12,6 +12,7 @@ from types import ModuleType
 
 import torch
 
+from . import hopper
 from .launch import RUNNERS, SOURCES, Launch, shared_memory_limit
 
 DEVICE = 0  # torch's index of the GPU that kernels run on
@@ -73,7 +74,8 @@ def _module(source: str, defines: tuple[tuple[str, int], ...], stamp: int):
 
     text = (SOURCES / f"{source}.cu").read_text()
     options = ["-std=c++17", "-O3", *[f"-D{name}={value}" for name, value in defines]]
-    return SourceModule(text, options=options, include_dirs=[str(SOURCES)], no_extern_c=True)
+    arch = "sm_90a" if source == hopper.SOURCE else None  # None: the GPU's own
+    return SourceModule(text, options=options, include_dirs=[str(SOURCES)], no_extern_c=True, arch=arch)
 
 
 @functools.cache

@@ -122,10 +122,10 @@ def network(
 
 
 def least_times(table: pd.DataFrame, batch: int, gbytes_per_s: float, gops_per_s: float) -> pd.DataFrame:
-    """Return the operations and least bytes of each layer for a batch, and the time in ms that no kernel can beat.
+    """Return the operations and least bytes of each layer for a batch, and the least time in ms that they take.
 
-    table: from `Network.table`. A layer takes at least the time of its bytes (weights once, activations of every image)
-    and that of its operations at the GPU's measured rates.
+    table: from `Network.table`. The time is the longer one of that of the bytes (weights once, activations of every
+    image), if all of them pass through the GPU's memory, and that of the operations, at the GPU's measured rates.
     """
     found = table[["layer", "kernel"]].copy()
     found["operations"] = 2 * batch * table["macs"]

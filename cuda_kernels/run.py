@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from data import Dataset, load, normalize
-from models import spec_of
+from models import ModelError, spec_of
 from storage import load_archive
 
 from . import gpu
@@ -29,6 +29,7 @@ def run_archive(path: Path, dataset: str, images: int | None = None, own: str | 
     reason = gpu.available()
     device = "cuda" if reason is None else "cpu"
     data, model = load(dataset), load_archive(path, network=own)
+    _check_images(spec_of(model), data)
     net = network(model, device)
     print(net.table().to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     print(layers_by_kernel(net))
@@ -42,6 +43,15 @@ def run_archive(path: Path, dataset: str, images: int | None = None, own: str | 
     scaled = data.on_scale(spec_of(model).get("pixels"))
     print(integers(net, model, normalize(data.test.images[: min(count, COMPARED)], scaled)))
     print(answers(net, model, scaled, count))
+
+
+def _check_images(spec: dict, data: Dataset) -> None:
+    of_model, of_data = (tuple(spec["shape"]), spec["classes"]), (data.shape, len(data.classes))
+    if of_model != of_data:
+        raise ModelError(
+            f"the network takes images {of_model[0]} of {of_model[1]} classes, and {data.name} has {of_data[0]} of "
+            f"{of_data[1]}: name the data set that it was trained on"
+        )
 
 
 def layers_by_kernel(net: Network) -> str:
@@ -62,9 +72,8 @@ def integers(net: Network, model: nn.Module, images: torch.Tensor) -> str:
     ]
     equal = sum(int((ours == theirs).sum()) for ours, theirs in pairs)
     total = sum(ours.size for ours, _ in pairs)
-    return (
-        f"{equal:,} of {total:,} integers after {len(written)} layers are the integer model's ({len(images)} images)."
-    )
+    are = f"{equal:,} of {total:,} integers after {len(written)} layers are the integer model's"
+    return f"{are}, on the first {len(images)} of the images."
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import dense, sparse
+from . import dense, hopper, sparse
 from .check import POISON
 
 
@@ -142,7 +142,8 @@ def int8_work(case: str, m: int, n: int, k: int, device: str, copies: Copies) ->
     ]
     truth = _exact(sets[0][0], sets[0][1].T)
     make = functools.partial(_work, "gemm_int8", case=case, size=(m, n, k), truth=truth, moved=moved)
-    for kernel in dense.INT8_KERNELS:
+    own = () if hopper.unusable(torch.device(device)) else (dense.HOPPER,)
+    for kernel in (*dense.INT8_KERNELS, *own):
         if kernel == "gemm_int8_skinny" and m > 64:
             continue
         yield make(kernel, [dense.prepare_gemm_int8(x, w, kernel=kernel, out=out).run for x, w, out in sets])
@@ -165,7 +166,7 @@ def _int8_layers(case: str, sets: list[tuple[torch.Tensor, torch.Tensor]], sums:
     layer: dict[str, Any] = {"scale": torch.full((n,), scale, device=device), "offset": torch.zeros(n, device=device)}
     layer |= {"relu": True, "output": torch.int8}
     truth, moved = (sums * scale).clamp(0, 127).round(), m * k + n * k + m * n + 8 * n
-    for kernel in ("gemm_int8_mma", "gemm_int8_skinny")[: 2 if m <= 64 else 1]:
+    for kernel in ("gemm_int8_mma", "gemm_int8_tiles", "gemm_int8_skinny")[: 3 if m <= 64 else 2]:
         runs = [dense.prepare_gemm_int8(x, w, kernel=kernel, **layer).run for x, w in sets]
         name, case_name = f"{kernel} + epilogue", f"{case}, whole layer"
         yield _work("gemm_int8", name, runs, case=case_name, size=(m, n, k), truth=truth, moved=moved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from cuda_kernels import CSR, Delta8, check, compress, dense, emulator, fold_layer, gemm_fp32, gemm_int8, gemv, gpu
+from cuda_kernels import (
+    CSR,
+    Delta8,
+    check,
+    compress,
+    dense,
+    emulator,
+    fold_layer,
+    gemm_fp32,
+    gemm_int8,
+    gemv,
+    gpu,
+    hopper,
+)
 from cuda_kernels import launch as launching
-from cuda_kernels.launch import SOURCES, Launch, kernel_names, sources
+from cuda_kernels.launch import RUNNERS, SOURCES, Launch, kernel_names, sources
 from cuda_kernels.sparse import prepare_spmm, prepare_spmv, spmm, spmv
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++, and there is none")
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 
 
 # --- Right: every kernel against numpy in higher precision, on fresh random inputs and awkward sizes -----------------
@@ -197,29 +210,61 @@ def test_emulator_shows_broken_kernels(kernel: str, complaint: str | None, tmp_p
         assert work.run().isnan().any()
 
 
-# --- Every kernel compiles for the GPUs ------------------------------------------------------------------------------
+# --- The kernel of Hopper's own instructions, which was never run on a GPU -------------------------------------------
 
 
-@needs_nvcc
+def test_weights_are_packed_as_core_matrices(rng: np.random.Generator) -> None:
+    """Row n and byte k of the tile (n / 128, k / 128) lie where the descriptors of the tensor cores look for them."""
+    n, k = 130, 300
+    w = rng.integers(-128, 128, (n, k), dtype=np.int8)
+    packed = dense.pack_tiles(torch.from_numpy(w)).numpy().reshape(2, 3, 128 * 128)
+    for row, column in zip(rng.integers(0, n, 200), rng.integers(0, k, 200), strict=True):
+        r, c = row % 128, column % 128
+        at = c // 16 * 2048 + r // 8 * 128 + r % 8 * 16 + c % 16
+        assert packed[row // 128, column // 128, at] == w[row, column]
+    assert packed[1].reshape(3, 8, 16, 8, 16)[:, :, 0, 2:].any() == 0  # rows beyond the last
+
+
 @pytest.mark.parametrize(
-    "source", [pytest.param(name, marks=[pytest.mark.slow] if name == "gemm_int8" else []) for name in sources()]
+    ("capability", "process", "reason"),
+    [
+        ((8, 0), None, "needs a GPU of compute capability 9.0"),
+        ((9, 0), SimpleNamespace(returncode=0, stdout="", stderr=""), None),
+        ((9, 0), SimpleNamespace(returncode=1, stdout="", stderr="1 x 1 x 1 is wrong\n"), "failed .1 x 1 x 1 is wrong"),
+        ((9, 0), SimpleNamespace(returncode=-6, stdout="", stderr=""), "failed .nothing said"),
+        ((9, 0), subprocess.TimeoutExpired("python", 300), "did not end in 300 s"),
+    ],
 )
-def test_nvcc_compiles_for_three_generations(source: str, tmp_path) -> None:
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (75, 80, 90)]
-    command = [
-        "nvcc",
-        "-fatbin",
-        "-std=c++17",
-        *targets,
-        "--threads",
-        "2",
-        "-o",
-        str(tmp_path / "out.fatbin"),
-        str(SOURCES / f"{source}.cu"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr, done.stderr
+def test_hoppers_kernel_is_used_only_where_it_was_found_right(capability, process, reason, monkeypatch) -> None:
+    def run(command, **options):
+        assert command[1:] == ["-m", "cuda_kernels.hopper"] and options["env"][hopper.CHECKING]
+        if isinstance(process, Exception):
+            raise process
+        return process
+
+    monkeypatch.setattr(hopper, "_checked", hopper._checked.__wrapped__)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(hopper.subprocess, "run", run)
+    said = hopper.unusable(torch.device("cuda"))
+    assert said is None if reason is None else re.search(reason, said)
+    monkeypatch.setattr(hopper, "unusable", lambda device: said)
+    if said:
+        with pytest.raises(ValueError, match="gemm_int8_wgmma cannot be used here: .*; use gemm_int8_mma"):
+            gemm_int8(int8(3, 4), int8(2, 4), kernel=dense.HOPPER)
+
+
+@needs_compiler
+def test_hoppers_check_finds_a_wrong_kernel(monkeypatch, capsys) -> None:
+    right = RUNNERS["cpu"]
+
+    def wrong(work: Launch) -> None:
+        right(work)
+        if work.kernel == dense.HOPPER:
+            work.output[0, 0] += 1
+
+    monkeypatch.setitem(RUNNERS, "cpu", wrong)
+    assert not hopper.check("cpu")
+    assert "1 x 1 x 1 is wrong" in capsys.readouterr().err
 
 
 # --- Bad input: one sentence, no launch ------------------------------------------------------------------------------

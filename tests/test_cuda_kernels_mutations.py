@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from cuda_kernels import check, check_layers, emulator
+from cuda_kernels import check, check_layers, dense, emulator
 from cuda_kernels import launch as launching
 from cuda_kernels.launch import SOURCES, Launch, sources
 
@@ -21,7 +21,7 @@ pytestmark = [
 
 WEAKER = {"__syncthreads": ("", "__syncwarp();"), "__syncwarp": ("",)}
 # A barrier that says that a buffer is free, and the lines after it that stage the next tile there.
-STAGED = {"gemm_fp32": 1, "gemm_int8": 2, "conv_int8": 1}  # how many a source has
+STAGED = {"gemm_fp32": 1, "gemm_int8": 2, "conv_int8": 1, "gemm_int8_hopper": 1}  # how many a source has
 STAGING = re.compile(r"__syncthreads\(\);(\s+(?:if \(chunk \+ 1 < end\) stage[^;]*;|int ahead[^}]*}))")
 
 
@@ -63,7 +63,10 @@ def small_cases(source: str, rng: np.random.Generator) -> Iterator[check.Case]:
         yield from check.gemm_cases(rng, "cpu", 65, 17, 772)
     elif source == "gemm_int8":
         cases = check.int8_cases(rng, "cpu", 33, 16, 1040)
-        yield from (case for case in cases if case.what.endswith("sums"))
+        yield from (case for case in cases if case.what.endswith("sums") and case.kernel != dense.HOPPER)
+    elif source == "gemm_int8_hopper":
+        cases = check.int8_cases(rng, "cpu", 33, 16, 1040)
+        yield from (case for case in cases if case.kernel == dense.HOPPER and case.what.endswith("sums"))
     elif source == "conv_int8":
         window = check_layers._window((3, 3), (5, 4), (1, 1), (1, 1))
         for tile in ((64, 16), (16, 64)):

@@ -306,9 +306,16 @@ def test_no_gpu_is_said(monkeypatch) -> None:
         network(integer(build("resnet8", shape=DIGITS, classes=10, width=0.2), DIGITS, 0))
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(("run", "none.nna", "--dataset", "digits"), "cannot read it")])
-def test_a_missing_archive_is_one_sentence(arguments: tuple, said: str, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["cuda_kernels", *arguments])
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("none.nna", "cannot read it"),
+        ("ea1d81ece68e.nna", "the network takes images (3, 32, 32) of 10 classes, and digits has (1, 8, 8) of 10"),
+    ],
+)
+def test_archives_that_cannot_run_are_one_sentence(file: str, said: str, monkeypatch, capsys) -> None:
+    path = ROOT / "results" / "cifar10" / "models" / file
+    monkeypatch.setattr(sys, "argv", ["cuda_kernels", "run", str(path), "--dataset", "digits"])
     assert command.main() == 1
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1

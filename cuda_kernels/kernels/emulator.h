@@ -13,6 +13,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -305,4 +306,54 @@ inline void mma_16x8x32(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)
             for (int deep = 0; deep < 2; ++deep)
                 c[q] = __dp4a((int)all[row * 4 + part].a[half + deep * 2], (int)all[col * 4 + part].b[deep], c[q]);
     }
+}
+
+// Hopper's bulk copies: they complete on a barrier, as late as possible in one order of threads and at once in the other.
+// A wait for a phase that no copy will end is an error.
+namespace emulator {
+struct Barrier {
+    int phase = 0;
+    bool copying = false;
+    void* to;
+    const void* from;
+    int bytes;
+};
+inline std::map<void*, Barrier> barriers;
+
+inline void finish_copy(Barrier& b) {
+    memcpy(b.to, b.from, b.bytes);
+    b.copying = false, ++b.phase;
+}
+}  // namespace emulator
+
+inline void barrier_init(unsigned long long* barrier) { emulator::barriers[barrier] = {}; }
+inline void copy_bulk(void* to, const void* from, int bytes, unsigned long long* barrier) {
+    emulator::require_aligned(to, 16);
+    emulator::require_aligned(from, 16);
+    auto& b = emulator::barriers[barrier];
+    if (b.copying) emulator::fail("a bulk copy starts before the one before it was waited for");
+    b.copying = true, b.to = to, b.from = from, b.bytes = bytes;
+    if (emulator::reverse) emulator::finish_copy(b);
+}
+inline bool barrier_wait(unsigned long long* barrier, int parity) {
+    auto& b = emulator::barriers[barrier];
+    if (b.phase % 2 == parity && b.copying) emulator::finish_copy(b);
+    if (b.phase % 2 == parity) emulator::fail("a wait for a bulk copy that was not started");
+    return true;
+}
+inline void fence_async_proxy() {}
+inline void wgmma_fence() {}
+inline void wgmma_commit() {}
+inline void wgmma_wait() {}
+
+// Each thread computes its own outputs of the warpgroup's 64 x 128, from core matrices (8 rows of 16 bytes) that lie
+// 2048 bytes apart along k and 128 along the rows, as the kernel's descriptors say.
+inline void wgmma_64x128x32(int (&c)[16][4], const signed char* a, const signed char* b) {
+    int lane = emulator::current->lane, warp = emulator::current->index.x / 32 % 4;
+    auto value = [](const signed char* p, int row, int k) { return p[k / 16 * 2048 + row / 8 * 128 + row % 8 * 16 + k % 16]; };
+    for (int j = 0; j < 16; ++j)
+        for (int q = 0; q < 4; ++q) {
+            int row = warp * 16 + lane / 4 + q / 2 * 8, col = j * 8 + lane % 4 * 2 + q % 2;
+            for (int k = 0; k < 32; ++k) c[j][q] += value(a, row, k) * value(b, col, k);
+        }
 }

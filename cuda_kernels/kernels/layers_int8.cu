@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(LAYER_THREADS)
     if (at >= count) return;
     int sum[4] = {bias, bias, bias, bias};
     for (int iy = y0; iy < y0 + kernel_height; ++iy)
-#pragma unroll 4
+#pragma unroll 1
         for (int ix = x0; ix < x0 + kernel_width; ++ix) {
             int v = *(const int*)(x + ((size_t)(image * height + iy) * width + ix) * channels + channel);
 #pragma unroll
