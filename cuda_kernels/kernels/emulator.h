@@ -68,11 +68,26 @@ struct Thread {
     std::vector<Copy> copies;
 };
 
+// A barrier in shared memory on which a bulk copy completes; the emulator keeps its state outside.
+struct Barrier {
+    int phase = 0;
+    bool copying = false;
+    void* to;
+    const void* from;
+    int bytes;
+
+    void finish() {
+        memcpy(to, from, bytes);
+        copying = false, ++phase;
+    }
+};
+
 constexpr size_t STACK = 128 << 10;
 inline dim3 grid, block, block_index;
 inline std::vector<std::unique_ptr<Thread>> threads;
 inline std::vector<Warp> warps;
 inline std::vector<double> dynamic_shared;
+inline std::map<void*, Barrier> barriers;
 inline Thread* current = nullptr;
 inline ucontext_t scheduler;
 inline std::string error;
@@ -168,6 +183,7 @@ inline void run_block() {
     warps.resize(warp_count);
     if (__start_cuda_shared) memset(__start_cuda_shared, 0xff, __stop_cuda_shared - __start_cuda_shared);
     std::fill(dynamic_shared.begin(), dynamic_shared.end(), NAN);
+    barriers.clear();
     for (int i = 0; i < count; ++i) prepare_thread(i);
     do
         for (int i = 0; i < warp_count && error.empty(); ++i) {
@@ -308,24 +324,8 @@ inline void mma_16x8x32(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)
     }
 }
 
-// Hopper's bulk copies: they complete on a barrier, as late as possible in one order of threads and at once in the other.
-// A wait for a phase that no copy will end is an error.
-namespace emulator {
-struct Barrier {
-    int phase = 0;
-    bool copying = false;
-    void* to;
-    const void* from;
-    int bytes;
-};
-inline std::map<void*, Barrier> barriers;
-
-inline void finish_copy(Barrier& b) {
-    memcpy(b.to, b.from, b.bytes);
-    b.copying = false, ++b.phase;
-}
-}  // namespace emulator
-
+// Hopper's bulk copies complete on a barrier, as late as possible in one order of threads and at once in the other. A
+// wait on a barrier that is not initialized, or for a phase that no copy will end, is an error.
 inline void barrier_init(unsigned long long* barrier) { emulator::barriers[barrier] = {}; }
 inline void copy_bulk(void* to, const void* from, int bytes, unsigned long long* barrier) {
     emulator::require_aligned(to, 16);
@@ -333,11 +333,12 @@ inline void copy_bulk(void* to, const void* from, int bytes, unsigned long long*
     auto& b = emulator::barriers[barrier];
     if (b.copying) emulator::fail("a bulk copy starts before the one before it was waited for");
     b.copying = true, b.to = to, b.from = from, b.bytes = bytes;
-    if (emulator::reverse) emulator::finish_copy(b);
+    if (emulator::reverse) b.finish();
 }
 inline bool barrier_wait(unsigned long long* barrier, int parity) {
+    if (!emulator::barriers.count(barrier)) emulator::fail("a wait on a barrier that is not initialized");
     auto& b = emulator::barriers[barrier];
-    if (b.phase % 2 == parity && b.copying) emulator::finish_copy(b);
+    if (b.phase % 2 == parity && b.copying) b.finish();
     if (b.phase % 2 == parity) emulator::fail("a wait for a bulk copy that was not started");
     return true;
 }

@@ -6,12 +6,15 @@
 // the machine itself (hopper.py), and a wait that does not end is given up, which leaves a wrong result, not a hang.
 #include "epilogue.cuh"
 
-constexpr int HP_TILE = 128, HP_DEPTH = 128, HP_STAGES = 4, HP_THREADS = 256;
-constexpr int HP_BYTES = HP_TILE * HP_DEPTH, CORE = 128;  // a core matrix: 8 rows of 16 bytes
-constexpr int ALONG_K = HP_TILE / 8 * CORE, ALONG_ROWS = CORE;  // from one core matrix to the next
-constexpr int HP_SHARED = 2 * HP_STAGES * HP_BYTES + 8 * HP_STAGES;
+constexpr int HP_THREADS = 256;
 
-#if !defined(CUDA_EMULATOR) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#if defined(CUDA_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // elsewhere the kernel is empty
+#define HOPPER
+constexpr int HP_TILE = 128, HP_DEPTH = 128, HP_STAGES = 4, HP_BYTES = HP_TILE * HP_DEPTH;
+constexpr int CORE = 128, ALONG_K = HP_TILE / 8 * CORE, ALONG_ROWS = CORE;  // a core matrix, and from one to the next
+#endif
+
+#if defined(HOPPER) && !defined(CUDA_EMULATOR)
 __device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 
 __device__ __forceinline__ void barrier_init(unsigned long long* barrier) {
@@ -75,7 +78,7 @@ __device__ __forceinline__ void wgmma_64x128x32(int (&c)[16][4], const signed ch
 }
 #endif
 
-#if defined(CUDA_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#ifdef HOPPER
 // 128 rows of X and 128 bytes of k, as core matrices. Eight neighbouring lanes fill one, four of them a warp's 64 bytes.
 __device__ __forceinline__ void stage_x(signed char* to, const signed char* x, int row0, int m, int k, int k0) {
 #pragma unroll
@@ -95,7 +98,7 @@ __device__ __forceinline__ void stage_x(signed char* to, const signed char* x, i
 extern "C" __global__ void __launch_bounds__(HP_THREADS, 1)
     gemm_int8_wgmma(const signed char* __restrict__ x, const signed char* __restrict__ packed, EPILOGUE_ARGUMENTS, int m,
                     int n, int k) {
-#if defined(CUDA_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#ifdef HOPPER
     DYNAMIC_SHARED(signed char, shared);
     signed char *xs = shared, *ws = shared + HP_STAGES * HP_BYTES;
     unsigned long long* arrived = (unsigned long long*)(shared + 2 * HP_STAGES * HP_BYTES);
