@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from models import imported
 from recipe import CompressionError
 
 from . import check, gpu, measure, measure_networks, resources
@@ -75,11 +76,14 @@ def main() -> int:
     run.add_argument("--dataset", required=True, help="digits, cifar10 or folder:PATH")
     run.add_argument("--images", type=_count, help="how many test images; by default all on a GPU, few in the emulator")
     run.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
+    run.add_argument("--import", dest="modules", action="append", default=[], help="a module of yours, which runs")
     given = parser.parse_args()
     try:
         if given.command == "check":
             return 0 if run_check() else 1
         if given.command == "run":
+            for module in given.modules:
+                imported(module)
             run_archive(given.file, given.dataset, given.images, given.network)
         else:
             runs[given.command]()

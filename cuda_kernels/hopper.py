@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 SOURCE = "gemm_int8_hopper"
@@ -32,7 +31,7 @@ def unusable(device: torch.device) -> str | None:
 @functools.cache
 def _checked() -> str | None:
     """Run the check in a process of its own; once in the life of this one."""
-    command = [sys.executable, "-m", "cuda_kernels.hopper"]
+    command = [sys.executable, "-c", "from cuda_kernels import check; raise SystemExit(not check.hopper_is_right())"]
     try:
         done = subprocess.run(
             command, cwd=Path(__file__).parents[1], env=os.environ | {CHECKING: "1"}, capture_output=True, text=True,
@@ -42,21 +41,3 @@ def _checked() -> str | None:
         return f"its check on this machine did not end in {SECONDS} s"
     said = (done.stderr.strip() or done.stdout.strip()).splitlines()
     return None if done.returncode == 0 else f"its check on this machine failed ({(said or ['nothing said'])[-1]})"
-
-
-def check(device: str = "cuda", seed: int = 0) -> bool:
-    """Return whether the kernel's sums equal those of gemm_int8_mma on products of many sizes."""
-    from .dense import HOPPER, gemm_int8  # imports this module
-
-    rng = np.random.default_rng(seed)
-    for m, n, k in ((1, 1, 1), (128, 128, 128), (130, 129, 192), (300, 520, 1040), (1024, 64, 576), (2048, 2048, 4608)):
-        x, w = (torch.from_numpy(rng.integers(-128, 128, size, dtype=np.int8)).to(device) for size in ((m, k), (n, k)))
-        for _ in range(3):  # a race shows in some runs only
-            if not torch.equal(gemm_int8(x, w, kernel=HOPPER), gemm_int8(x, w, kernel="gemm_int8_mma")):
-                print(f"{m} x {n} x {k} is wrong", file=sys.stderr)
-                return False
-    return True
-
-
-if __name__ == "__main__":
-    sys.exit(0 if check() else 1)

@@ -237,7 +237,7 @@ def test_weights_are_packed_as_core_matrices(rng: np.random.Generator) -> None:
 )
 def test_hoppers_kernel_is_used_only_where_it_was_found_right(capability, process, reason, monkeypatch) -> None:
     def run(command, **options):
-        assert command[1:] == ["-m", "cuda_kernels.hopper"] and options["env"][hopper.CHECKING]
+        assert command[1] == "-c" and "hopper_is_right" in command[2] and options["env"][hopper.CHECKING]
         if isinstance(process, Exception):
             raise process
         return process
@@ -263,7 +263,7 @@ def test_hoppers_check_finds_a_wrong_kernel(monkeypatch, capsys) -> None:
             work.output[0, 0] += 1
 
     monkeypatch.setitem(RUNNERS, "cpu", wrong)
-    assert not hopper.check("cpu")
+    assert not check.hopper_is_right("cpu")
     assert "1 x 1 x 1 is wrong" in capsys.readouterr().err
 
 
