@@ -6,6 +6,7 @@ al., CVPR 2018; ONNX Runtime's operators). So the bytes after every layer are th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -141,7 +142,8 @@ def compile_network(model: nn.Module, device: torch.device, sparse_below: float 
         raise ModelError("an ensemble's mean of probabilities has no kernel: give one of its members instead")
     if not holds_integers(spec) or not isinstance(model, fx.GraphModule):
         raise ModelError("the network is in floats, and its kernels take integers: quantize it first (Quantize)")
-    return _Compiler(model, device, sparse_below, fuse).program(tuple(spec["shape"]))
+    on_cpu = copy.deepcopy(model).cpu()
+    return _Compiler(on_cpu, device, sparse_below, fuse).program(tuple(spec["shape"]))
 
 
 class _Compiler:

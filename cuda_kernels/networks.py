@@ -114,6 +114,10 @@ def network(
         ModelError: the network is in floats, an ensemble, or has an operator without a kernel, which is named.
         RuntimeError: there is no GPU that kernels can run on.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a network is needed, such as storage.load_archive returns, not a {type(model).__name__}")
+    if device not in (None, "cuda", "cpu"):
+        raise ValueError(f'device is {device!r}, but must be "cuda", or "cpu" for the emulator')
     where = torch.device(device or "cuda")
     if where.type == "cuda":
         gpu.require()

@@ -73,7 +73,7 @@ def integers(net: Network, model: nn.Module, images: torch.Tensor) -> str:
     equal = sum(int((ours == theirs).sum()) for ours, theirs in pairs)
     total = sum(ours.size for ours, _ in pairs)
     are = f"{equal:,} of {total:,} integers after {len(written)} layers are the integer model's"
-    return f"{are}, on the first {len(images)} of the images."
+    return f"{are}, for {'one image' if len(images) == 1 else f'{len(images)} images'}."
 
 
 @torch.no_grad()

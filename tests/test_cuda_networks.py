@@ -300,6 +300,13 @@ def test_images_on_the_cpu_are_refused_by_a_network_on_a_gpu(small: Network) -> 
         on_gpu(torch.zeros(1, *DIGITS))
 
 
+def test_a_path_or_another_device_is_refused(small: Network) -> None:
+    with pytest.raises(TypeError, match="such as storage.load_archive returns, not a str"):
+        network("model.nna", "cpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="device is 'mps', but must be"):
+        network(nn.Linear(1, 1), "mps")
+
+
 def test_no_gpu_is_said(monkeypatch) -> None:
     monkeypatch.setattr(gpu, "available", lambda: "there is no CUDA GPU that torch can use on this machine")
     with pytest.raises(RuntimeError, match="no CUDA GPU"):
