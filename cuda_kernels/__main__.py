@@ -73,7 +73,7 @@ def main() -> int:
         commands.add_parser(name, help=function.__doc__)
     run = commands.add_parser("run", help="run the integer network of an archive on the kernels")
     run.add_argument("file", type=Path)
-    run.add_argument("--dataset", required=True, help="digits, cifar10 or folder:PATH")
+    run.add_argument("--dataset", required=True, help="cifar10 and the like, folder:PATH or parquet:PATH")
     run.add_argument("--images", type=_count, help="how many test images; by default all on a GPU, few in the emulator")
     run.add_argument("--network", help="MODULE:FUNCTION, of a network of yours: its code runs")
     run.add_argument("--import", dest="modules", action="append", default=[], help="a module of yours, which runs")
