@@ -256,9 +256,12 @@ function tell({ across, up, choice, chart, reported, hidden }) {
   $("reason").dataset.id = choice?.row.id ?? "";
   $("reason").dataset.budget = JSON.stringify(budgets());
   const among = hidden ? ", of the methods that are on" : "";
+  const drawn = !choice || chart.some((row) => row.ring);
   $("reason").textContent = !choice ? "Set a budget with the sliders: the best model for it is then ringed."
-    : choice.within ? `Ringed: the ${choice.words} of the ${choice.within} within the budget${among}: ${choice.row.words}.`
-    : `Nothing keeps this budget${among}. Ringed: the nearest, ${choice.row.words}.`;
+    : (drawn ? "Ringed: " : "Best, but without a value on these axes: ")
+      + (choice.within ? `the ${choice.words} of ${choice.within} model${choice.within > 1 ? "s" : ""} within the budget${among}`
+        : `the nearest to this budget, which nothing keeps${among}`)
+      + `: ${choice.row.words}.`;
 }
 
 // ---- details of one model
