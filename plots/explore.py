@@ -201,7 +201,7 @@ def chart(rows: Sequence[Mapping], reported: Sequence[Mapping], styles: Sequence
         for what in ("colour", "shape")
     )
     facts = [{"field": field, "title": title} for title, field in FACTS.items()]
-    zoom = {"type": "interval", "zoom": "wheel![event.shiftKey]", "translate": DRAG}
+    zoom = {"type": "interval", "zoom": "wheel![event.ctrlKey]", "translate": DRAG}
     return {
         "$schema": f"https://vega.github.io/schema/vega-lite/v{VERSION}.json",
         "width": 620,

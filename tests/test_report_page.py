@@ -357,6 +357,22 @@ def test_it_works_by_keyboard(tab):
     assert "size_kb" in ringed(tab)[1]
 
 
+def test_ctrl_and_the_wheel_zoom_and_the_wheel_alone_scrolls(tab):
+    box = tab.locator("#chart").bounding_box()
+    tab.mouse.move(box["x"] + 300, box["y"] + 200)
+    before = places(tab)
+    tab.mouse.wheel(0, 100)
+    tab.wait_for_function("scrollY > 0")
+    assert np.ptp(places(tab)["x"]) == pytest.approx(np.ptp(before["x"]))
+    tab.keyboard.down("Control")
+    tab.mouse.wheel(0, -300)
+    tab.keyboard.up("Control")
+    tab.wait_for_function("() => document.querySelectorAll('#chart .role-axis-label text')[0].textContent !== '10'")
+    near = before[(before["x"] - box["x"] - 300).abs() < 50].index
+    assert np.ptp(places(tab)["x"][near]) > 1.2 * np.ptp(before["x"][near])
+    tab.evaluate("scrollTo(0, 0)")
+
+
 def test_the_table_is_searched_and_sorted(tab):
     table = candidates(records())
     tab.fill("#search", "ternary resnet20")
