@@ -5,20 +5,19 @@ string; Plotly's is 4.8 MB, and not a text that one can change field by field. A
 """
 
 import io
-import json
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from IPython.display import display
 from matplotlib.axes import Axes
 
 from combination.recommendation import candidates, pareto_front
-from experiment.store import Store, results_folder
+from experiment.behaviour import with_behaviour
+from experiment.store import Store
 from plots.style import FAILED, figure_of, method_names, method_style
 from report.published import published_study
 from report.tables import percent
@@ -109,31 +108,6 @@ def models(records: pd.DataFrame, dataset: str) -> list[dict]:
             "high": 100 * row["accuracy_high"],
         })  # fmt: skip
     return rows
-
-
-def with_behaviour(records: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return the records with `robustness` and `worst_class_accuracy` (0..1), on test and validation images.
-
-    From results/DATASET/behaviour/ID.json, where they have been measured; NaN elsewhere.
-    """
-    found = {}
-    for record in records["id"]:
-        path = results_folder(dataset) / "behaviour" / f"{record}.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        if {"classes", "corrupted"} <= kept.keys():
-            found[record] = {
-                f"{start}{name}": float(figure(own[split]))
-                for split, start in (("test", ""), ("validation", "validation_"))
-                for name, own, figure in (
-                    ("robustness", kept["corrupted"], lambda part: np.mean(list(part["accuracy"].values()))),
-                    (
-                        "worst_class_accuracy",
-                        kept["classes"],
-                        lambda part: min(v for v in part.values() if v is not None),
-                    ),
-                )
-            }
-    return records.join(pd.DataFrame.from_dict(found, orient="index"), on="id") if found else records
 
 
 def _words(row: Mapping, ids: Sequence[str], spread: float) -> dict[str, str]:
@@ -261,7 +235,7 @@ def show(records: pd.DataFrame, column: str, dataset: str, picture: Axes) -> Non
     """
     rows = models(records, dataset)
     across = next(own for own in QUANTITIES if own.column == column)
-    front = pareto_front(candidates(records), (column,))
+    front = pareto_front(pd.DataFrame(rows), (column,))
     floor = 100 * (max(row["accuracy"] for row in rows) - FAILED)
     drawn = [
         {name: row[name] for name in ("method", *FACTS.values())}

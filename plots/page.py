@@ -23,7 +23,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from nbconvert import HTMLExporter
 
-from combination.recommendation import BEST, BUDGETS, COSTS, candidates
+from combination.recommendation import BEST, BUDGETS, COSTS, LEAST, candidates
 from cuda_kernels import records as kernels
 from experiment import load_records
 from experiment.records import current_commit
@@ -117,7 +117,7 @@ def embedded(records: pd.DataFrame, dataset: str) -> dict[str, Any]:
         "methods": styles,
         "facts": FACTS | IF_MEASURED,
         "budgets": [
-            {"name": name, "column": column, "unit": unit, "least": column not in COSTS, "best": BEST.get(name)}
+            {"name": name, "column": column, "unit": unit, "least": name in LEAST, "best": BEST.get(name)}
             for name, (column, unit) in BUDGETS.items()
             if column in columns
         ],

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from combination import BudgetError, pareto_front, recommend
-from combination.recommendation import BUDGETS, candidates
+from combination.recommendation import BUDGETS, LEAST, candidates
 from experiment import load_records
+from experiment.behaviour import with_behaviour
 from experiment.store import ROOT
 from plots import explore, page
 from plots.style import method_style
@@ -28,6 +29,14 @@ def records() -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RESULTS_DIR", raising=False)
         return load_records("cifar10")
+
+
+@functools.cache
+def measured() -> pd.DataFrame:
+    """The records with what `recommend` needs to bound the worst class and robustness."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RESULTS_DIR", raising=False)
+        return with_behaviour(records(), "cifar10")
 
 
 @pytest.fixture(scope="module")
@@ -113,25 +122,25 @@ def test_no_two_methods_have_one_shape(read):
     assert len(shapes) == len(set(shapes)) == len({method_style(kinds)[0] for kinds in records()["kinds"]})
 
 
-def test_robustness_and_the_worst_class_are_axes_if_they_were_measured(monkeypatch, tmp_path):
+def test_robustness_and_the_worst_class_are_axes_and_budgets_if_they_were_measured(monkeypatch, tmp_path):
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
-    own = records()
-    columns = [axis["column"] for axis in explore.quantities(explore.models(own, "cifar10"))]
-    assert "robustness" not in columns
-    kept = {
-        "corrupted": {"test": {"accuracy": {"fog-1": 0.6, "fog-2": 0.3}}, "validation": {"accuracy": {"fog-1": 0.5}}},
-        "classes": {"test": {"cat": 0.7, "dog": 0.75, "fish": None}, "validation": {"cat": 0.8, "dog": 0.9}},
-    }
-    path = tmp_path / "cifar10" / "behaviour" / f"{own['id'].iloc[0]}.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(kept))
-    rows = explore.models(own, "cifar10")
-    row = next(row for row in rows if row["id"] == own["id"].iloc[0])
-    assert row["robustness"] == pytest.approx(0.45)
-    assert row["worst_class_accuracy"] == 0.7
-    assert row["validation_worst_class_accuracy"] == 0.8
-    assert {"robustness", "worst_class_accuracy"} <= {axis["column"] for axis in explore.quantities(rows)}
-    assert json.loads(json.dumps(rows, allow_nan=False))
+    data = page.embedded(records(), "cifar10")
+    assert "robustness" not in [axis["column"] for axis in data["quantities"]]
+    assert [own["name"] for own in data["budgets"]] == ["accuracy", "size_kb", "latency_ms", "macs"]
+    key = records()["id"].iloc[0]
+    figures = {"robustness": 0.45, "worst_class_accuracy": 0.7} | dict.fromkeys(
+        ("validation_robustness", "validation_worst_class_accuracy"), 0.5
+    )
+    found = records().assign(**{name: [value] + [None] * (len(records()) - 1) for name, value in figures.items()})
+    found[list(figures)] = found[list(figures)].astype(float)
+    monkeypatch.setattr(explore, "with_behaviour", lambda table, dataset: found)
+    data = page.embedded(records(), "cifar10")
+    row = next(row for row in data["models"] if key in row["ids"])
+    assert {name: row[name] for name in figures} == figures
+    assert row["robustness_text"] == "45.00 %" and row["worst_class_accuracy_text"] == "70.00 %"
+    assert {"robustness", "worst_class_accuracy"} <= {axis["column"] for axis in data["quantities"]}
+    assert {"robustness", "worst_class"} <= {own["name"] for own in data["budgets"]}
+    assert json.dumps(data, allow_nan=False)
 
 
 def test_without_records_it_says_what_to_do(monkeypatch, tmp_path):
@@ -288,14 +297,14 @@ def same(models: pd.DataFrame, budget: dict, found: str | None) -> bool:
 
 
 def test_recommendations_are_those_of_recommend(tab, rng):
-    own, table = records(), candidates(records())
+    own, table = measured(), candidates(measured())
     budgets: list[dict] = []
-    for count in [1, 2, 3, 4] * 8:
+    for count in [1, 2, 3, 4, 5, 6] * 6:
         budget = {}
         for name in rng.permutation([name for name, (column, _) in BUDGETS.items() if column in table])[:count]:
             column, unit = BUDGETS[name]
-            value = rng.choice(table[column]) / unit * rng.choice([1, 1, 0.9, 1.1])  # some that no model keeps
-            budget[str(name)] = min(float(value), 0.999) if name == "accuracy" else float(value)
+            value = rng.choice(table[column].dropna()) / unit * rng.choice([1, 1, 0.9, 1.1])  # some that no model keeps
+            budget[str(name)] = min(float(value), 0.999) if name in LEAST else float(value)
         budgets.append(budget)
     script = "budgets => budgets.map(budget => report.recommend(report.page.models, budget)?.row.id)"
     for budget, found in zip(budgets, tab.evaluate(script, budgets), strict=True):
