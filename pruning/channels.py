@@ -79,6 +79,9 @@ class PruneChannels(Step, Training):
     def words(self) -> list[str]:
         return [f"channels pruned to {100 * self.macs:g} % of the MACs"]
 
+    def taught_by(self, before: Recipe | None) -> tuple[Recipe, ...]:
+        return () if self.teacher is None else (self.teacher,)
+
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         assert model is not None  # ensured by `check_after`
         model = model.cpu().eval()

@@ -74,6 +74,9 @@ class Quantize(Step, Training):
     def words(self) -> list[str]:
         return [f"{bits}{'' if self.mode == 'qat' else ' without training'}" for bits in self.round().words()]
 
+    def taught_by(self, before: Recipe | None) -> tuple[Recipe, ...]:
+        return () if self.teacher is None else (self.teacher,)
+
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         assert model is not None  # ensured by `check_after`
         bits = self.round().by_layer(model)

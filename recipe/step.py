@@ -73,6 +73,13 @@ class Step(Part):
         """The recipe whose training this step continues, so that its training time counts too."""
         return None
 
+    def taught_by(self, before: Optional["Recipe"]) -> tuple["Recipe", ...]:
+        """Return the recipes whose logits for each batch guide the training, after the chain `before`; none if empty.
+
+        The logits are computed once for all steps that ask for the same ones, which take them from files.
+        """
+        return ()
+
     def words(self) -> list[str]:
         """Return what the step does, for readers: `["pruned 72 %"]`, without the network that it builds, if any."""
         return [self.kind]

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -88,13 +88,10 @@ def _epoch(
     for callback in callbacks:
         callback.before_epoch(epoch / training.epochs)
     running, rate = _RunningMean(context.device), training.learning_rate
-    view = epoch % training.views if training.views else epoch
-    seed = context.seed if training.view_seed is None else training.view_seed
     side = side_in(training, epoch)
     per_epoch = max(1, len(train) // training.batch_size)
     total = training.epochs * per_epoch
-    augmentation, size = training.augmentation, training.batch_size
-    for batch in batches(context.dataset, train, size, seed=seed, epoch=view, augmentation=augmentation):
+    for batch in batches_of(training, context, train, epoch):
         done = epoch * per_epoch + batch.index
         rate = training.learning_rate * SCHEDULES[training.lr_schedule](done / total)
         running.add(batch, *update(model, state.optimizer, rate, batch, loss, side))
@@ -107,6 +104,14 @@ def _epoch(
             bar.set_postfix(running.summary(epoch, rate))
     _check_weights(model, epoch, rate)  # no loss is computed after the last update
     return running.summary(epoch, rate)
+
+
+def batches_of(training: Training, context: Context, train: Split, epoch: int) -> Iterator[Batch]:
+    """Return the batches of an epoch of a training, counted from 0; `train` are its images, on its device."""
+    view = epoch % training.views if training.views else epoch
+    seed = context.seed if training.view_seed is None else training.view_seed
+    size, augmentation = training.batch_size, training.augmentation
+    return batches(context.dataset, train, size, seed=seed, epoch=view, augmentation=augmentation)
 
 
 def lay_out(model: nn.Module, image: torch.Tensor) -> None:
