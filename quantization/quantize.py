@@ -71,6 +71,10 @@ class Quantize(Step, Training):
         """Return how weights and activations are rounded."""
         return Round(**shared_fields(self, Round))
 
+    @property
+    def trained_epochs(self) -> int:
+        return self.epochs if self.mode == "qat" else 0
+
     def words(self) -> list[str]:
         return [f"{bits}{'' if self.mode == 'qat' else ' without training'}" for bits in self.round().words()]
 

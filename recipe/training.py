@@ -51,6 +51,16 @@ class Training:
         plain_fields(self)
         self.check_training()
 
+    @property
+    def trained_epochs(self) -> int:
+        """The epochs that are trained: 0 for a step that has these settings and does not train."""
+        return self.epochs
+
+    @property
+    def distinct_epochs(self) -> int:
+        """The epochs until the batches repeat."""
+        return min(self.epochs, self.views or self.epochs)
+
     def check_training(self) -> None:
         """Raise StepError if a setting is out of range."""
         if self.epochs != 0 or self.least_epochs:
