@@ -53,6 +53,8 @@ class Distill(Step, Training):
             refuse_unused(self, ("temperature", "alpha"), "the objective has its own")
         if self.features and (self.during or self.objective):
             raise StepError("features cannot be used with techniques or an objective: leave during and objective out")
+        if self.features and self.devices > 1:
+            raise StepError("feature maps are compared on one device: leave features or devices out")
         if self.features not in (None, *KINDS):
             raise StepError(f"features must be one of {', '.join(KINDS)} or None, not {self.features!r}")
         weighted = is_number(self.features_weight) and self.features_weight > 0

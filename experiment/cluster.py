@@ -9,8 +9,9 @@ from data import Dataset
 from experiment.freshness import dataset_at_hand
 from experiment.plan import Job, Plan, longest_first, network_macs, trained_network
 from experiment.store import Store
-from experiment.workers import Files, Outcome, WorkerError, pack, pack_logits, pack_modules, unpack, work
+from experiment.workers import Files, Outcome, pack, pack_logits, pack_modules, unpack, work
 from training import loop
+from training.devices import WorkerError, connect
 
 LARGE = 1e8  # multiply-accumulates an image; larger networks scale over threads, and fill a GPU
 GPU_SHARE = 0.25  # of a GPU, for a network that is not large
@@ -70,33 +71,13 @@ class Cluster:
         return [self.files[key] for key in dict.fromkeys(keys)]
 
     def _resources(self, job: Job, images: Dataset) -> tuple[int, float]:
-        """Return how many CPU cores and which share of a GPU a job gets."""
+        """Return how many CPU cores and which share of a GPU a job gets. For several devices, Ray Train asks itself."""
+        if job.epochs is None and getattr(job.recipe.steps[-1], "devices", 1) > 1:
+            return 0, 0
         networks = map(trained_network, [job.recipe] if job.epochs is None else job.sources)
         macs = [network_macs(*network, images.shape, len(images.classes)) for network in networks if network]
         large = max(macs, default=0) > LARGE
         return self.threads if large else 1, 0 if not self.gpus else 1 if large else GPU_SHARE
-
-
-def connect(address: str) -> Any:
-    """Return Ray, connected to a cluster: once for this process, until it ends.
-
-    Raises:
-        WorkerError: Ray is not installed, or there is no cluster at this address.
-    """
-    try:
-        import ray
-    except ImportError:
-        raise WorkerError("Ray is not installed: run pip install -e '.[ray]', or use 'processes'") from None
-    if ray.is_initialized():
-        return ray
-    options: dict[str, Any] = {"logging_level": "warning", "configure_logging": True}
-    try:
-        ray.init(address, **options)
-    except ConnectionError as error:
-        if address != "auto":
-            raise WorkerError(f"no Ray cluster answers at {address} ({str(error).splitlines()[0]})") from None
-        ray.init(include_dashboard=False, **options)
-    return ray
 
 
 class _Bar(tqdm):

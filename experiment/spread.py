@@ -7,11 +7,12 @@ from contextlib import ExitStack, contextmanager
 from tqdm.auto import tqdm
 
 from experiment.cluster import Cluster
-from experiment.plan import Job, Plan, missing
+from experiment.plan import Job, Plan, missing, plan
 from experiment.runner import run
 from experiment.store import Store
-from experiment.workers import Processes, WorkerError, Workers
+from experiment.workers import Processes, Workers
 from recipe import Recipe
+from training.devices import WorkerError
 
 Failures = dict[str, Exception]  # by the recipe's id
 
@@ -71,6 +72,51 @@ def make_all(
                     if error is not None:
                         failures[job.recipe.id] = error
     return failures
+
+
+class Maker:
+    """Makes recipes as they are asked for: on the workers that $RAY names, or one at a time here."""
+
+    def __init__(self) -> None:
+        on = os.environ.get("RAY")
+        self.crew = workers(on) if on else None
+        self.size = self.crew.size if self.crew else 1
+        self.open: dict[str, tuple[Recipe, ExitStack]] = {}  # by id, those begun, with their locks
+        self.ready: list[str] = []
+        self.begun: set[str] = set()
+
+    def begin(self, recipe: Recipe) -> None:
+        """Begin to make a recipe, after any process that is making it already."""
+        if recipe.id in self.open:
+            return
+        self.open[recipe.id] = recipe, ExitStack()
+        if self.crew and self.crew.own_store:
+            self.open[recipe.id][1].enter_context(Store.of(recipe).locked())
+        jobs = {key: job for key, job in plan([recipe]).items() if key not in self.begun} if self.crew else {}
+        self.begun.update(jobs)
+        if self.crew and jobs:
+            self.crew.add(jobs)
+        else:
+            self.ready.append(recipe.id)
+
+    def next(self) -> tuple[Recipe, Exception | None]:
+        """Return the next recipe that is made, or that `make` would make here, or its error."""
+        key, error = (self.ready.pop(0) if self.ready else ""), None
+        while self.crew and key not in self.open:
+            job, error = self.crew.next()
+            key = job.key
+        recipe, locks = self.open.pop(key)
+        locks.close()
+        return recipe, error
+
+    def __enter__(self) -> "Maker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.crew:
+            self.crew.close()
+        for _, locks in self.open.values():
+            locks.close()
 
 
 def workers(on: str) -> Workers:

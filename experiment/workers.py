@@ -20,16 +20,13 @@ from experiment.freshness import give_dataset
 from experiment.plan import Job, Plan, longest_first
 from experiment.runner import logits_at_hand
 from experiment.store import Store, artifacts_folder, results_folder
-from recipe import CompressionError, Recipe
+from recipe import Recipe
 from storage import StorageError, atomic_write
+from training.devices import WorkerError
 
 Files = dict[tuple[str, str], bytes]  # by folder (results, artifacts or modules) and path in it
 LIBRARIES = ("torchvision", "timm")  # networks of theirs are installed everywhere
 Outcome = tuple[Job, Exception | None]
-
-
-class WorkerError(CompressionError):
-    """A worker cannot be used, or was lost; the message says what to do."""
 
 
 class Workers(Protocol):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
@@ -16,6 +17,7 @@ from storage.weights import load_tensors
 from training.callbacks import Callback
 from training.compute import resized, side_in, training_pflop
 from training.context import Context
+from training.devices import fit_on_devices, from_first, is_first, own_part, sum_gradients, whole
 
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]  # from logits and their batch
 Logits = Callable[[Batch], torch.Tensor]  # a teacher's logits for a batch
@@ -46,6 +48,11 @@ def fit(
     """
     if not callable(loss):
         raise StepError(f"loss of an objective must return a function of logits and batch, not a {type(loss).__name__}")
+    if training.devices > 1 and not dist.is_initialized():
+        fit_on_devices(
+            training.devices, fit, model, context, training=training, loss=loss, callbacks=callbacks, title=title
+        )
+        return model.eval()
     dataset, device = context.dataset, context.device
     train, validation = dataset.train.to(device), dataset.validation.to(device)
     image = normalize(train.images[:1].to(device), dataset)
@@ -56,7 +63,12 @@ def fit(
     curves = state.resume()
     per_epoch = max(1, len(train) // training.batch_size)
     with tqdm(
-        total=training.epochs * per_epoch, initial=len(curves) * per_epoch, desc=title, unit="batch", leave=False
+        total=training.epochs * per_epoch,
+        initial=len(curves) * per_epoch,
+        desc=title,
+        unit="batch",
+        leave=False,
+        disable=not is_first(),
     ) as bar:
         for epoch in range(len(curves), training.epochs):
             started = time.perf_counter()
@@ -181,13 +193,14 @@ def update(
     """Take one optimizer step, on images resized to `side` if given; return the logits and the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
-    images = resized(batch.images, side)
+    images = resized(own_part(batch.images), side)
     with autocast(images.device):
-        logits = forward(model, images).float()
+        logits = whole(forward(model, images).float(), len(batch.labels))
     value = loss(logits, batch)
     _check_loss(value)
     optimizer.zero_grad()
     value.backward()
+    sum_gradients(model)
     optimizer.step()
     return logits, value
 
@@ -269,10 +282,11 @@ class _State:
         for index, parameter in enumerate(self._parameters()):  # those without a gradient yet have no state
             values = self.optimizer.state[parameter]
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-        self.context.checkpoint.save(tensors, {"curves": curves})
+        if is_first():
+            self.context.checkpoint.save(tensors, {"curves": curves})
 
     def resume(self) -> list[dict]:
-        saved = self.context.checkpoint.load()
+        saved = from_first(self.context.checkpoint.load)
         if saved is None:
             return []
         tensors, state = saved
