@@ -1,6 +1,7 @@
 # make study                     every notebook on the embedded digits
 # make study DATASET=cifar10     the same on CIFAR-10, drawn from the committed records
 # make report                    results/report/index.html: a page to explore the records, of CIFAR-10 if no DATASET is named
+# make study RAY=auto            models are made on a Ray cluster: the one here, a new one, or that at an address
 # make test                      lint, types, fast tests, two of the notebooks in a small way
 # make test-slow | test-all      all the other tests | both | make test-fast: neither notebooks nor lint
 # make test-networks             every large network of torchvision through every step: half an hour
@@ -24,7 +25,7 @@ ifneq ($(origin $(1)),undefined)
 override export $(1) := $$(value $(1))
 endif
 endef
-$(foreach name,DATASET RESULTS_DIR ARTIFACTS_DIR $(filter %_ROOT,$(.VARIABLES)),$(eval $(call as-given,$(name))))
+$(foreach name,DATASET RESULTS_DIR ARTIFACTS_DIR RAY STORE $(filter %_ROOT,$(.VARIABLES)),$(eval $(call as-given,$(name))))
 
 .PHONY: study report test test-fast test-slow test-all test-networks lint format lab setup requirements
 setup: .venv/.ready

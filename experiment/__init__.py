@@ -2,7 +2,6 @@
 
 from experiment.aside import set_aside
 from experiment.freshness import RecordError
-from experiment.plan import plan
 from experiment.records import archive_path, kept_table, load_records, measured_on
 from experiment.runner import make, run, training_device
 from experiment.spread import make_all, run_all
@@ -18,7 +17,6 @@ __all__ = [
     "make",
     "make_all",
     "measured_on",
-    "plan",
     "run",
     "run_all",
     "run_table",

@@ -1,6 +1,7 @@
 """Workers of a Ray cluster: Ray schedules jobs, repeats those whose worker was lost, and moves their files."""
 
 import os
+import pickle
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -42,7 +43,9 @@ class Cluster:
             threads, share = self._resources(job, images)
             task = self.task.options(num_cpus=threads, num_gpus=share, name=job.words)
             given = [*self._sources(job), pack_logits(job.recipe) | pack_modules(job.recipe)]
-            self.files[job.key] = task.remote(job, threads, self.datasets[images.name], self.shared, *given)
+            self.files[job.key] = task.remote(
+                pickle.dumps(job), threads, self.datasets[images.name], self.shared, *given
+            )
             self.running[self.files[job.key]] = job
 
     def next(self) -> Outcome:

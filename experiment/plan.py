@@ -242,8 +242,9 @@ def critical_path(jobs: Plan) -> list[Job]:
     left, path = to_the_end(jobs), []
     after = list(jobs)
     while after:
-        path.append(jobs[max(after, key=left.__getitem__)])
-        after = [key for key, job in jobs.items() if path[-1].key in job.needs]
+        first = max(after, key=left.__getitem__)
+        path.append(jobs[first])
+        after = [key for key, job in jobs.items() if first in job.needs]
     return path
 
 

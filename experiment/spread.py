@@ -112,7 +112,7 @@ class Maker:
     def __enter__(self) -> "Maker":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.crew:
             self.crew.close()
         for _, locks in self.open.values():

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import pickle
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,7 +21,7 @@ from experiment.freshness import give_dataset
 from experiment.plan import Job, Plan, longest_first
 from experiment.runner import logits_at_hand
 from experiment.store import Store, artifacts_folder, results_folder
-from recipe import Recipe
+from recipe import PARTS, STEPS, Recipe
 from storage import StorageError, atomic_write
 from training.devices import WorkerError
 
@@ -60,10 +61,28 @@ def pack_logits(recipe: Recipe) -> Files:
 
 
 def pack_modules(recipe: Recipe) -> Files:
-    """Return the files of the user's own modules whose networks the recipe names."""
+    """Return the files of the user's own modules, single files, whose networks and steps the recipe has.
+
+    Raises:
+        WorkerError: a step was defined in a notebook or a script, from which nothing can be imported elsewhere.
+    """
     names = {name.partition(":")[0] for name, _ in recipe.networks() if ":" in name} - set(LIBRARIES)
+    for kind in _kinds(recipe.resolved()):
+        if kind.__module__ == "__main__":
+            raise WorkerError(f"workers cannot import {kind.__name__}: move it from the notebook to a file of yours")
+        names |= set() if "." in kind.__module__ else {kind.__module__}
     specs = [(name, importlib.util.find_spec(name)) for name in names]
     return {("modules", f"{name}.py"): Path(spec.origin).read_bytes() for name, spec in specs if spec and spec.origin}
+
+
+def _kinds(described: object) -> Iterator[type]:
+    """Yield the classes of all steps, techniques and objectives in the JSON of a recipe."""
+    if isinstance(described, dict):
+        if "step" in described or "part" in described:
+            yield STEPS[described["step"]] if "step" in described else PARTS[described["part"]]
+        described = list(described.values())
+    for value in described if isinstance(described, list) else ():
+        yield from _kinds(value)
 
 
 def unpack(files: Files, dataset: str) -> None:
@@ -91,8 +110,8 @@ def _read(dataset: str, paths: Iterable[Path]) -> Files:
 # --- On a worker ------------------------------------------------------------------------------------------------------
 
 
-def work(job: Job, threads: int, dataset: Dataset, shared: str | None, *given: Files) -> Files:
-    """Make a job on a machine that has no files of its reader but those `given`; return the files that it made.
+def work(pickled: bytes, threads: int, dataset: Dataset, shared: str | None, *given: Files) -> Files:
+    """Make a pickled job on a machine that has no files of its reader but those `given`; return what it made.
 
     With a `shared` folder of artifacts, the files are made there and nothing is returned.
     """
@@ -103,7 +122,7 @@ def work(job: Job, threads: int, dataset: Dataset, shared: str | None, *given: F
             unpack(files, dataset.name)
             _import_modules(files, folder)
         before = {path: path.stat().st_mtime_ns for path in _made(dataset.name)}
-        job.run()
+        pickle.loads(pickled).run()  # only now can the user's modules be imported
         made = [path for path in _made(dataset.name) if path.stat().st_mtime_ns != before.get(path)]
         return {} if shared else _read(dataset.name, made)
 

@@ -91,7 +91,7 @@ def _fit_in_process(config: dict) -> None:
     """Train in one of the processes. The first sends the weights back, or the error that all of them met."""
     fit, model, context, arguments = config["given"]
     for module in model.modules():
-        if isinstance(module, Norm):
+        if isinstance(module, Norm) and _several():
             module.forward = _whole_norm(module)  # type: ignore[assignment,method-assign]
     try:
         fit(model, context, **arguments)
