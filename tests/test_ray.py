@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,19 +15,20 @@ from typing import Any
 import psutil
 import pytest
 
-ray = pytest.importorskip("ray")  # in the extra of that name
-
+from data import load
 from distillation import Distill
 from experiment import Recipe, make, run_all
 from experiment.plan import plan
 from experiment.spread import make_all
 from experiment.store import ROOT, Store
+from experiment.workers import work
 from quantization import Quantize
-from storage import StorageError, files, weights_checksum
-from storage.weights import weights_of
+from storage import StorageError, files, load_weights, weights_checksum
+from storage.weights import _load, weights_of
 from training import Train
 from training.devices import WorkerError
 
+ray = pytest.importorskip("ray")  # in the extra of that name
 pytestmark = pytest.mark.slow
 HOST = "127.0.0.2"  # Ray replaces 127.0.0.1 by the machine's own address
 BASE = Recipe("digits", (Train("resnet8", epochs=1, batch_size=64),))
@@ -82,6 +82,8 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_MODE", "disabled")
         environment.setenv("OMP_NUM_THREADS", "1")
+        environment.setenv("RAY_memory_monitor_refresh_ms", "0")  # what else runs here is no reason to kill workers
+        environment.setenv("RAY_agent_register_timeout_ms", "300000")
         made = Cluster()
         try:
             for _ in range(3):
@@ -203,7 +205,7 @@ def test_a_full_disk_at_the_reader(cluster, slow, monkeypatch):
 
     with monkeypatch.context() as context:
         context.setattr(files.os, "replace", refuse)
-        with pytest.raises(StorageError, match="No space left on device: free|No space left on device") as caught:
+        with pytest.raises(StorageError, match="No space left on device") as caught:
             make_all([recipe], cluster.address, plan)
     assert "\n" not in str(caught.value) and not list(Store.of(recipe).artifacts.glob("*.safetensors"))
     assert make_all([recipe], cluster.address, plan) == {} and Store.of(recipe).weights.exists()
@@ -235,20 +237,13 @@ def test_with_a_shared_store_a_training_goes_on_from_its_last_epoch(cluster, slo
     checkpoint = Store.of(recipe).checkpoint
     wait_until(checkpoint.exists, "no epoch was kept")
     [worker] = [p for p in psutil.process_iter(["cmdline"]) if "ray::resnet8" in " ".join(p.info["cmdline"] or ())]
-    from storage.weights import _load
-
     kept = _load(checkpoint, "state")[1]["state"]["curves"]
     worker.kill()
     assert result() == {}
-    from storage import load_weights
-
     curves = load_weights(Store.of(recipe).weights)[1]["curves"]
     assert len(curves) == 12 and curves[: len(kept)] == kept  # their seconds too
 
 
-def test_a_store_that_a_worker_does_not_see_is_named(cluster, slow, tmp_path, monkeypatch):
-    monkeypatch.setenv("STORE", str(tmp_path / "missing"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        failures = make_all([BASE], cluster.address, plan)
-    assert not failures or "mount it" in str(failures[BASE.id])
+def test_a_store_that_a_worker_does_not_see_is_named():
+    with pytest.raises(StorageError, match="the folder STORE, is not on .*: mount it, or leave STORE out"):
+        work(b"", 1, load("digits"), "/missing/shared")
