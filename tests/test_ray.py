@@ -96,8 +96,10 @@ def cluster() -> Iterator[Any]:
         wait_until(lambda: not processes_of(session), "processes are left")
 
 
-def add_node(cluster: Any) -> Any:
-    return cluster.add_node(num_cpus=1, node_ip_address=HOST, object_store_memory=100 * 2**20, include_dashboard=False)
+def add_node(cluster: Any, cores: int = 1) -> Any:
+    return cluster.add_node(
+        num_cpus=cores, node_ip_address=HOST, object_store_memory=100 * 2**20, include_dashboard=False
+    )
 
 
 @pytest.fixture
