@@ -57,7 +57,7 @@ def _arguments() -> argparse.Namespace:
     command.add_argument("--on", help="where they are made: processes, auto or the address of a Ray cluster ($RAY)")
     command = commands.add_parser("plan", help="say what is missing, and how long it takes")
     command.add_argument("recipes", type=Path, nargs="?", help="a JSON list; else those of all known records")
-    command.add_argument("--dataset", default="digits", help="cifar10 and the like, folder:PATH or parquet:PATH, of the known records")
+    command.add_argument("--dataset", default="digits", help="of the known records: digits, folder:PATH ...")
     for name, words in (("stale", "list records whose data or networks changed"), ("set-aside", "put records away")):
         command = commands.add_parser(name, help=words)
         command.add_argument("dataset", help="cifar10 and the like, folder:PATH or parquet:PATH")
