@@ -8,7 +8,6 @@ puts records away, with everything made from them; without ids, all stale ones.
 """
 
 import argparse
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -17,14 +16,12 @@ from experiment.aside import outdated_ids, set_ids_aside
 from experiment.deploy import deploy_file
 from experiment.freshness import fingerprint
 from experiment.plan import critical_path, known_recipes, missing
+from experiment.records import import_steps
 from experiment.spread import attempt_all
 from experiment.store import results_folder
 from models import allow, imported
 from recipe import CompressionError, Recipe, check_dataset, read_recipe
 from storage import StorageError
-
-# The rooms of steps are built on this one. They are imported by name, for recipes in files to find their steps.
-STEPS_IN = ("quantization", "pruning", "distillation", "combination")
 
 
 def main() -> int:
@@ -39,8 +36,7 @@ def main() -> int:
         "set-aside": _stale,
     }
     try:
-        for room in STEPS_IN:
-            importlib.import_module(room)
+        import_steps()
         for module in getattr(arguments, "modules", ()):
             imported(module)
         return commands[arguments.command](arguments)

@@ -128,7 +128,7 @@ def narrow(model: nn.Module, importance: Importance, macs: float, multiple: int 
     least, most = 0, len(ranked)  # bisect the number of channels to remove: `least` are too few, `most` are enough
     if _macs(without(most)) > target:
         raise StepError(
-            f"{macs:.0%} of the multiply-accumulates cannot be reached, since each layer keeps a tenth of its channels "
+            f"{macs:.3%} of the multiply-accumulates cannot be reached, since each layer keeps a tenth of its channels "
             f"and a multiple of {multiple}: raise macs, or lower multiple"
         )
     while most - least > 1:

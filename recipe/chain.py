@@ -262,6 +262,9 @@ class Unknown(Step):
 
     called: str
 
+    def apply(self, model: Any, context: Any) -> Any:
+        raise StepError(f"no imported module defines the step {self.called}: import the one that does")
+
     def words(self) -> list[str]:
         return [self.called]
 

@@ -1,10 +1,11 @@
 """`Step`: turns a model into a model, and describes itself to checks, charts and tables."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Optional
 
 from recipe.errors import StepError
-from recipe.part import Part, Technique, register, require_names
+from recipe.part import Part, Technique, check_words, register, require_names
 
 if TYPE_CHECKING:  # this package does not import torch
     from torch import nn
@@ -39,6 +40,11 @@ class Step(Part):
         require_names(cls)
         register(cls, STEPS)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_words(self)
+
+    @abstractmethod
     def apply(self, model: "nn.Module | None", context: "Context") -> "nn.Module":
         """Turn a model into a model. `model` may be changed in place; it is None at the start of a chain."""
         raise NotImplementedError

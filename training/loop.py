@@ -1,6 +1,7 @@
 """The training loop: any optimizer and schedule, bfloat16 if the hardware has it, resumable after every epoch."""
 
 import contextlib
+import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -131,7 +132,7 @@ def lay_out(model: nn.Module, image: torch.Tensor) -> None:
     model.to(memory_format=torch.channels_last)
     was_training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # a traced network prints its traceback
             model.eval()(image.contiguous(memory_format=torch.channels_last))
     except RuntimeError as error:
         if "view" not in str(error):
@@ -271,6 +272,11 @@ class _State:
     def __init__(self, model: nn.Module, training: Training, context: Context):
         self.model, self.training, self.context = model, training, context
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[training.optimizer](model, training)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise StepError(
+                f"recipe.OPTIMIZERS[{training.optimizer!r}] gave a {type(self.optimizer).__name__}: let it return a "
+                "torch.optim.Optimizer of the model's parameters"
+            )
         self.average: AveragedModel | None = None
         if training.average:
             self.average = AveragedModel(model, avg_fn=_moving(training.average), use_buffers=True)
