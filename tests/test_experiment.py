@@ -103,6 +103,9 @@ def test_a_new_field_leaves_old_identities_alone():
             share: float
             epochs: int = 3
 
+            def apply(self, model, context):
+                return model
+
         return Shrink
 
     def newer():
@@ -113,6 +116,9 @@ def test_a_new_field_leaves_old_identities_alone():
             share: float
             epochs: int = 3
             schedule: str = "cubic"
+
+            def apply(self, model, context):
+                return model
 
         return Shrink
 

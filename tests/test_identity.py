@@ -264,6 +264,9 @@ def test_a_factory_is_a_default_as_any_other():
         share: float = 0.5
         layers: tuple = field(default_factory=tuple)
 
+        def apply(self, model, context):
+            return model
+
     base = Recipe("digits", (Train("resnet8"),))
     assert base.then(Own()).describe()["steps"][1] == {"step": "Own"}
     assert base.then(Own(layers=("conv",))).describe()["steps"][1] == {"step": "Own", "layers": ["conv"]}
