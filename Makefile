@@ -1,9 +1,12 @@
 # make study                     every notebook on the embedded digits
 # make study DATASET=cifar10     the same on CIFAR-10, drawn from the committed records
+# make report                    results/report/index.html: a page to explore the records, of CIFAR-10 if no DATASET is named
+# make study RAY=auto            models are made on a Ray cluster: the one here, a new one, or that at an address
 # make test                      lint, types, fast tests, two of the notebooks in a small way
 # make test-slow | test-all      all the other tests | both | make test-fast: neither notebooks nor lint
 # make test-networks             every large network of torchvision through every step: half an hour
 # make lint | format | lab | requirements           How long each takes is in the README, "Run it".
+SHOWN   := $(if $(filter undefined,$(origin DATASET)),--dataset cifar10)
 DATASET ?= digits
 PYTHON  ?= python3
 # A second index for PyTorch. Its CPU builds make a much smaller .venv, untested:
@@ -22,9 +25,9 @@ ifneq ($(origin $(1)),undefined)
 override export $(1) := $$(value $(1))
 endif
 endef
-$(foreach name,DATASET RESULTS_DIR ARTIFACTS_DIR $(filter %_ROOT,$(.VARIABLES)),$(eval $(call as-given,$(name))))
+$(foreach name,DATASET RESULTS_DIR ARTIFACTS_DIR RAY STORE $(filter %_ROOT,$(.VARIABLES)),$(eval $(call as-given,$(name))))
 
-.PHONY: study test test-fast test-slow test-all test-networks lint format lab setup requirements
+.PHONY: study report test test-fast test-slow test-all test-networks lint format lab setup requirements
 setup: .venv/.ready
 
 .venv/.ready: requirements.lock pyproject.toml
@@ -36,6 +39,9 @@ setup: .venv/.ready
 
 study: setup
 	$(BIN)/python -m notebooks.run
+
+report: setup
+	$(BIN)/python -m plots.page $(SHOWN)
 
 test: setup lint
 	$(PYTEST)

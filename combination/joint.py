@@ -68,6 +68,9 @@ class Joint(Step, Training):
     def base(self) -> Recipe | None:
         return self.composed().base
 
+    def taught_by(self, before: Recipe | None) -> tuple[Recipe, ...]:
+        return self.composed().taught_by(before)
+
     def words(self) -> list[str]:
         return [*self.composed().words(), f"in one training of {self.epochs} epochs"]
 

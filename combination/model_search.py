@@ -22,6 +22,7 @@ from combination.joint import Joint
 from combination.recommendation import pareto_front
 from data import load
 from experiment import make
+from experiment.spread import Maker
 from experiment.store import artifacts_folder
 from recipe import CompressionError, Recipe, fields_of
 from storage import save_archive
@@ -52,7 +53,8 @@ def search(
 ) -> pd.DataFrame:
     """Train many candidates briefly, chosen by Optuna's multi-objective TPE, and compare validation accuracy and size.
 
-    The first `STARTUP` candidates are drawn at random, for TPE to learn from, so that a search of up to that size is a
+    Several candidates are trained at once on the workers that $RAY names, if it does (see `experiment.run_all`). The
+    first `STARTUP` candidates are drawn at random, for TPE to learn from, so that a search of up to that size is a
     random search. TPE chooses the later ones; if it repeats a candidate, a new one is drawn at random instead.
 
     Args:
@@ -82,22 +84,42 @@ def search(
     study = _open(folder / f"{name}.journal", settings)
     wanted = min(budget // epochs, math.prod(map(len, space.values())))
     known = dict(itertools.islice(_known(study, words).items(), wanted))
-    with tqdm(total=wanted, initial=len(known), desc=f"search {name}", unit="candidate", leave=False) as bar:
+    if len(known) < wanted:
+
+        def recipe_of(drawn: tuple) -> Recipe:
+            return _recipe(candidate, _choices(words, drawn), epochs)
+
+        _train(study, known, wanted, words, recipe_of, f"search {name}", seed)
+    if not any(known.values()):
+        raise SearchError(f"the trainings of all {len(known)} candidates diverged: lower their learning_rate")
+    return _table(known, words)
+
+
+def _train(
+    study: optuna.Study,
+    known: Tried,
+    wanted: int,
+    words: Words,
+    recipe_of: Callable[[tuple], Recipe],
+    title: str,
+    seed: int,
+) -> None:
+    """Add results to `known` until there are as many as wanted, of as many candidates at once as there are workers."""
+    running: dict[tuple, tuple[optuna.Trial, Recipe]] = {}  # by choices
+    with Maker() as maker, tqdm(total=wanted, initial=len(known), desc=title, unit="candidate", leave=False) as bar:
         while len(known) < wanted:
-            trial = study.ask()
-            drawn = tuple(trial.suggest_categorical(key, list(own)) for key, own in words.items())
-            if drawn in known:
-                study.tell(trial, state=TrialState.FAIL)  # otherwise it would count as one of the first `STARTUP`
-                study.enqueue_trial(_untried(words, known, seed))
-            else:
-                known[drawn] = _try(_recipe(candidate, _choices(words, drawn), epochs))
+            while len(running) < min(maker.size, wanted - len(known)):
+                trial, drawn = _ask(study, words, {*known, *running}, seed)
+                running[drawn] = trial, recipe_of(drawn)
+                maker.begin(running[drawn][1])
+            made, error = maker.next()
+            for drawn in [drawn for drawn, (_, recipe) in running.items() if recipe.id == made.id]:
+                trial, recipe = running.pop(drawn)
+                known[drawn] = _try(recipe, error)
                 if known[drawn] is None:
                     trial.set_user_attr(DIVERGED, True)
                 study.tell(trial, known[drawn], None if known[drawn] else TrialState.FAIL)
                 bar.update()
-    if not any(known.values()):
-        raise SearchError(f"the trainings of all {len(known)} candidates diverged: lower their learning_rate")
-    return _table(known, words)
 
 
 def check_space(space: Mapping[str, Sequence]) -> None:
@@ -198,9 +220,25 @@ def _untried(words: Words, known: Collection[tuple], seed: int) -> dict:
             return dict(zip(words, drawn, strict=True))
 
 
-def _try(recipe: Recipe) -> tuple[float, int] | None:
-    """Return validation accuracy and archive bytes; None, with a warning, if the training diverged."""
+def _ask(study: optuna.Study, words: Words, known: Collection[tuple], seed: int) -> tuple[optuna.Trial, tuple]:
+    """Return the next candidate, whose choices are not `known` yet."""
+    while True:
+        trial = study.ask()
+        drawn = tuple(trial.suggest_categorical(key, list(own)) for key, own in words.items())
+        if drawn not in known:
+            return trial, drawn
+        study.tell(trial, state=TrialState.FAIL)  # otherwise it would count as one of the first `STARTUP`
+        study.enqueue_trial(_untried(words, known, seed))
+
+
+def _try(recipe: Recipe, error: Exception | None) -> tuple[float, int] | None:
+    """Return validation accuracy and archive bytes; None, with a warning, if the training diverged.
+
+    `error` is what the recipe failed with, where it was made elsewhere.
+    """
     try:
+        if error is not None:
+            raise error
         model = make(recipe)
     except TrainingDiverged as error:
         warnings.warn(f"left out: {recipe.label}, {error}", stacklevel=2)

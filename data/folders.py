@@ -130,7 +130,10 @@ def picture_endings() -> frozenset[str]:
 
 def _check_classes(root: Path, classes: tuple[str, ...], parts: dict[str, Files]) -> None:
     if len(classes) < 2:
-        raise DataError(f"{readable(root)} holds {len(classes)} class folder(s): at least two are needed")
+        raise DataError(
+            f"{readable(root)} holds {len(classes)} class folder(s): give two or more, as in train/CLASS/*.jpg and "
+            "test/CLASS/*.jpg, or CLASS/*.jpg"
+        )
     for part, files in parts.items():
         if unknown := sorted(files.keys() - set(classes)):
             raise DataError(f"the {part} folder of {readable(root)} has classes that train lacks: {', '.join(unknown)}")

@@ -4,7 +4,8 @@ from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.features import attention_loss, hint_loss
 from distillation.loss import SoftTargets, distillation_loss
-from distillation.teacher import Teacher, guided_loss
+from distillation.teacher import guided_loss
+from training import Teacher
 
 __all__ = [
     "Distill",

@@ -8,10 +8,9 @@ from torch import nn
 from distillation.ensemble import check_recipes
 from distillation.features import KINDS, Guided
 from distillation.loss import SoftTargets
-from distillation.teacher import Teacher
 from models import check_model
 from recipe import Objective, Recipe, Step, StepError, Technique, Training, is_number, refuse_unused, traits
-from training import Context, check_objective, check_techniques, fit, fit_with, fresh, round_weights
+from training import Context, Teacher, check_objective, check_techniques, fit, fit_with, fresh, round_weights
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ class Distill(Step, Training):
             refuse_unused(self, ("temperature", "alpha"), "the objective has its own")
         if self.features and (self.during or self.objective):
             raise StepError("features cannot be used with techniques or an objective: leave during and objective out")
+        if self.features and self.devices > 1:
+            raise StepError("feature maps are compared on one device: leave features or devices out")
         if self.features not in (None, *KINDS):
             raise StepError(f"features must be one of {', '.join(KINDS)} or None, not {self.features!r}")
         weighted = is_number(self.features_weight) and self.features_weight > 0
@@ -76,6 +77,11 @@ class Distill(Step, Training):
 
     def words(self) -> list[str]:
         return ["distilled", *(word for technique in self.during for word in technique.words())]
+
+    def taught_by(self, before: Recipe | None) -> tuple[Recipe, ...]:
+        if self.features:  # those of feature maps are not kept
+            return ()
+        return self.teachers or ((before,) if before is not None else ())
 
     def check_after(self, before: tuple[Step, ...]) -> None:
         if not before and not self.teachers:

@@ -3,7 +3,8 @@
 from experiment.aside import set_aside
 from experiment.freshness import RecordError
 from experiment.records import archive_path, kept_table, load_records, measured_on
-from experiment.runner import make, run, run_all, training_device
+from experiment.runner import make, run, training_device
+from experiment.spread import make_all, run_all
 from experiment.tables import run_table, validated
 from recipe import Recipe
 
@@ -14,6 +15,7 @@ __all__ = [
     "kept_table",
     "load_records",
     "make",
+    "make_all",
     "measured_on",
     "run",
     "run_all",

@@ -1,6 +1,7 @@
 """Records, one JSON file each under results/, read back as a DataFrame; and tables that belong to no single recipe."""
 
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -93,6 +94,7 @@ def load_records(dataset: str) -> pd.DataFrame:
         DataError: no data set has that name.
     """
     check_dataset(dataset)
+    import_steps()
     found = [read_record(path) for path in sorted(results_folder(dataset).glob("*.json"))]
     records = [record for record in found if record is not None and record["dataset"] == identity(dataset)]
     reasons = {record["id"]: outdated_record(record, dataset) for record in records}
@@ -108,6 +110,12 @@ def load_records(dataset: str) -> pd.DataFrame:
         return pd.DataFrame(columns=["id", "label", "seed", "accuracy", "onnx_bytes"])
     frame = told_apart(records)
     return frame.sort_values(["model", "onnx_bytes", "seed"], ascending=[True, False, True], ignore_index=True)
+
+
+def import_steps() -> None:
+    """Import the rooms of steps, which are built on this one, so that recipes in files find the steps they name."""
+    for room in ("quantization", "pruning", "distillation", "combination"):
+        importlib.import_module(room)
 
 
 def told_apart(records: Sequence[Mapping]) -> pd.DataFrame:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from data import Dataset
 from experiment.behaviour import keep_answers
-from experiment.freshness import RecordError, dataset_at_hand, made_of, outdated, outdated_record, refusal
+from experiment.freshness import RecordError, dataset_at_hand, fingerprint, made_of, outdated, outdated_record, refusal
 from experiment.records import archive_path, current_commit, read_record, write_record
 from experiment.store import Store, graphs_folder
 from measurement import accuracy, agreement, answers, cost, latency, operator_counts, wilson_interval
@@ -21,7 +20,7 @@ from measurement.kept_answers import answers_kept
 from measurement.timing import hardware, measuring_seconds
 from models import ModelError, allow, spec_of
 from models.quantized import holds_integers, left_in_floats
-from recipe import Recipe, StepError, returned
+from recipe import Recipe, StepError, returned, training_of
 from storage import (
     Checkpoint,
     StorageError,
@@ -36,7 +35,8 @@ from storage import (
     weights_checksum,
     weights_of,
 )
-from training import Context, scaled_for
+from training import Context, Teacher, scaled_for
+from training.teacher import checksum_of, logits_name
 
 PACKAGES = ("torch", "onnxruntime", "numpy")
 # Largest archive, in bytes, that is committed with its record. Higher for a base, since all other models start from it.
@@ -78,11 +78,6 @@ def run(recipe: Recipe, *, remeasure: bool = False) -> dict:
             keep_answers(store, record, answered)
             record = write_record(store.record, record)
     return record
-
-
-def run_all(recipes: Iterable[Recipe]) -> list[dict]:
-    """Return the records of several recipes, in order, with one progress bar."""
-    return [run(recipe) for recipe in tqdm(list(recipes), desc="recipes", unit="recipe", leave=False)]
 
 
 def make(recipe: Recipe) -> nn.Module:
@@ -147,24 +142,10 @@ def _make(recipe: Recipe, *, images: bool = True) -> tuple[nn.Module, dict]:
 
 
 def _made(recipe: Recipe, record: dict | None) -> tuple[nn.Module, dict]:
-    store, step, models = Store.of(recipe), recipe.steps[-1], {}
-
-    def other(wanted: Recipe) -> nn.Module:
-        model = make(wanted)
-        models[wanted.id] = weights_checksum(model)
-        return model
-
-    model: nn.Module | None = None
-    earlier: dict = {}
-    if len(recipe.steps) > 1:
-        before = recipe.prefix(len(recipe.steps) - 1)
-        model, earlier = _make(before)
-        models[before.id] = weights_checksum(model)
-    dataset = dataset_at_hand(recipe.dataset)
-    scaled = dataset if model is None else scaled_for(model, dataset)
-    made = made_of(recipe, dataset, models)
-    checkpoint = Checkpoint(store.checkpoint, made)
-    context = Context(scaled, recipe.seed, training_device(), checkpoint, make=other, cache=store.artifacts / "cache")
+    store, step = Store.of(recipe), recipe.steps[-1]
+    model, earlier = (None, {}) if recipe.before is None else _make(recipe.before)
+    context = _context(recipe, model)
+    checkpoint, made = context.checkpoint, context.checkpoint.of
     started = time.perf_counter()
     model = returned(step, "apply", step.apply(model, context), nn.Module).cpu().eval()
     if step.continued is not None:
@@ -172,12 +153,61 @@ def _made(recipe: Recipe, record: dict | None) -> tuple[nn.Module, dict]:
     log = {"train_seconds": time.perf_counter() - started, "made_on": _device_name()}
     log |= {"threads": torch.get_num_threads()} | context.log
     log["train_seconds"] += earlier.get("train_seconds", 0)  # the whole chain, without teachers and members
-    save_weights(model, store.weights, log, made | {"described": recipe.describe()})
+    save_weights(model, store.weights, log, {**made, "described": recipe.describe()})
     checkpoint.clear()
     weights = weights_checksum(model)
     if record is not None and record["weights_sha256"] != weights:
         warnings.warn(_other_weights(recipe, record, weights), stacklevel=2)
     return model, log | {"made_of": made}
+
+
+def _context(recipe: Recipe, model: nn.Module | None) -> Context:
+    """Return what the recipe's last step gets besides `model`, the one before it."""
+    store, dataset = Store.of(recipe), dataset_at_hand(recipe.dataset)
+    models = {} if model is None or recipe.before is None else {recipe.before.id: weights_checksum(model)}
+
+    def other(wanted: Recipe) -> nn.Module:
+        made = make(wanted)
+        models[wanted.id] = weights_checksum(made)
+        return made
+
+    scaled = dataset if model is None else scaled_for(model, dataset)
+    checkpoint = Checkpoint(store.checkpoint, made_of(recipe, dataset, models))
+    return Context(scaled, recipe.seed, training_device(), checkpoint, make=other, cache=store.artifacts / "cache")
+
+
+def keep_logits(recipe: Recipe, epochs: Iterable[int]) -> None:
+    """Cache the logits that teach the recipe's last step in these epochs, counted from 0."""
+    models = [make(teacher) for teacher in recipe.steps[-1].taught_by(recipe.before)]
+    Teacher(models, _context(recipe, models[0])).keep(training_of(recipe.steps[-1]), epochs)
+
+
+def logits_at_hand(recipe: Recipe) -> list[Path]:
+    """Return the cached files of the logits that teach the recipe's last step, of all of its epochs or of none."""
+    teachers, data = recipe.steps[-1].taught_by(recipe.before), fingerprint(recipe.dataset)
+    known = [_checksum_at_hand(teacher) for teacher in teachers]
+    if not known or data is None or None in known:
+        return []
+    step = training_of(recipe.steps[-1])
+    seed = recipe.seed if step.view_seed is None else step.view_seed
+    teacher, images = checksum_of(filter(None, known)), data["train"]["images"]
+    names = [logits_name(teacher, images, seed, epoch, step.augmentation) for epoch in range(step.distinct_epochs)]
+    paths = [Store.of(recipe).artifacts / "cache" / name for name in names]
+    return paths if all(path.exists() for path in paths) else []
+
+
+def _checksum_at_hand(recipe: Recipe) -> str | None:
+    store = Store.of(recipe)
+    if store.weights.exists() and (found := _described(store.weights)):
+        return found["sha256"]
+    return (read_record(store.record) or {}).get("weights_sha256")
+
+
+def at_hand(recipe: Recipe) -> bool:
+    """Return whether `make` would find the recipe's weights, and not make them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `make` warns of what it does not use
+        return _restore(recipe) is not None
 
 
 def _other_weights(recipe: Recipe, record: dict, weights: str) -> str:

@@ -109,10 +109,11 @@ class Store:
         return [path for path in [*paths, *sorted(self.artifacts.glob(f"{self.id}-*"))] if path.exists()]
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, wait: bool = True) -> Iterator[bool]:
         """Hold the recipe's lock: one process at a time. It is released however the process ends.
 
-        The holder may take it again. Half-written files left by killed processes are removed.
+        The holder may take it again. Half-written files left by killed processes are removed. Without `wait`, False is
+        yielded if another process holds the lock.
         """
         path = self.artifacts / f"{self.id}.lock"
         for file in (self.record, self.weights, self.checkpoint):
@@ -122,8 +123,8 @@ class Store:
             self.artifacts.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path, is_singleton=True)
             first = not lock.is_locked
-            _acquire(lock, path)
-            if first:
+            held = _acquire(lock, path, wait)
+            if held and first:
                 self._remove_leftovers()
                 _owner(path).write_text(json.dumps({"process": os.getpid(), "host": platform.node(), "time": _now()}))
         except OSError as error:
@@ -131,12 +132,13 @@ class Store:
                 f"cannot write to {self.artifacts} ({error.strerror or error}): free some space, or set ARTIFACTS_DIR"
             ) from error
         try:
-            yield
+            yield held
         finally:
-            if first:
+            if held and first:
                 with contextlib.suppress(OSError):
                     _owner(path).unlink(missing_ok=True)
-            lock.release()
+            if held:
+                lock.release()
 
     def _remove_leftovers(self) -> None:
         for folder in (self.artifacts, self.results, self.results / "models", self.results / "behaviour"):
@@ -144,12 +146,15 @@ class Store:
                 path.unlink(missing_ok=True)
 
 
-def _acquire(lock: FileLock, path: Path) -> None:
+def _acquire(lock: FileLock, path: Path, wait: bool) -> bool:
     try:
-        lock.acquire(timeout=PATIENCE)
+        lock.acquire(timeout=PATIENCE if wait else 0)
     except Timeout:
+        if not wait:
+            return False
         print(f"Waiting for {_holder(path)}, which holds {path} ...", file=sys.stderr, flush=True)
         lock.acquire()
+    return True
 
 
 def _owner(lock: Path) -> Path:

@@ -8,8 +8,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from data import load
+from experiment.plan import Plan, missing, plan
 from experiment.records import kept_table, told_apart
 from experiment.runner import make, run
+from experiment.spread import make_all
 from recipe import Recipe
 from training import TrainingDiverged, evaluate
 
@@ -25,18 +27,27 @@ def run_table(cases: Iterable[tuple[dict, Recipe]], *, whole: bool = False) -> p
     Raises:
         TrainingDiverged: the training of one case diverged, if `whole`; else those of all cases.
     """
-    made = without_diverged(run, cases, whole)
+    made = without_diverged(run, cases, whole, missing)
     records = told_apart([record for _, record in made])
     return pd.concat([pd.DataFrame([words for words, _ in made]), records], axis=1)
 
 
 def without_diverged(
-    make: Callable[[Recipe], T], cases: Iterable[tuple[dict, Recipe]], whole: bool = False
+    make: Callable[[Recipe], T],
+    cases: Iterable[tuple[dict, Recipe]],
+    whole: bool = False,
+    needed: Callable[[Iterable[Recipe]], Plan] = plan,
 ) -> list[tuple[dict, T]]:
-    """Return each case's description with the result of `make`; if a training diverges, do as `run_table`."""
-    made, error = [], None
-    for words, recipe in tqdm(list(cases), desc="recipes", unit="recipe", leave=False):
+    """Return each case's description with the result of `make`; if a training diverges, do as `run_table`.
+
+    What is `needed` is made before on the workers that $RAY names, if it does.
+    """
+    cases, made, error = list(cases), [], None
+    failures = make_all((recipe for _, recipe in cases), needed=needed)
+    for words, recipe in tqdm(cases, desc="recipes", unit="recipe", leave=False):
         try:
+            if recipe.id in failures:
+                raise failures[recipe.id]
             made.append((words, make(recipe)))
         except TrainingDiverged as diverged:
             if whole:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import fx, nn
@@ -42,6 +42,9 @@ PASSES, MIXES, ADDS, CONCATENATES, SPLITS, SCALES, FLATTENS, REARRANGES, READS_S
 Count = Callable[[torch.Tensor], int]
 Macs = Callable[[nn.Module, torch.Tensor, torch.Tensor, Count], int]
 
+Quantizers = Literal["own", "none", "again"]
+TakenIn = Literal["never", "by anything", "by a layer"]
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -65,8 +68,8 @@ class Operator:
     calls: tuple[str | Callable, ...] = ()
     when: Callable[[fx.Node, Modules], bool] = lambda node, modules: True
     pools: bool = False
-    quantizer: Literal["own", "none", "again"] = "own"
-    taken_in: Literal["never", "by anything", "by a layer"] = "never"
+    quantizer: Quantizers = "own"
+    taken_in: TakenIn = "never"
     integer: str | None = None
     macs: Macs | None = None
 
@@ -292,7 +295,26 @@ _NUMBER = Operator("arithmetic with sizes and constants", READS_SIZE, quantizer=
 
 
 def register(operator: Operator) -> None:
-    """Insert a row before all others, so that it takes precedence."""
+    """Insert a row before all others, so that it takes precedence.
+
+    Raises:
+        ModelError: it is no such row: a field has another type.
+    """
+    if not isinstance(operator, Operator):
+        raise ModelError(f"register takes Operator('swish', PASSES, modules=(Swish,)) and the like, not {operator!r}")
+    if not isinstance(operator.channels, Channels):
+        raise ModelError(f"channels of {operator.name} must be of Channels, such as PASSES, not {operator.channels!r}")
+    if not all(isinstance(one, tuple) for one in (operator.modules, operator.calls)) or not all(
+        isinstance(module, type) and issubclass(module, nn.Module) for module in operator.modules
+    ):
+        raise ModelError(
+            f"modules of {operator.name} must be a tuple of classes, (Swish,), and calls one of functions or names"
+        )
+    if operator.quantizer not in get_args(Quantizers) or operator.taken_in not in get_args(TakenIn):
+        raise ModelError(
+            f"quantizer of {operator.name} must be one of {', '.join(get_args(Quantizers))}, and taken_in one of "
+            f"{', '.join(get_args(TakenIn))}"
+        )
     OPERATORS.insert(0, operator)
 
 

@@ -3,6 +3,9 @@
 Constants of a notebook's parameters cell can be given from here: `-p SEEDS "[0]" -p MODEL resnet8`, of those notebooks
 that have them. `--smoke` gives all of them few seeds, criteria and epochs: a test of the notebooks, not a study.
 
+With $RAY, "processes", "auto" or the address of a Ray cluster, models are made there before they are measured here: at
+first all of those that the data set's known records are of.
+
 Notebooks run one after the other, so that none disturbs what another one times. Where nothing has changed since all of
 them ran, there is nothing to time, and they run side by side.
 """
@@ -29,7 +32,7 @@ from recipe import DATASETS, CompressionError, check_dataset, root_variable
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-PATHS = ("RESULTS_DIR", "ARTIFACTS_DIR", *map(root_variable, DATASETS))
+PATHS = ("RESULTS_DIR", "ARTIFACTS_DIR", "STORE", *map(root_variable, DATASETS))
 SIDE_BY_SIDE = 4  # notebooks at most, each with torch in memory
 DIGITS_SECONDS = "0.1"  # of each latency timing on digits, whose networks take a tenth of a millisecond
 
@@ -54,6 +57,12 @@ def main() -> int:
     started, done = time.perf_counter(), output / "done.txt"  # what all of them ran on
     drawn = done.exists() and done.read_text() == _state(parameters)
     targets = [path if arguments.in_place else output / path.name for path in notebooks]
+    if os.environ.get("RAY") and not drawn:
+        try:
+            _make_elsewhere(whole=not (arguments.only or arguments.p or arguments.smoke))
+        except CompressionError as error:
+            print(error, file=sys.stderr)
+            return 1
     # Processes: two of Jupyter's clients in the threads of one have waited for each other for ever. Forked ones import
     # nothing again, where that is safe.
     processes = get_context("fork" if sys.platform == "linux" else "spawn")
@@ -182,6 +191,22 @@ def _prepare_environment(dataset: str) -> None:
         os.environ.setdefault("MEASURE_SECONDS", DIGITS_SECONDS)
 
 
+def _make_elsewhere(whole: bool) -> None:
+    """Connect to the Ray cluster that $RAY names, for the kernels too, and make what the data set's records are of.
+
+    Without `whole`, because of other constants, say, notebooks make what they need themselves.
+    """
+    import combination  # noqa: F401 (the steps of recipes)
+    from experiment.plan import known_recipes
+    from experiment.spread import make_all
+    from training.devices import connect
+
+    if os.environ["RAY"] != "processes":
+        os.environ["RAY"] = connect(os.environ["RAY"]).get_runtime_context().gcs_address
+    for name, error in make_all(known_recipes(os.environ["DATASET"]) if whole else []).items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+
+
 def _absolute(dataset: str) -> str:
     kind, _, path = dataset.partition(":")
     return f"{kind}:{os.path.abspath(os.path.expanduser(path))}" if path else dataset
@@ -192,7 +217,7 @@ def _results() -> Path:
 
 
 def _artifacts() -> Path:
-    return Path(os.environ.get("ARTIFACTS_DIR", ROOT / "artifacts"))
+    return Path(os.environ.get("STORE") or os.environ.get("ARTIFACTS_DIR") or ROOT / "artifacts")
 
 
 def _state(parameters: dict[str, dict]) -> str:

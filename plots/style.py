@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiment.store import ROOT, figures_folder, slug
-from recipe import STEPS, Unknown
+from recipe import PARTS, STEPS, Technique, Unknown
 from storage import atomic_write
 
 Style = dict[str, Any]  # keyword arguments for matplotlib
@@ -46,9 +46,10 @@ def method_names() -> list[str]:
 
 
 def _letters() -> dict[str, str]:
-    """Return the name of each method by the letter of its steps: first this project's, then those defined elsewhere."""
+    """Return the name of each method by its letter: first this project's, then those defined elsewhere."""
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    foreign = {step: step.__module__.partition(".")[0] not in rooms for step in STEPS.values() if step.letter}
+    named: list[Any] = [*STEPS.values(), *(part for part in PARTS.values() if issubclass(part, Technique))]
+    foreign = {step: step.__module__.partition(".")[0] not in rooms for step in named if step.letter}
     ordered = sorted(foreign, key=lambda step: (step is Unknown, foreign[step], "" if foreign[step] else step.letter))
     found: dict[str, str] = {}
     for step in ordered:

@@ -79,6 +79,9 @@ class PruneChannels(Step, Training):
     def words(self) -> list[str]:
         return [f"channels pruned to {100 * self.macs:g} % of the MACs"]
 
+    def taught_by(self, before: Recipe | None) -> tuple[Recipe, ...]:
+        return () if self.teacher is None else (self.teacher,)
+
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         assert model is not None  # ensured by `check_after`
         model = model.cpu().eval()
@@ -125,7 +128,7 @@ def narrow(model: nn.Module, importance: Importance, macs: float, multiple: int 
     least, most = 0, len(ranked)  # bisect the number of channels to remove: `least` are too few, `most` are enough
     if _macs(without(most)) > target:
         raise StepError(
-            f"{macs:.0%} of the multiply-accumulates cannot be reached, since each layer keeps a tenth of its channels "
+            f"{macs:.3%} of the multiply-accumulates cannot be reached, since each layer keeps a tenth of its channels "
             f"and a multiple of {multiple}: raise macs, or lower multiple"
         )
     while most - least > 1:

@@ -75,6 +75,9 @@ class Prune(Step, Training):
     def words(self) -> list[str]:
         return self.sparsify().words()
 
+    def taught_by(self, before: Recipe | None) -> tuple[Recipe, ...]:
+        return () if self.teacher is None else (self.teacher,)
+
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         assert model is not None  # ensured by `check_after`
         model.to(context.device)

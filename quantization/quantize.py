@@ -71,8 +71,15 @@ class Quantize(Step, Training):
         """Return how weights and activations are rounded."""
         return Round(**shared_fields(self, Round))
 
+    @property
+    def trained_epochs(self) -> int:
+        return self.epochs if self.mode == "qat" else 0
+
     def words(self) -> list[str]:
         return [f"{bits}{'' if self.mode == 'qat' else ' without training'}" for bits in self.round().words()]
+
+    def taught_by(self, before: Recipe | None) -> tuple[Recipe, ...]:
+        return () if self.teacher is None else (self.teacher,)
 
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         assert model is not None  # ensured by `check_after`

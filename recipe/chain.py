@@ -94,6 +94,17 @@ class Recipe:
             raise StepError(f"{self.label} does not end in {kind.__name__}")
         return step
 
+    @property
+    def before(self) -> "Recipe | None":
+        """The recipe without its last step; None if it has only one."""
+        return self.prefix(len(self.steps) - 1) if len(self.steps) > 1 else None
+
+    @property
+    def sources(self) -> "tuple[Recipe, ...]":
+        """The recipes whose models the last step starts from: the one before it, teachers, members, each once."""
+        before = [] if self.before is None else [self.before]
+        return tuple(dict.fromkeys([*before, *(recipe for _, recipe in recipes_of(self.steps[-1]))]))
+
     def prefix(self, length: int) -> "Recipe":
         """Return the recipe of the first `length` steps. Raises StepError if the chain is shorter."""
         if not 1 <= length <= len(self.steps):
@@ -251,6 +262,9 @@ class Unknown(Step):
 
     called: str
 
+    def apply(self, model: Any, context: Any) -> Any:
+        raise StepError(f"no imported module defines the step {self.called}: import the one that does")
+
     def words(self) -> list[str]:
         return [self.called]
 
@@ -283,6 +297,23 @@ def recipe_of(record: Mapping, dataset: str) -> Recipe | None:
     except CompressionError:
         return None
     return recipe if recipe.id == record["id"] else None
+
+
+def read_recipe(written: Any) -> Recipe:
+    """Return the recipe that JSON values describe, as `Recipe.describe` writes them; of a folder with its path.
+
+    Raises:
+        CompressionError: it is no recipe, or one of its steps is unknown or refused.
+    """
+    try:
+        kinds = [(STEPS[step["step"]], step) for step in written["steps"]]
+        steps = tuple(kind(**_fields(step, written["dataset"])) for kind, step in kinds)
+        return Recipe(written["dataset"], steps, written.get("seed", 0))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise StepError(
+            f"not a recipe ({type(error).__name__}: {error}): write "
+            '{"dataset": "digits", "steps": [{"step": "Train", "model": "resnet20"}]}, as records do under "recipe"'
+        ) from None
 
 
 def words_of(record: Mapping) -> str:

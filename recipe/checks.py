@@ -3,11 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from recipe.errors import StepError
+
+PLAIN = (bool, int, float, str, tuple, PurePath)  # what a field may hold, besides None, parts and recipes
 
 
 def plain_fields(step: Any) -> None:
@@ -23,6 +26,19 @@ def plain_fields(step: Any) -> None:
         elif type(field.default) is int and isinstance(value, float) and value.is_integer():
             value = int(value)
         object.__setattr__(step, field.name, value)
+
+
+def check_plain(part: Any) -> None:
+    """Raise StepError unless each field of a part can be written to a recipe's JSON and compared again."""
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, float) and math.isnan(value):
+            raise StepError(f"{field.name} of {part.name} is NaN, which equals nothing: give a number")
+        if not (value is None or dataclasses.is_dataclass(value) or isinstance(value, PLAIN)):
+            raise StepError(
+                f"{field.name} of {part.name} is a {type(value).__name__}, which a recipe cannot hold: give a number, "
+                "text, tuple, recipe or part"
+            )
 
 
 def plain(value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from recipe.checks import default_of, fields_of, plain_fields
+from recipe.checks import check_plain, default_of, fields_of, plain_fields
 from recipe.errors import StepError
 
 if TYPE_CHECKING:  # this package does not import torch
@@ -35,13 +36,12 @@ class Part:
             raise StepError(
                 f"{self.name} must not change once it is made: write @dataclass(frozen=True) above its class"
             )
-        for method in ("callback", "loss"):
+        for method in ("apply", "callback", "loss"):
             if getattr(getattr(type(self), method, None), "__isabstractmethod__", False):
-                raise StepError(
-                    f"{self.name} does not define {method}, which recipe/part.py describes: add this method"
-                )
+                raise StepError(f"{self.name} does not define {method}, as its base class describes: add it")
         plain_fields(self)
         self.check()
+        check_plain(self)
 
     def check(self) -> None:
         """Raise StepError if a field is out of range. Fields are already plain Python values."""
@@ -81,6 +81,10 @@ class Technique(Part):
         super().__init_subclass__()
         require_names(cls)
         register(cls, PARTS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_words(self)
 
     def words(self) -> list[str]:
         """Return what the technique does, for readers: `["pruned 72 %"]`."""
@@ -136,8 +140,19 @@ def register(cls: type, known: dict[str, Any]) -> None:
     known[cls.__name__] = cls
 
 
-def require_names(cls: type) -> None:
-    """Raise TypeError if a step or technique has no letter or kind."""
+def require_names(cls: Any) -> None:
+    """Raise TypeError unless a step or technique has a letter and a kind, and traits of the right type."""
     for name in ("letter", "kind"):
         if not hasattr(cls, name):
             raise TypeError(f"{cls.__name__} is a step or technique without a {name}, which charts need")
+    if not (isinstance(cls.letter, str) and len(cls.letter) <= 1 and isinstance(cls.kind, str)):
+        raise TypeError(f"{cls.__name__} needs a letter of one character or none, and a kind in words, for charts")
+    if not isinstance(cls.gives, frozenset) or not isinstance(getattr(cls, "forbids", {}), Mapping):
+        raise TypeError(f"{cls.__name__} needs gives as a frozenset of words, and forbids as a dict of words by trait")
+
+
+def check_words(part: Any) -> None:
+    """Raise StepError unless the words of a step or technique are a list of texts: tables join them."""
+    words = part.words()
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise StepError(f"words of {part.name} must return a list of texts, such as ['pruned 72 %'], not {words!r}")

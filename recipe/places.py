@@ -8,8 +8,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def artifacts_root() -> Path:
-    """Return the folder of everything that can be made again: artifacts/, or $ARTIFACTS_DIR."""
-    return Path(os.environ.get("ARTIFACTS_DIR") or ROOT / "artifacts")
+    """Return the folder of everything that can be made again: artifacts/, or $ARTIFACTS_DIR.
+
+    $STORE comes first: a folder that all machines of a cluster share.
+    """
+    return Path(os.environ.get("STORE") or os.environ.get("ARTIFACTS_DIR") or ROOT / "artifacts")
 
 
 def slug(name: str) -> str:

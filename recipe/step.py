@@ -1,10 +1,11 @@
 """`Step`: turns a model into a model, and describes itself to checks, charts and tables."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Optional
 
 from recipe.errors import StepError
-from recipe.part import Part, Technique, register, require_names
+from recipe.part import Part, Technique, check_words, register, require_names
 
 if TYPE_CHECKING:  # this package does not import torch
     from torch import nn
@@ -39,6 +40,11 @@ class Step(Part):
         require_names(cls)
         register(cls, STEPS)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_words(self)
+
+    @abstractmethod
     def apply(self, model: "nn.Module | None", context: "Context") -> "nn.Module":
         """Turn a model into a model. `model` may be changed in place; it is None at the start of a chain."""
         raise NotImplementedError
@@ -72,6 +78,13 @@ class Step(Part):
     def continued(self) -> Optional["Recipe"]:
         """The recipe whose training this step continues, so that its training time counts too."""
         return None
+
+    def taught_by(self, before: Optional["Recipe"]) -> tuple["Recipe", ...]:
+        """Return the recipes whose logits for each batch guide the training, after the chain `before`; none if empty.
+
+        The logits are computed once for all steps that ask for the same ones, which take them from files.
+        """
+        return ()
 
     def words(self) -> list[str]:
         """Return what the step does, for readers: `["pruned 72 %"]`, without the network that it builds, if any."""

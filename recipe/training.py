@@ -30,6 +30,7 @@ class Training:
         of a teacher: they may cost more than the student's training.
     view_seed: seed of the batches (None: the recipe's seed). Students with different seeds but the same view_seed see
         the same batches, so that their teacher's logits are computed only once.
+    devices: GPUs, or processes on CPUs, that share every batch (data-parallel), through Ray Train.
     """
 
     epochs: int = 15
@@ -44,6 +45,7 @@ class Training:
     average: float = 0.0
     views: int | None = None
     view_seed: int | None = None
+    devices: int = 1
 
     least_epochs: ClassVar[int] = 1
 
@@ -51,11 +53,24 @@ class Training:
         plain_fields(self)
         self.check_training()
 
+    @property
+    def trained_epochs(self) -> int:
+        """The epochs that are trained: 0 for a step that has these settings and does not train."""
+        return self.epochs
+
+    @property
+    def distinct_epochs(self) -> int:
+        """The epochs until the batches repeat."""
+        return min(self.epochs, self.views or self.epochs)
+
     def check_training(self) -> None:
         """Raise StepError if a setting is out of range."""
         if self.epochs != 0 or self.least_epochs:
             check_whole("epochs", self.epochs)
         check_whole("batch_size", self.batch_size)
+        check_whole("devices", self.devices)
+        if self.devices > self.batch_size:
+            raise StepError(f"devices share a batch: {self.devices} of them need a batch_size as large or larger")
         if not (is_number(self.learning_rate) and self.learning_rate > 0):
             raise StepError(f"learning_rate must be a finite number above 0, not {self.learning_rate!r}")
         if not (is_number(self.weight_decay) and self.weight_decay >= 0):

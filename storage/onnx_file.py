@@ -131,7 +131,11 @@ def _check(model: nn.Module, written: Path, path: Path, images: torch.Tensor | N
         images = _noise(spec_of(model)["shape"], raw=raw_scale is not None)
     with torch.no_grad():
         expected = model(images if raw_scale is None else _normalized(images, raw_scale)).numpy()
-    difference = np.linalg.norm(run_onnx(open_onnx(written), images.numpy()) - expected) / np.linalg.norm(expected)
+    if not np.isfinite(expected).all():
+        raise StorageError(f"the model of {path} gives NaN or infinity: its weights, or what computes them, are wrong")
+    difference = np.linalg.norm(run_onnx(open_onnx(written), images.numpy()) - expected) / (
+        np.linalg.norm(expected) or 1.0
+    )
     tolerance = QUANTIZED_TOLERANCE if holds_integers(spec_of(model)) else FLOAT_TOLERANCE
     if not difference <= tolerance:
         raise StorageError(f"logits of {path} differ from its model's by {difference:.1%} of their norm: not used")

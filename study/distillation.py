@@ -13,14 +13,13 @@ from data import Dataset, Split, load
 from distillation.distill import Distill
 from distillation.ensemble import Ensemble
 from distillation.loss import SoftTargets
-from distillation.teacher import Teacher
 from experiment import kept_table, make, training_device, validated
 from measurement import cost
 from models import build
 from recipe import TRAINING_FIELDS, Recipe
 from storage import Checkpoint
 from study.baseline import batch_size
-from training import Context, Labels, Train, fit, fresh
+from training import Context, Labels, Teacher, Train, fit, fresh
 
 Case = tuple[dict, Recipe]
 Trainings = Mapping[str, Mapping[str, Any]]  # by network, settings of its training that differ from the usual ones

@@ -831,7 +831,7 @@ SPACE = {"width": (0.25, 0.5, 1.0), "bits": (2, 4, 8)}
 def searched(monkeypatch, tmp_path, tried, space=SPACE, fields=None, **changes):
     """A search over made-up trainings, whose accuracy and bytes follow from the choices."""
 
-    def measure(recipe):
+    def measure(recipe, error):
         step = recipe.steps[-1]
         tried.append((step.width, step.bits))
         return step.width**0.1 * (1 - 0.1 / step.bits), int(1000 * step.width * step.bits)

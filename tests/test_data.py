@@ -708,7 +708,7 @@ def test_empty_class_folder(folder, part):
 def test_one_class(folder):
     for part in ("train", "test"):
         (folder / part / "owl").rename(folder / f"{part}-owl")
-    refused(f"folder:{folder}", "1 class", "at least two")
+    refused(f"folder:{folder}", "1 class", "give two or more")
 
 
 def test_test_class_unknown_to_train(folder):

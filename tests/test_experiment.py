@@ -103,6 +103,9 @@ def test_a_new_field_leaves_old_identities_alone():
             share: float
             epochs: int = 3
 
+            def apply(self, model, context):
+                return model
+
         return Shrink
 
     def newer():
@@ -113,6 +116,9 @@ def test_a_new_field_leaves_old_identities_alone():
             share: float
             epochs: int = 3
             schedule: str = "cubic"
+
+            def apply(self, model, context):
+                return model
 
         return Shrink
 
@@ -179,7 +185,7 @@ def test_no_recipe_that_was_run_is_refused_since_or_has_another_identity():
         (lambda: BASE.then("prune"), StepError, r"such as Train\('resnet20'\) or Quantize\(\), not 'prune'"),
         (lambda: BASE.then(Prune), StepError, "a step is a value such as"),
         (lambda: BASE.then(BASE), StepError, "a step is a value such as"),
-        (lambda: Recipe("digitz", BASE.steps), DataError, "unknown data set 'digitz': use 'digits', 'cifar10' or"),
+        (lambda: Recipe("digitz", BASE.steps), DataError, "unknown data set 'digitz': use 'digits', 'cifar10',"),
         (lambda: base_recipe("mnist", "resnet20"), DataError, "unknown data set 'mnist'"),
         (lambda: load_records("CIFAR10"), DataError, "unknown data set 'CIFAR10'"),
         (lambda: load_records("folder:"), DataError, "names no folder"),

@@ -264,6 +264,9 @@ def test_a_factory_is_a_default_as_any_other():
         share: float = 0.5
         layers: tuple = field(default_factory=tuple)
 
+        def apply(self, model, context):
+            return model
+
     base = Recipe("digits", (Train("resnet8"),))
     assert base.then(Own()).describe()["steps"][1] == {"step": "Own"}
     assert base.then(Own(layers=("conv",))).describe()["steps"][1] == {"step": "Own", "layers": ["conv"]}
@@ -275,7 +278,7 @@ def test_every_default_is_the_one_that_records_were_made_with():
     training = {
         "batch_size": 128, "weight_decay": 5e-4, "optimizer": "sgd", "lr_schedule": "one_cycle",
         "augmentation": ("crop", "flip"), "small_side": None, "small_share": 0.5, "average": 0.0, "views": None,
-        "view_seed": None,
+        "view_seed": None, "devices": 1,
     }  # fmt: skip
     own = {"during": (), "objective": None}
     taught = {"temperature": 4.0, "alpha": 0.9}

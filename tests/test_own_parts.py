@@ -6,9 +6,12 @@ import pytest
 from torch.nn.functional import cross_entropy
 
 from experiment import Recipe, make
+from models import ModelError
+from models.operators import OPERATORS, PASSES, Operator, register
+from plots.style import method_style
 from pruning import Sparsify
 from quantization import Round
-from recipe import PARTS, STEPS, Objective, Step, StepError, Technique
+from recipe import OPTIMIZERS, PARTS, STEPS, Objective, Step, StepError, Technique
 from training import Callback, Labels, Train
 
 
@@ -53,9 +56,16 @@ def test_a_missing_method():
     class Idle(Technique):
         letter, kind = "x", "mine"
 
-    with pytest.raises(StepError, match="Empty does not define loss, which recipe/part.py describes: add this method"):
+    with pytest.raises(StepError, match="Empty does not define loss, as its base class describes: add it"):
         Empty()
-    with pytest.raises(StepError, match="Idle does not define callback, .*: add this method"):
+
+    @dataclass(frozen=True)
+    class Still(Step):
+        letter, kind = "x", "mine"
+
+    with pytest.raises(StepError, match="Still does not define apply, .*: add it"):
+        Still()
+    with pytest.raises(StepError, match="Idle does not define callback, .*: add it"):
         Idle()
 
 
@@ -106,6 +116,89 @@ def test_a_step_or_technique_that_returns_nothing(folders):
     for what, kind in (("form", "Module"), ("callback", "Callback"), ("deployed", "Module")):
         with pytest.raises(StepError, match=f"{what} of Silent returned a NoneType: let it return a {kind}"):
             train(during=(Silent(what),))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"letter": 3}, "a letter of one character"), ({"letter": "LR"}, "a letter of one character"),
+        ({"kind": 5}, "a kind in words"), ({"gives": ["zeros"]}, "gives as a frozenset"),
+        ({"forbids": {"zeros"}}, "forbids as a dict"),
+    ],
+)  # fmt: skip
+def test_a_step_whose_names_no_chart_could_show(names, said):
+    with pytest.raises(TypeError, match=said):
+        type("Mine", (Step,), {"letter": "x", "kind": "mine", "apply": lambda *_: None} | names)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("nan"), "amount of Mine is NaN"), (max, "amount of Mine is a builtin_function_or_method"),
+        ({1, 2}, "amount of Mine is a set"),
+    ],
+)  # fmt: skip
+def test_a_field_that_no_recipe_can_hold(value, said):
+    @dataclass(frozen=True)
+    class Mine(Step):
+        letter, kind = "x", "mine"
+        amount: object = 0.5
+
+        def apply(self, model, context):
+            return model
+
+    assert Mine((1, "a")).amount == (1, "a")
+    with pytest.raises(StepError, match=said):
+        Mine(value)
+
+
+@pytest.mark.parametrize("words", [None, "pruned", [3]])
+def test_words_that_no_table_could_join(words):
+    @dataclass(frozen=True)
+    class Mine(Technique):
+        letter, kind = "x", "mine"
+
+        def words(self):
+            return words
+
+        def callback(self, model, trained, context, training):
+            return Callback()
+
+    with pytest.raises(StepError, match="words of Mine must return a list of texts"):
+        Mine()
+
+
+def test_an_optimizer_that_is_none(folders, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "mine", lambda model, training: None)
+    with pytest.raises(StepError, match="gave a NoneType: let it return a torch.optim.Optimizer"):
+        train(optimizer="mine")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("swish", "register takes Operator"), (Operator("swish", "PASSES"), "must be of Channels"),
+        (Operator("swish", PASSES, modules=("Swish",)), "a tuple of classes"),
+        (Operator("swish", PASSES, calls="swish"), "a tuple of classes"),
+        (Operator("swish", PASSES, quantizer="sometimes"), "one of own, none, again"),
+    ],
+)  # fmt: skip
+def test_a_row_of_the_operators_table_with_a_mistake(row, said):
+    before = list(OPERATORS)
+    with pytest.raises(ModelError, match=said):
+        register(row)
+    assert before == OPERATORS
+
+
+def test_a_technique_of_ones_own_has_its_name_in_charts():
+    @dataclass(frozen=True)
+    class Clip(Technique):
+        letter, kind = "c", "clipped"
+
+        def callback(self, model, trained, context, training):
+            return Callback()
+
+    assert method_style("c")[0] == "clipped" and method_style("P")[0] == "pruned"
 
 
 def test_a_class_in_place_of_a_value():

@@ -8,6 +8,7 @@ from training.objectives import Labels
 from training.optimizers import Muon
 from training.pretrained import Pretrained
 from training.schedules import one_cycle
+from training.teacher import Teacher
 from training.techniques import check_start, check_techniques, first_epoch, fit_with
 from training.train import Train, check_objective, fresh, round_weights
 
@@ -20,6 +21,7 @@ __all__ = [
     "Muon",
     "Pretrained",
     "Since",
+    "Teacher",
     "Train",
     "TrainingDiverged",
     "autocast",

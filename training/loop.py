@@ -1,11 +1,13 @@
 """The training loop: any optimizer and schedule, bfloat16 if the hardware has it, resumable after every epoch."""
 
 import contextlib
+import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
@@ -16,6 +18,7 @@ from storage.weights import load_tensors
 from training.callbacks import Callback
 from training.compute import resized, side_in, training_pflop
 from training.context import Context
+from training.devices import fit_on_devices, from_first, is_first, own_part, sum_gradients, whole
 
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]  # from logits and their batch
 Logits = Callable[[Batch], torch.Tensor]  # a teacher's logits for a batch
@@ -46,6 +49,11 @@ def fit(
     """
     if not callable(loss):
         raise StepError(f"loss of an objective must return a function of logits and batch, not a {type(loss).__name__}")
+    if training.devices > 1 and not dist.is_initialized():
+        fit_on_devices(
+            training.devices, fit, model, context, training=training, loss=loss, callbacks=callbacks, title=title
+        )
+        return model.eval()
     dataset, device = context.dataset, context.device
     train, validation = dataset.train.to(device), dataset.validation.to(device)
     image = normalize(train.images[:1].to(device), dataset)
@@ -56,7 +64,12 @@ def fit(
     curves = state.resume()
     per_epoch = max(1, len(train) // training.batch_size)
     with tqdm(
-        total=training.epochs * per_epoch, initial=len(curves) * per_epoch, desc=title, unit="batch", leave=False
+        total=training.epochs * per_epoch,
+        initial=len(curves) * per_epoch,
+        desc=title,
+        unit="batch",
+        leave=False,
+        disable=not is_first(),
     ) as bar:
         for epoch in range(len(curves), training.epochs):
             started = time.perf_counter()
@@ -88,13 +101,10 @@ def _epoch(
     for callback in callbacks:
         callback.before_epoch(epoch / training.epochs)
     running, rate = _RunningMean(context.device), training.learning_rate
-    view = epoch % training.views if training.views else epoch
-    seed = context.seed if training.view_seed is None else training.view_seed
     side = side_in(training, epoch)
     per_epoch = max(1, len(train) // training.batch_size)
     total = training.epochs * per_epoch
-    augmentation, size = training.augmentation, training.batch_size
-    for batch in batches(context.dataset, train, size, seed=seed, epoch=view, augmentation=augmentation):
+    for batch in batches_of(training, context, train, epoch):
         done = epoch * per_epoch + batch.index
         rate = training.learning_rate * SCHEDULES[training.lr_schedule](done / total)
         running.add(batch, *update(model, state.optimizer, rate, batch, loss, side))
@@ -109,12 +119,20 @@ def _epoch(
     return running.summary(epoch, rate)
 
 
+def batches_of(training: Training, context: Context, train: Split, epoch: int) -> Iterator[Batch]:
+    """Return the batches of an epoch of a training, counted from 0; `train` are its images, on its device."""
+    view = epoch % training.views if training.views else epoch
+    seed = context.seed if training.view_seed is None else training.view_seed
+    size, augmentation = training.batch_size, training.augmentation
+    return batches(context.dataset, train, size, seed=seed, epoch=view, augmentation=augmentation)
+
+
 def lay_out(model: nn.Module, image: torch.Tensor) -> None:
     """Convert a network to the channels_last memory format, which is faster, unless one of its views fails in it."""
     model.to(memory_format=torch.channels_last)
     was_training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # a traced network prints its traceback
             model.eval()(image.contiguous(memory_format=torch.channels_last))
     except RuntimeError as error:
         if "view" not in str(error):
@@ -176,13 +194,14 @@ def update(
     """Take one optimizer step, on images resized to `side` if given; return the logits and the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
-    images = resized(batch.images, side)
+    images = resized(own_part(batch.images), side)
     with autocast(images.device):
-        logits = forward(model, images).float()
+        logits = whole(forward(model, images).float(), len(batch.labels))
     value = loss(logits, batch)
     _check_loss(value)
     optimizer.zero_grad()
     value.backward()
+    sum_gradients(model)
     optimizer.step()
     return logits, value
 
@@ -253,6 +272,11 @@ class _State:
     def __init__(self, model: nn.Module, training: Training, context: Context):
         self.model, self.training, self.context = model, training, context
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[training.optimizer](model, training)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise StepError(
+                f"recipe.OPTIMIZERS[{training.optimizer!r}] gave a {type(self.optimizer).__name__}: let it return a "
+                "torch.optim.Optimizer of the model's parameters"
+            )
         self.average: AveragedModel | None = None
         if training.average:
             self.average = AveragedModel(model, avg_fn=_moving(training.average), use_buffers=True)
@@ -264,10 +288,11 @@ class _State:
         for index, parameter in enumerate(self._parameters()):  # those without a gradient yet have no state
             values = self.optimizer.state[parameter]
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-        self.context.checkpoint.save(tensors, {"curves": curves})
+        if is_first():
+            self.context.checkpoint.save(tensors, {"curves": curves})
 
     def resume(self) -> list[dict]:
-        saved = self.context.checkpoint.load()
+        saved = from_first(self.context.checkpoint.load)
         if saved is None:
             return []
         tensors, state = saved

@@ -48,6 +48,8 @@ class Pretrained(Step):
             raise StepError("Pretrained needs weights: give it the file, as weights='resnet18.pth'")
         if not self.weights:
             return
+        if not isinstance(self.weights, str | Path):
+            raise StepError(f"weights must be the path of a file, not {self.weights!r}")
         path = Path(self.weights).expanduser()
         if not path.is_file():
             raise DataError(f"{path} is not a file: set weights to a file of safetensors or of torch.save")
