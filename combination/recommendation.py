@@ -149,13 +149,13 @@ def recommend(
 def candidates(records: pd.DataFrame, bounded: Sequence[str] = ()) -> pd.DataFrame:
     """Return one row per completely measured recipe: numbers are means over seeds, words and `id` of the best seed.
 
-    Records that lack one of the columns `bounded` are left out.
+    Recipes that lack one of the columns `bounded` in all seeds are left out.
     """
     if not isinstance(records, pd.DataFrame):
         raise BudgetError(f"records must be a table as returned by load_records, not {reprlib.repr(records)}")
-    needed = list(dict.fromkeys([*ALWAYS, *bounded]))
-    whole = records.dropna(subset=needed) if set(needed) <= set(records.columns) else records.iloc[:0]
-    if whole.empty and not {*bounded} <= {*ALWAYS}:
+    known = {*ALWAYS, *bounded} <= set(records.columns)
+    whole = records.dropna(subset=list(ALWAYS)) if known else records.iloc[:0]
+    if not {*bounded} <= {*ALWAYS} and (whole.empty or whole.dropna(subset=list(bounded)).empty):
         raise BudgetError(
             "no record has its worst class and robustness measured: run `python -m experiment behaviour DATASET`, and "
             "give with_behaviour(load_records(DATASET), DATASET)"
@@ -169,7 +169,7 @@ def candidates(records: pd.DataFrame, bounded: Sequence[str] = ()) -> pd.DataFra
     best = whole.sort_values("validation_accuracy", ascending=False).drop_duplicates("label").set_index("label")
     numbers = whole.select_dtypes("number").columns.difference(["seed"])
     means = whole.groupby("label")[list(numbers)].mean()
-    return best.drop(columns=means.columns).join(means).reset_index()
+    return best.drop(columns=means.columns).join(means).dropna(subset=list(bounded)).reset_index()
 
 
 def pareto_front(table: pd.DataFrame, costs: Sequence[str] = COSTS) -> pd.Series:
