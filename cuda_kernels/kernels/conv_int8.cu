@@ -91,30 +91,27 @@ __device__ __forceinline__ void convolve(signed char* shared, const signed char*
 #define CONV_ARGUMENTS                                                                                              \
     const signed char *__restrict__ x, const signed char *__restrict__ w, REQUANTIZE_ARGUMENTS, int *parts,         \
         int *tickets, GEOMETRY_ARGUMENTS, int m, int n, int padded
-#define CONVOLVE(...) convolve<__VA_ARGS__>(shared, x, w, REQUANTIZE, parts, tickets, GEOMETRY, m, n, padded)
+#define CONVOLVE(BM, BN, WM, WN, STAGES)                                                                             \
+    TILE_MEMORY(BM, BN, STAGES);                                                                                    \
+    convolve<BM, BN, WM, WN, STAGES>(shared, x, w, REQUANTIZE, parts, tickets, GEOMETRY, m, n, padded)
 
 extern "C" __global__ void __launch_bounds__(CONV_THREADS) conv_int8_128x128(CONV_ARGUMENTS) {
-    __shared__ __align__(16) signed char shared[3 * 256 * DEPTH];
     CONVOLVE(128, 128, 64, 64, 3);
 }
 
 extern "C" __global__ void __launch_bounds__(CONV_THREADS) conv_int8_128x32(CONV_ARGUMENTS) {
-    __shared__ __align__(16) signed char shared[4 * 160 * DEPTH];
     CONVOLVE(128, 32, 32, 32, 4);
 }
 
 extern "C" __global__ void __launch_bounds__(CONV_THREADS) conv_int8_64x64(CONV_ARGUMENTS) {
-    __shared__ __align__(16) signed char shared[4 * 128 * DEPTH];
     CONVOLVE(64, 64, 32, 32, 4);
 }
 
 extern "C" __global__ void __launch_bounds__(CONV_THREADS) conv_int8_64x16(CONV_ARGUMENTS) {
-    __shared__ __align__(16) signed char shared[4 * 80 * DEPTH];
     CONVOLVE(64, 16, 16, 16, 4);
 }
 
 extern "C" __global__ void __launch_bounds__(CONV_THREADS) conv_int8_16x64(CONV_ARGUMENTS) {
-    __shared__ __align__(16) signed char shared[4 * 80 * DEPTH];
     CONVOLVE(16, 64, 16, 16, 4);
 }
 

@@ -85,7 +85,7 @@ __device__ __forceinline__ void tiles(signed char* shared, const signed char* x,
 extern "C" __global__ void __launch_bounds__(MM_THREADS, 2)
     gemm_int8_mma(const signed char* __restrict__ x, const signed char* __restrict__ w, EPILOGUE_ARGUMENTS, int m,
                   int n, int k) {
-    __shared__ __align__(16) signed char shared[3 * 256 * DEPTH];
+    TILE_MEMORY(128, 128, 3);
     tiles<128, 128, 64, 64, 3>(shared, x, w, EPILOGUE, nullptr, nullptr, m, n, k);
 }
 
@@ -187,28 +187,26 @@ extern "C" __global__ void __launch_bounds__(SN_WARPS * 32, 2)
 #define TILE_ARGUMENTS                                                                                          \
     const signed char *__restrict__ x, const signed char *__restrict__ w, EPILOGUE_ARGUMENTS, int *parts,      \
         int *tickets, int m, int n, int k
+#define TILES(BM, BN, WM, WN, STAGES)                                                                           \
+    TILE_MEMORY(BM, BN, STAGES);                                                                               \
+    tiles<BM, BN, WM, WN, STAGES>(shared, x, w, EPILOGUE, parts, tickets, m, n, k)
 
 extern "C" __global__ void __launch_bounds__(MM_THREADS) gemm_int8_tiles_128x128(TILE_ARGUMENTS) {
-    __shared__ __align__(16) signed char shared[3 * 256 * DEPTH];
-    tiles<128, 128, 64, 64, 3>(shared, x, w, EPILOGUE, parts, tickets, m, n, k);
+    TILES(128, 128, 64, 64, 3);
 }
 
 extern "C" __global__ void __launch_bounds__(MM_THREADS) gemm_int8_tiles_128x32(TILE_ARGUMENTS) {
-    __shared__ __align__(16) signed char shared[4 * 160 * DEPTH];
-    tiles<128, 32, 32, 32, 4>(shared, x, w, EPILOGUE, parts, tickets, m, n, k);
+    TILES(128, 32, 32, 32, 4);
 }
 
 extern "C" __global__ void __launch_bounds__(MM_THREADS) gemm_int8_tiles_64x64(TILE_ARGUMENTS) {
-    __shared__ __align__(16) signed char shared[4 * 128 * DEPTH];
-    tiles<64, 64, 32, 32, 4>(shared, x, w, EPILOGUE, parts, tickets, m, n, k);
+    TILES(64, 64, 32, 32, 4);
 }
 
 extern "C" __global__ void __launch_bounds__(MM_THREADS) gemm_int8_tiles_64x16(TILE_ARGUMENTS) {
-    __shared__ __align__(16) signed char shared[4 * 80 * DEPTH];
-    tiles<64, 16, 16, 16, 4>(shared, x, w, EPILOGUE, parts, tickets, m, n, k);
+    TILES(64, 16, 16, 16, 4);
 }
 
 extern "C" __global__ void __launch_bounds__(MM_THREADS) gemm_int8_tiles_16x64(TILE_ARGUMENTS) {
-    __shared__ __align__(16) signed char shared[4 * 80 * DEPTH];
-    tiles<16, 64, 16, 16, 4>(shared, x, w, EPILOGUE, parts, tickets, m, n, k);
+    TILES(16, 64, 16, 16, 4);
 }

@@ -6,6 +6,9 @@
 
 constexpr int DEPTH = 64, PIECES = DEPTH / 16;
 
+// The shared memory of `product`, declared in the kernel: the emulator cannot place that of a template.
+#define TILE_MEMORY(BM, BN, STAGES) __shared__ __align__(16) signed char shared[STAGES * (BM + BN) * DEPTH]
+
 __device__ __forceinline__ int swizzled(int row, int piece) { return row * DEPTH + (piece ^ (row / 2 & 3)) * 16; }
 
 // Rows of a matrix with k contiguous; zeros past its ends. `stage` loads the tile at `at` and moves on to the next one.
