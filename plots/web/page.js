@@ -31,16 +31,17 @@ function recommend(models, budget) {
   if (!bounds.length || !rows.length) return null;
   const excess = rows.map((row) => Math.max(...bounds.map(({ name, column, unit, least }) =>
     least ? (1 - row[column]) / (1 - budget[name]) : row[column] / unit / budget[name])));
-  const best = front(rows, [["validation_accuracy", true], ...page.costs.map((column) => [column, false])]);
   const within = rows.filter((_, i) => excess[i] <= 1);
+  const wanted = [["validation_accuracy", true], ...page.costs.map((column) => [column, false])];
+  const best = front(within.length ? within : rows, wanted);
   if (!within.length) {
-    const nearest = rows.map((row, i) => ({ row, excess: best[i] ? excess[i] : Infinity }));
+    const nearest = rows.map((row, i) => ({ row, excess: excess[i] + (best[i] ? 0 : 1e-9) }));
     return { row: nearest.reduce((a, b) => (b.excess < a.excess ? b : a)).row, within: 0 };
   }
   const order = ["size_kb", "latency_ms", "macs"].find((name) => "accuracy" in budget && !(name in budget)) ?? "accuracy";
   const { column, least, best: words } = page.budgets.find((own) => own.name === order);
   const sign = least ? -1 : 1;
-  const chosen = rows.filter((_, i) => best[i] && excess[i] <= 1)
+  const chosen = within.filter((_, i) => best[i])
     .sort((a, b) => sign * (a[column] - b[column]) || a.archive_bytes - b.archive_bytes)[0];
   return { row: chosen, within: within.length, words };
 }
