@@ -93,7 +93,7 @@ class Distill(Step, Training):
     def apply(self, model: nn.Module | None, context: Context) -> nn.Module:
         previous = [] if model is None else [model]
         teacher = Teacher([context.make(recipe) for recipe in self.teachers] or previous, context)
-        context.log["teacher_pflop"] = teacher.pflop(self.epochs, self.views)
+        context.log["teacher_pflop"] = teacher.pflop(self.distinct_epochs)
         student = fresh(self.model, self.width, context)
         title = f"{self.model} under its teacher on {context.dataset.name}, seed {context.seed}"
         if self.features:

@@ -10,5 +10,5 @@ def guided_loss(step: HasTeacher, context: Context) -> Loss:
     if step.teacher is None:
         return Labels().loss(None)
     teacher = Teacher([context.make(step.teacher)], context)
-    context.log["teacher_pflop"] = teacher.pflop(step.epochs, step.views)
+    context.log["teacher_pflop"] = teacher.pflop(step.distinct_epochs)
     return SoftTargets(step.temperature, step.alpha).loss(teacher.logits)

@@ -36,7 +36,7 @@ class Part:
             raise StepError(
                 f"{self.name} must not change once it is made: write @dataclass(frozen=True) above its class"
             )
-        for method in ("apply", "callback", "loss"):
+        for method in dir(type(self)):
             if getattr(getattr(type(self), method, None), "__isabstractmethod__", False):
                 raise StepError(f"{self.name} does not define {method}, as its base class describes: add it")
         plain_fields(self)

@@ -58,11 +58,10 @@ class Teacher:
             for batch in batches_of(training, self.context, train, epoch):
                 self.logits(batch)
 
-    def pflop(self, epochs: int, views: int | None) -> float:
-        """Return the PFLOP of the forward passes that a training needs, as if no earlier student had left any."""
+    def pflop(self, epochs: int) -> float:
+        """Return the PFLOP of the forward passes for so many epochs of distinct batches, kept or not."""
         image = torch.zeros(1, *self.context.dataset.shape, device=self.context.device)
-        images = min(epochs, views or epochs) * len(self.context.dataset.train)
-        return 1e-15 * images * sum(flop(model, image) for model in self.models)
+        return 1e-15 * epochs * len(self.context.dataset.train) * sum(flop(model, image) for model in self.models)
 
     @torch.no_grad()
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
