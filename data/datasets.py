@@ -258,5 +258,5 @@ def _held_out(labels: torch.Tensor, classes: int, by_class: bool) -> tuple[torch
         held = min(len(own) - 1, max(1, round(VALIDATION_SHARE * len(own))))  # a class of one image is trained on
         chosen[own[: max(0, held)]] = True
     if not bool(chosen.any()):
-        raise DataError("no class has two training images, one to train on and one to choose by: add some")
+        raise DataError("no class has two training images, one for training and one for validation: add some")
     return order[~chosen[order]], order[chosen[order]]

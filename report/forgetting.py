@@ -337,10 +337,11 @@ def _classes_in_words(table: pd.DataFrame, labels: np.ndarray, classes: list[str
     near = little_changed(table)
     if near.empty:
         return f"No compressed model is within {NEAR:g} points of its base, so no class can be said to suffer."
-    whole = near.assign(method="all")  # of every method, beside the bases of those
-    losses = class_losses(pd.concat([whole, table[table["id"] == table["base"]]]), labels, classes)
+    bases = table[table["id"] == table["base"]]
+    whole = pd.concat([near.assign(method="all"), bases])  # the models of every method together
+    losses = class_losses(whole, labels, classes)
     most = losses.loc[losses["beyond"].idxmax()]
-    overall = np.mean(_lost(pd.concat([whole, table[table["id"] == table["base"]]]))["all"])
+    overall = np.mean(_lost(whole)["all"])
     shown = most["low"] > 0
     found, chance = shared_forgetting(table)
     same = (
@@ -359,9 +360,9 @@ def _belief(table: pd.DataFrame) -> str:
     near = little_changed(table)
     if near.empty:
         return "Nothing can be said about calibration yet."
-    bases = table.set_index("id").loc[near["base"]].set_axis(near.index)
-    worse = sum(ece_interval(row["bins"])[0] > base["ece"] for row, base in _beside(near, bases))
-    better = sum(ece_interval(row["bins"])[1] < base["ece"] for row, base in _beside(near, bases))
+    of_bases = table.set_index("id").loc[near["base"], "ece"].to_numpy()
+    lows, highs = np.array([ece_interval(bins) for bins in near["bins"]]).T
+    worse, better = (lows > of_bases).sum(), (highs < of_bases).sum()
     before, after = (100 * near[column] for column in ("ece", "ece_scaled"))
     return (
         f"Their probabilities are further off than their base's in {worse} of these {len(near)} models and nearer in "
@@ -369,7 +370,3 @@ def _belief(table: pd.DataFrame) -> str:
         f"{before.max():.1f}); one temperature, fitted on validation images, leaves {after.median():.1f} %, at most "
         f"{after.max():.1f}."
     )
-
-
-def _beside(rows: pd.DataFrame, bases: pd.DataFrame) -> Iterator[tuple[Mapping, Mapping]]:
-    return zip(rows.to_dict("records"), bases.to_dict("records"), strict=True)

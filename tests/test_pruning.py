@@ -150,7 +150,7 @@ def test_lookahead_with_batch_norm_is_that_of_the_folded_network(context):
 
 
 def shares(model, context, *names):
-    """How often the outputs of these modules are positive, on the images that criteria look at; a share a channel."""
+    """How often these modules' outputs are positive, on the images that criteria look at; one share per channel."""
     seen = {}
     for name in names:
         model.get_submodule(name).register_forward_hook(
